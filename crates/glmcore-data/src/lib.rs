@@ -1,0 +1,1 @@
+//! glmcore-data

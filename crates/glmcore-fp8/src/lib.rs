@@ -1,0 +1,1 @@
+//! glmcore-fp8

@@ -1,0 +1,7 @@
+//! Binding of `glmcore-data`.
+
+use pyo3::prelude::*;
+
+pub(crate) fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+    Ok(())
+}

@@ -1,0 +1,24 @@
+//! The Python face of the glmcore crates: `glmcore._core`.
+//!
+//! No algorithm lives here. A function converts its arguments, releases the interpreter, calls a
+//! crate and moves the result out.
+
+mod data;
+mod error;
+mod fp8;
+mod packing;
+mod tokenizer;
+mod trajectory;
+
+use pyo3::prelude::*;
+
+/// The compiled core. Import `glmcore`, not this module.
+#[pymodule(gil_used = false)]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    tokenizer::register(module)?;
+    data::register(module)?;
+    packing::register(module)?;
+    trajectory::register(module)?;
+    fp8::register(module)
+}

@@ -1,0 +1,45 @@
+"""Every exception that glmcore raises on purpose.
+
+Each class also derives from the builtin that fits, so both `except GlmcoreError` and
+`except ValueError` do what a reader expects. The Rust binding imports its classes from here.
+"""
+
+
+class GlmcoreError(Exception):
+    """Base of all errors that glmcore raises on purpose."""
+
+
+class TokenizerError(GlmcoreError, ValueError):
+    """A tokenizer file, a text or an id cannot be handled."""
+
+
+class DataError(GlmcoreError, ValueError):
+    """A corpus, a document or a token shard cannot be read or written."""
+
+
+class PackingError(GlmcoreError, ValueError):
+    """Documents cannot be packed as asked."""
+
+
+class TrajectoryError(GlmcoreError, RuntimeError):
+    """The trajectory buffer refuses a call or its log is damaged."""
+
+
+class Fp8Error(GlmcoreError, ValueError):
+    """A tensor cannot be quantised or dequantised."""
+
+
+class ConfigError(GlmcoreError, ValueError):
+    """A recipe or a model configuration is wrong."""
+
+
+class CheckpointError(GlmcoreError, ValueError):
+    """A checkpoint is missing, cut short, or does not fit the model."""
+
+
+class RequestError(GlmcoreError, ValueError):
+    """A generation request cannot be served."""
+
+
+class RunError(GlmcoreError, RuntimeError):
+    """A run cannot start or go on: no disk space, a locked or foreign run directory."""
