@@ -31,7 +31,7 @@ pub use decode::StreamDecoder;
 pub use file::{GLM4_SPECIAL_TOKENS, NUM_SPECIAL_FLAGGED};
 pub use pretokenize::{GLM4_PATTERN, pretokens};
 pub use tokenizer::{AddedToken, Special, TokenId, Tokenizer};
-pub use train::{Trainer, Training};
+pub use train::{Merger, Trainer, Training};
 
 /// Why a tokenizer cannot be loaded, trained or used.
 #[derive(Debug, thiserror::Error)]
