@@ -83,3 +83,18 @@ class CoreTrainer:
 # ---- trajectory -----------------------------------------------------------------------------------
 
 # ---- fp8 ------------------------------------------------------------------------------------------
+
+def fp8_quantize_f32(
+    w: npt.NDArray[np.float32], block: tuple[int, int], floor: float, ue8m0: bool
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Quantise a float32 matrix; gives codes and scales."""
+
+def fp8_quantize_bits(
+    w: npt.NDArray[np.uint16], bfloat16: bool, block: tuple[int, int], floor: float, ue8m0: bool
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """Quantise a matrix of float16 or, with `bfloat16`, bfloat16 bits; gives codes and scales."""
+
+def fp8_dequantize(
+    q: npt.NDArray[np.uint8], scale: npt.NDArray[np.float32], block: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Codes times scales as float32."""

@@ -11,8 +11,17 @@ pub(crate) trait OrRaise<T> {
     fn or_raise(self) -> pyo3::PyResult<T>;
 }
 
-impl<T> OrRaise<T> for Result<T, glmcore_tokenizer::Error> {
-    fn or_raise(self) -> pyo3::PyResult<T> {
-        self.map_err(|error| TokenizerError::new_err(error.to_string()))
-    }
+macro_rules! raise_as {
+    ($($error:ty => $class:ident),* $(,)?) => {$(
+        impl<T> OrRaise<T> for Result<T, $error> {
+            fn or_raise(self) -> pyo3::PyResult<T> {
+                self.map_err(|error| $class::new_err(error.to_string()))
+            }
+        }
+    )*};
+}
+
+raise_as! {
+    glmcore_fp8::Error => Fp8Error,
+    glmcore_tokenizer::Error => TokenizerError,
 }
