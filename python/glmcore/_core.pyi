@@ -82,6 +82,76 @@ class CoreTrainer:
 
 # ---- trajectory -----------------------------------------------------------------------------------
 
+@final
+class CoreTrajectoryBuffer:
+    """The buffer of trajectories."""
+
+    def __new__(
+        cls, directory: str | None, capacity: int, max_staleness: int, groups_per_step: int
+    ) -> CoreTrajectoryBuffer:
+        """The buffer in a directory, or in memory for None."""
+
+    def admit(self, task: str, num_rollouts: int, policy_version: int) -> int:
+        """Make a group of rollouts of one task; gives its number."""
+
+    def rollouts(self, group_id: int) -> list[int]:
+        """Numbers of a group's rollouts."""
+
+    def append_tokens(
+        self,
+        rollout_id: int,
+        ids: npt.NDArray[np.int32],
+        loss_mask: npt.NDArray[np.uint8],
+        logprobs: npt.NDArray[np.float32],
+        policy_version: int,
+    ) -> None:
+        """Add tokens to a running rollout."""
+
+    def finish(self, rollout_id: int, reward: float, finish_reason: str) -> None:
+        """End a rollout with a reward."""
+
+    def fail(self, rollout_id: int, reason: str) -> None:
+        """End a rollout that cannot go on."""
+
+    def discard(self, group_id: int) -> None:
+        """Forget a group that is not leased."""
+
+    def take(
+        self, num_groups: int, policy_version: int, timeout: float | None
+    ) -> (
+        list[
+            tuple[
+                int,
+                int,
+                str,
+                npt.NDArray[np.int32],
+                npt.NDArray[np.uint8],
+                npt.NDArray[np.float32],
+                npt.NDArray[np.int32],
+                float,
+                str | None,
+                str | None,
+            ]
+        ]
+        | None
+    ):
+        """Lease the oldest groups once complete; None if they are not after `timeout` seconds."""
+
+    def ack(self, group_ids: list[int]) -> None:
+        """Make the consumption of leased groups durable."""
+
+    def release(self, group_ids: list[int]) -> None:
+        """Give leased groups back."""
+
+    def groups(self) -> list[tuple[int, int, int, int, str, str]]:
+        """A line about each group that has not been consumed."""
+
+    def stats(self) -> list[tuple[str, int]]:
+        """Counts by name."""
+
+    def close(self) -> None:
+        """Let the directory go. Further calls are errors."""
+
 # ---- fp8 ------------------------------------------------------------------------------------------
 
 def fp8_quantize_f32(

@@ -24,4 +24,5 @@ macro_rules! raise_as {
 raise_as! {
     glmcore_fp8::Error => Fp8Error,
     glmcore_tokenizer::Error => TokenizerError,
+    glmcore_trajectory::Error => TrajectoryError,
 }
