@@ -1,0 +1,56 @@
+"""All sources of a run's corpus."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from glmcore.data.corpus.git_history import collect_commits
+from glmcore.data.corpus.installed import collect_code_files, collect_prose, collect_repositories
+from glmcore.data.corpus.user_files import SOURCE as USER
+from glmcore.data.corpus.user_files import collect_user_files
+from glmcore.data.documents import Document
+from glmcore.data.reasoning import Problem, Solution, generate_problems, solve, to_messages, to_text
+from glmcore.recipe import CorpusConfig
+
+
+def collect(config: CorpusConfig, seed: int) -> dict[str, Iterable[Document]]:
+    """Documents of each source, in a fixed order: prose, code, repository, reasoning, sft, and user if asked for.
+
+    A user's files are read at once, so that a wrong path stops everything before any work.
+
+    Raises:
+        DataError: The user's path cannot be read or holds no text, or a reasoning task is unknown.
+    """
+    sources: dict[str, Iterable[Document]] = {}
+    if config.path is not None:
+        sources[USER] = collect_user_files(Path(config.path))
+    commits = collect_commits(Path.cwd(), config.git_bytes)
+    solved = list(_solved(config, seed))
+    return {
+        "prose": _distinct(collect_prose(config.prose_bytes)),
+        "code": _distinct(collect_code_files(config.code_bytes)),
+        "repository": _distinct(chain(collect_repositories(config.repository_bytes), commits)),
+        "reasoning": (Document(p.id, "reasoning", to_text(p, solution)) for p, solution in solved),
+        "sft": (Document(p.id, "sft", messages=to_messages(p, solution)) for p, solution in solved),
+        **sources,
+    }
+
+
+def _solved(config: CorpusConfig, seed: int) -> Iterator[tuple[Problem, Solution]]:
+    """Training problems of all tasks that our solvers solve; none is held out."""
+    for task in config.reasoning_tasks:
+        for problem in generate_problems(task, config.problems_per_task, seed, held_out=False):
+            solution = solve(problem)
+            if solution is not None:
+                yield problem, solution
+
+
+def _distinct(documents: Iterable[Document]) -> Iterator[Document]:
+    """Documents without exact repetitions."""
+    seen: set[bytes] = set()
+    for document in documents:
+        digest = hashlib.sha256(document.plain_text.encode("utf-8", errors="replace")).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield document

@@ -1,0 +1,73 @@
+"""Documents: what a corpus is made of, and their form on disk."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmcore.durable import atomic_file
+from glmcore.errors import DataError
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document: plain text, or a conversation."""
+
+    id: str
+    """Where it comes from."""
+    source: str
+    """Name of the source whose share of a mixture it belongs to."""
+    text: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    """A conversation, as `glmcore.chat.apply_chat_template` takes it."""
+    quality: float = 1.0
+
+    @property
+    def plain_text(self) -> str:
+        """All that was written, for learning a vocabulary."""
+        if self.text is not None:
+            return self.text
+        said = (message.get(key) for message in self.messages or () for key in ("reasoning_content", "content"))
+        return "\n".join(part for part in said if isinstance(part, str))
+
+
+@dataclass(frozen=True)
+class DocumentStats:
+    """What was written."""
+
+    num_documents: int
+    num_bytes: int
+
+
+def write_documents(path: Path, documents: Iterable[Document]) -> DocumentStats:
+    """Write documents as JSON lines; the file appears whole or not at all."""
+    count = 0
+    with atomic_file(path) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for document in documents:
+                file.write(json.dumps(_to_json(document), ensure_ascii=False) + "\n")
+                count += 1
+        size = temporary.stat().st_size
+    return DocumentStats(count, size)
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """Documents of a file written by `write_documents`.
+
+    Raises:
+        DataError: The file cannot be read, or a line is no document.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield Document(**json.loads(line))
+                except (ValueError, TypeError):
+                    raise DataError(f"{path}:{number}: not a document") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _to_json(document: Document) -> dict[str, Any]:
+    return {name: value for name, value in vars(document).items() if value is not None}

@@ -1,0 +1,94 @@
+"""Generation from a checkpoint directory: text in, text out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glmcore.chat import Message, apply_chat_template, parse_reply
+from glmcore.engine.engine import Engine, Generation
+from glmcore.engine.sampling import SamplingParams
+from glmcore.errors import CheckpointError
+from glmcore.model.glm import Glm
+from glmcore.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One continuation of a prompt."""
+
+    token_ids: list[int]
+    """Generated tokens, the stop token included."""
+    text: str
+    """Their text, without special tokens."""
+    logprobs: list[float]
+    """Log-probability of each token when it was drawn."""
+    finish_reason: str
+    """`stop` or `length`."""
+
+
+class LLM:
+    """A checkpoint with its tokenizer, ready to generate.
+
+    Args:
+        directory: Hugging Face layout, bfloat16 or block-FP8, with tokenizer.json.
+        dtype: Arithmetic of the model. float32 is the fastest on most CPUs and adds no rounding of its own.
+        max_sequences: Most sequences decoded together.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, or its tokenizer does not fit the model.
+    """
+
+    def __init__(
+        self, directory: str | Path, *, dtype: torch.dtype = torch.float32, max_sequences: int = 256
+    ) -> None:
+        self.tokenizer = Tokenizer.from_pretrained(str(directory))
+        model = Glm.from_pretrained(directory, dtype=dtype)
+        if self.tokenizer.vocab_size > model.config.vocab_size:
+            raise CheckpointError(
+                f"{directory}: the tokenizer has {self.tokenizer.vocab_size} ids, "
+                f"the model only {model.config.vocab_size}"
+            )
+        self.engine = Engine(model, model.config.eos_token_id, max_sequences)
+
+    def generate(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),  # noqa: B008 (frozen)
+    ) -> list[Completion]:
+        """Continue each prompt, given as text or as token ids. Special tokens in text stay text.
+
+        Raises:
+            RequestError: A prompt is empty or fills the context.
+        """
+        ids = [self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        every = [params] * len(ids) if isinstance(params, SamplingParams) else list(params)
+        return [self._completion(generation) for generation in self.engine.generate(ids, every)]
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        params: SamplingParams = SamplingParams(),  # noqa: B008 (frozen)
+        *,
+        thinking: bool = True,
+    ) -> Message:
+        """The model's answer to a conversation."""
+        prompt = apply_chat_template(
+            self.tokenizer, list(messages), thinking=thinking, add_generation_prompt=True
+        )
+        [generation] = self.engine.generate([prompt.ids.tolist()], [params])
+        return parse_reply(self.reply_text(generation.token_ids))
+
+    def reply_text(self, token_ids: Sequence[int]) -> str:
+        """Text of a generated turn, thinking and tool tags kept, stop token left out."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def _completion(self, generation: Generation) -> Completion:
+        return Completion(
+            token_ids=generation.token_ids,
+            text=self.reply_text(generation.token_ids),
+            logprobs=generation.logprobs,
+            finish_reason=generation.finish_reason,
+        )

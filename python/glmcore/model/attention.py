@@ -1,0 +1,136 @@
+"""Grouped-query attention with QK-norm and partial rotary embedding.
+
+Shapes: T tokens, D hidden size, H query heads, G key-value heads, C channels of a head, B sequences.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glmcore.model.config import GlmConfig
+from glmcore.model.layout import DocumentLayout
+from glmcore.model.rope import apply_rotary
+from glmcore.model.routing import gather_rows
+
+
+class RMSNorm(nn.Module):
+    """Scale to unit root mean square over the last dimension, in float32 or wider."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * (wide * scale).to(x.dtype)
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of B sequences in one layer, each [B, G, max_length, C]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Attention(nn.Module):
+    """Causal attention in which every document sees itself alone."""
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.num_kv_heads = config.num_key_value_heads
+        self.head_dim = config.head_dim
+        hidden, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(hidden, self.num_heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(hidden, self.num_kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(hidden, self.num_kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(self.num_heads * self.head_dim, hidden, bias=False)
+        self.use_qk_norm = config.use_qk_norm
+        if config.use_qk_norm:
+            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], layout: DocumentLayout, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        """Attend within each document of `layout`.
+
+        Args:
+            x: [T, D].
+            angles: cos and sin of `rotary_angles`.
+            layout: Documents of the flat tokens.
+            cache: If given, document b's keys and values are also stored as its sequence b (prefill).
+
+        Returns:
+            [T, D].
+        """
+        query, key, value = self._project(x, angles)
+        if cache is not None:
+            _store_documents(cache, key, value, layout)
+        # Padding slots repeat token 0. No real token sees them, so their gradient is zero and dropping it is exact.
+        query, key, value = (
+            gather_rows(part, layout.slot_token, layout.token_slot) for part in (query, key, value)
+        )
+        parts = []
+        for bucket in layout.buckets:
+            size = bucket.num_documents * bucket.length
+            q, k, v = (
+                part[bucket.start : bucket.start + size]
+                .view(bucket.num_documents, bucket.length, -1, self.head_dim)
+                .transpose(1, 2)
+                for part in (query, key, value)
+            )
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # [N, H, L, C]
+            parts.append(attended.transpose(1, 2).reshape(size, self.num_heads * self.head_dim))
+        attended = gather_rows(torch.cat(parts), layout.token_slot, layout.slot_token, layout.slot_is_padding)
+        return self.o_proj(attended)
+
+    def decode(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], position_ids: Tensor, visible: Tensor, cache: KeyValueCache
+    ) -> Tensor:
+        """Attend from one new token of each of B sequences to that sequence's cache, after adding the token to it.
+
+        Args:
+            x: [B, D].
+            angles: cos and sin at `position_ids`.
+            position_ids: Position of the new token in each sequence, [B].
+            visible: True at the cache places a sequence may see, its new token's included, bool [B, 1, 1, L].
+            cache: At least L places for each sequence.
+
+        Returns:
+            [B, D].
+        """
+        query, key, value = self._project(x, angles)
+        rows = torch.arange(x.shape[0], device=x.device)
+        cache.keys[rows, :, position_ids] = key
+        cache.values[rows, :, position_ids] = value
+        length = visible.shape[-1]
+        attended = F.scaled_dot_product_attention(
+            query[:, :, None],
+            cache.keys[:, :, :length],
+            cache.values[:, :, :length],
+            attn_mask=visible,
+            enable_gqa=True,
+        )  # [B, H, 1, C]
+        return self.o_proj(attended.flatten(1))
+
+    def _project(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        query = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))  # [T, H, C]
+        key = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))  # [T, G, C]
+        value = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))  # [T, G, C]
+        if self.use_qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        return apply_rotary(query, *angles), apply_rotary(key, *angles), value
+
+
+def _store_documents(cache: KeyValueCache, key: Tensor, value: Tensor, layout: DocumentLayout) -> None:
+    start = 0
+    for row, length in enumerate(layout.lengths):
+        cache.keys[row, :, :length] = key[start : start + length].transpose(0, 1)
+        cache.values[row, :, :length] = value[start : start + length].transpose(0, 1)
+        start += length

@@ -1,0 +1,245 @@
+"""The GLM mixture-of-experts language model on packed tokens.
+
+Shapes: T tokens of a packed batch, D hidden size, V vocabulary, B sequences being decoded.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from glmcore.model.attention import Attention, KeyValueCache, RMSNorm
+from glmcore.model.config import GlmConfig
+from glmcore.model.layout import DocumentLayout
+from glmcore.model.moe import Mlp, MixtureOfExperts, Router, Routing
+from glmcore.model.rope import rotary_angles
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward pass gives."""
+
+    hidden: Tensor
+    """Normed hidden state that predicts the next token, [T, D]."""
+    mtp_hidden: Tensor | None
+    """Normed hidden state that predicts the token after the next one, [T, D]; None without an MTP layer."""
+    routings: list[Routing] = field(default_factory=list)
+    """Routing of each mixture-of-experts layer, the MTP layer last."""
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: GlmConfig, index: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        dense = index < config.first_k_dense_replace
+        self.mlp = Mlp(config.hidden_size, config.intermediate_size) if dense else MixtureOfExperts(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        layout: DocumentLayout,
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Tensor, Routing | None]:
+        x = x + self.self_attn(self.input_layernorm(x), angles, layout, cache)
+        return self._feed_forward(x)
+
+    def decode(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], position_ids: Tensor, visible: Tensor, cache: KeyValueCache
+    ) -> Tensor:
+        """One new token of each sequence; see `Attention.decode`."""
+        x = x + self.self_attn.decode(self.input_layernorm(x), angles, position_ids, visible, cache)
+        return self._feed_forward(x)[0]
+
+    def _feed_forward(self, x: Tensor) -> tuple[Tensor, Routing | None]:
+        normed = self.post_attention_layernorm(x)
+        if isinstance(self.mlp, MixtureOfExperts):
+            y, routing = self.mlp(normed)
+            return x + y, routing
+        return x + self.mlp(normed), None
+
+
+class SharedHead(nn.Module):
+    """The norm before the head that the MTP layer shares with the main model."""
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class MtpLayer(DecoderLayer):
+    """Multi-token prediction: from the hidden state of token t and the embedding of token t + 1 to token t + 2.
+
+    Source: DeepSeek-V3 report (arXiv:2412.19437), section 2.2; the checkpoint's order is embedding first.
+    """
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__(config, index=config.num_hidden_layers)
+        self.enorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hnorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.shared_head = SharedHead(config)
+
+    def predict(
+        self, hidden: Tensor, next_embedding: Tensor, angles: tuple[Tensor, Tensor], layout: DocumentLayout
+    ) -> tuple[Tensor, Routing | None]:
+        """Hidden states [T, D] that the head turns into logits of token t + 2."""
+        x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(hidden)), dim=-1))
+        x, routing = self(x, angles, layout)
+        return self.shared_head.norm(x), routing
+
+
+class GlmBody(nn.Module):
+    """Embedding, decoder layers, the MTP layer as the last entry of `layers`, and the final norm."""
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        layers: list[DecoderLayer] = [DecoderLayer(config, i) for i in range(config.num_hidden_layers)]
+        if config.num_nextn_predict_layers:
+            layers.append(MtpLayer(config))
+        self.layers = nn.ModuleList(layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Glm(nn.Module):
+    """A GLM mixture-of-experts model. Parameters carry the names of the published checkpoints.
+
+    The one exception are the routed experts, which are stacked (`mlp.experts.gate_up_proj`); reading and writing
+    checkpoints splits and joins them.
+    """
+
+    def __init__(self, config: GlmConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = GlmBody(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.rope_theta = config.rope_theta
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> Self:
+        """Draw every matrix from a normal distribution with `initializer_range`; norms are 1, biases 0."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+            elif name.endswith(".bias"):
+                parameter.zero_()
+        return self
+
+    @property
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The main model's layers, without the MTP layer."""
+        return list(self.model.layers)[: self.config.num_hidden_layers]  # pyright: ignore[reportReturnType]
+
+    @property
+    def mtp_layer(self) -> MtpLayer | None:
+        """The multi-token-prediction layer, if there is one."""
+        last = self.model.layers[-1]
+        return last if isinstance(last, MtpLayer) else None
+
+    @property
+    def routers(self) -> list[Router]:
+        """The router of each mixture-of-experts layer, in the order of `Output.routings`."""
+        return [module for module in self.modules() if isinstance(module, Router)]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        layout: DocumentLayout,
+        *,
+        with_mtp: bool = False,
+        caches: list[KeyValueCache] | None = None,
+    ) -> Output:
+        """Run packed documents.
+
+        Args:
+            input_ids: Tokens of all documents, int64 [T].
+            position_ids: Position of each token in its document, int64 [T].
+            layout: Where the documents lie.
+            with_mtp: Also run the MTP layer.
+            caches: One per decoder layer; document b is stored as sequence b.
+        """
+        angles = self._angles(position_ids)
+        x = self.model.embed_tokens(input_ids)  # [T, D]
+        routings = []
+        for index, layer in enumerate(self.decoder_layers):
+            x, routing = layer(x, angles, layout, caches[index] if caches else None)
+            if routing is not None:
+                routings.append(routing)
+        hidden = self.model.norm(x)
+        mtp_hidden = None
+        if with_mtp and self.mtp_layer is not None:
+            # The last token of a document gets the next document's first embedding; its label is ignored, and no
+            # other token of its document sees it.
+            next_embedding = self.model.embed_tokens(input_ids.roll(-1))
+            mtp_hidden, routing = self.mtp_layer.predict(hidden, next_embedding, angles, layout)
+            if routing is not None:
+                routings.append(routing)
+        return Output(hidden, mtp_hidden, routings)
+
+    def decode(self, input_ids: Tensor, position_ids: Tensor, caches: list[KeyValueCache]) -> Tensor:
+        """Run one new token of each of B sequences against their caches.
+
+        Args:
+            input_ids: The new tokens, int64 [B].
+            position_ids: Their positions, int64 [B]; caches hold the positions before.
+            caches: One per decoder layer.
+
+        Returns:
+            Normed hidden states, [B, D].
+        """
+        angles = self._angles(position_ids)
+        places = torch.arange(int(position_ids.max()) + 1, device=input_ids.device)
+        visible = (places[None] <= position_ids[:, None])[:, None, None]  # [B, 1, 1, L]
+        x = self.model.embed_tokens(input_ids)  # [B, D]
+        for layer, cache in zip(self.decoder_layers, caches, strict=True):
+            x = layer.decode(x, angles, position_ids, visible, cache)
+        return self.model.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token, [T, V], in float32 or wider."""
+        logits = F.linear(hidden, self.lm_head.weight)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def new_caches(self, num_sequences: int, max_length: int) -> list[KeyValueCache]:
+        """Empty key-value caches, one per decoder layer."""
+        config, weight = self.config, self.lm_head.weight
+        shape = (num_sequences, config.num_key_value_heads, max_length, config.head_dim)
+        return [
+            KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(config.num_hidden_layers)
+        ]
+
+    def _angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return rotary_angles(position_ids, self.config.rotary_dim, self.rope_theta)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> Self:
+        """Read a Hugging Face checkpoint directory, bfloat16 or block-FP8.
+
+        Raises:
+            CheckpointError: A file is missing or cut short, or a tensor is missing, extra or misshapen.
+        """
+        from glmcore.model.weights import load_pretrained  # weights knows Glm; imported late to break the circle
+
+        return load_pretrained(Path(directory), dtype)
+
+    def save_pretrained(self, directory: str | Path, *, fp8: bool = False) -> None:
+        """Write a Hugging Face checkpoint directory: bfloat16, or block-FP8 with `fp8`.
+
+        Raises:
+            CheckpointError: The directory exists already.
+        """
+        from glmcore.model.weights import save_pretrained
+
+        save_pretrained(self, Path(directory), fp8=fp8)

@@ -1,0 +1,89 @@
+"""The recipe: one TOML file that describes a run from raw text to the exported model.
+
+Only the sections' schemas are imported here, so a recipe is read and checked in a moment.
+"""
+
+from pathlib import Path
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from typing_extensions import Self
+
+from glmcore.config import Config
+from glmcore.errors import ConfigError
+from glmcore.model.config import GlmConfig
+from glmcore.rl.config import RLConfig
+from glmcore.train.config import TrainConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RunConfig(Config):
+    """Where a run lives and what makes it repeatable."""
+
+    dir: str
+    """Directory of the run; made if it is not there, gone on with if it is."""
+    seed: NonNegativeInt = 0
+    num_threads: NonNegativeInt = 0
+    """Threads of PyTorch; 0 takes every core. A run keeps the number it was started with, since sums depend on it."""
+
+
+class CorpusConfig(Config):
+    """Raw text of the run."""
+
+    path: str | None = None
+    """A user's own text, JSONL file or directory, added as source `user`."""
+    prose_bytes: NonNegativeInt = 3_000_000
+    code_bytes: NonNegativeInt = 3_000_000
+    repository_bytes: NonNegativeInt = 3_000_000
+    git_bytes: NonNegativeInt = 500_000
+    reasoning_tasks: list[str] = Field(min_length=1)
+    problems_per_task: PositiveInt = 10_000
+    user_weight: NonNegativeFloat = 1.0
+    """Weight of source `user` in every pretrain stage, when there is one."""
+
+
+class TokenizerConfig(Config):
+    """The tokenizer that the run trains."""
+
+    vocab_size: PositiveInt = 8_192
+    """All ids, the 36 special tokens among them."""
+    training_bytes: PositiveInt = 6_000_000
+    """Text that the merges are learned from, spread evenly over the sources."""
+
+
+class Recipe(Config):
+    """A whole run."""
+
+    run: RunConfig
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    model: GlmConfig
+    train: TrainConfig
+    rl: RLConfig
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        if self.model.vocab_size < self.tokenizer.vocab_size:
+            raise ValueError(
+                f"model.vocab_size={self.model.vocab_size} is below tokenizer.vocab_size={self.tokenizer.vocab_size}"
+            )
+        unknown = sorted(set(self.rl.tasks) - set(self.corpus.reasoning_tasks))
+        if unknown:
+            raise ValueError(f"rl.tasks {unknown} are not in corpus.reasoning_tasks")
+        return self
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe file by path, or one that comes with the package by name (`nano` or `nano.toml`).
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    packaged = RECIPES / path.with_suffix(".toml").name
+    if path.parent == Path() and packaged.is_file():
+        return packaged
+    known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
+    raise ConfigError(f"no recipe {name!r}: give a TOML file or one of the packaged recipes ({known})")

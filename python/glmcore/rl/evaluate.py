@@ -1,0 +1,58 @@
+"""Mean reward on held-out problems, with its interval."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from glmcore.data.reasoning import Problem
+from glmcore.progress import progress
+from glmcore.rl.rollout import Rollout, RolloutWorker, rollout_seed
+
+Z95 = 1.959964
+"""Standard normal quantile of a two-sided 95% interval."""
+
+
+@dataclass(frozen=True)
+class RewardEstimate:
+    """A mean reward with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    """Problems, each answered once."""
+
+    @classmethod
+    def from_rewards(cls, rewards: Sequence[float]) -> "RewardEstimate":
+        """Wilson score interval of the mean of `rewards`, each in [0, 1].
+
+        For rewards that are not 0 or 1 the interval is conservative: no variable in [0, 1] with that mean varies more.
+        Source: Wilson, J. Am. Stat. Assoc. 22 (1927), 209.
+        """
+        n = len(rewards)
+        mean = math.fsum(rewards) / n
+        centre = mean + Z95**2 / (2 * n)
+        half = Z95 * math.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n * n))
+        scale = 1 + Z95**2 / n
+        return cls(mean, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), n)
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} (95% interval {self.low:.3f} to {self.high:.3f}, n = {self.n})"
+
+
+def evaluate(
+    worker: RolloutWorker, problems: Sequence[Problem], seed: int, title: str
+) -> tuple[RewardEstimate, list[Rollout]]:
+    """Answer every problem once; the same seed draws the same random numbers for every model."""
+    seeds = [rollout_seed(seed, index) for index in range(len(problems))]
+    with progress(title, total=len(problems), unit="problems") as bar:
+        rollouts: list[Rollout] = []
+        size = worker.engine.max_sequences
+        for start in range(0, len(problems), size):
+            rollouts += worker.roll_out(problems[start : start + size], seeds[start : start + size])
+            bar.advance(min(size, len(problems) - start))
+    return RewardEstimate.from_rewards([rollout.reward for rollout in rollouts]), rollouts

@@ -1,0 +1,144 @@
+"""The RL stage of a recipe: evaluate, improve, evaluate again."""
+
+import copy
+import time
+
+from glmcore.data.reasoning import Problem
+from glmcore.engine.engine import Engine
+from glmcore.envs.reasoning import ReasoningEnv
+from glmcore.errors import RunError
+from glmcore.metrics import MetricLog
+from glmcore.model.glm import Glm
+from glmcore.progress import say
+from glmcore.recipe import Recipe
+from glmcore.rl.evaluate import RewardEstimate, evaluate
+from glmcore.rl.loop import SynchronousLoop
+from glmcore.rl.rollout import Rollout, RolloutWorker
+from glmcore.rl.sync import fp8_weights
+from glmcore.rundir import RunDirectory, open_run
+from glmcore.tokenizer import Tokenizer
+from glmcore.train.checkpoint import CheckpointStore, Progress
+from glmcore.train.optim import Optimizer
+from glmcore.train.run import configure_torch, new_model
+from glmcore.trajectory import TrajectoryBuffer
+
+SHOWN_SAMPLES = 6
+"""Transcripts kept of each evaluation."""
+
+
+def run(recipe: Recipe) -> None:
+    """Run the RL stage of `recipe` on its trained model; goes on where an earlier call stopped.
+
+    Raises:
+        RunError: The training stages are not finished, or the run directory is in use.
+        CheckpointError: The last checkpoint is damaged.
+    """
+    with open_run(recipe) as directory:
+        reinforce(directory)
+
+
+def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
+    """Run what is left of the RL stage; gives the held-out reward before and after it."""
+    configure_torch(run.recipe)
+    recipe, config = run.recipe, run.recipe.rl
+    model, progress = load_policy(run)
+    optimizer = Optimizer(model, config.optimizer)
+    stage_index = len(recipe.train.stages)
+    store = CheckpointStore(run.checkpoints, recipe.train.checkpoint.keep)
+    found = store.latest()
+    if progress.stage_index == stage_index and found:
+        store.load(found[1], model, optimizer)
+    first_step = progress.step + 1 if progress.stage_index == stage_index else 1
+
+    worker = _new_worker(run, model)
+    if "before" not in run.stations().get("rl", {}):
+        _evaluate(run, worker, model, "before", version=0)
+    metrics = MetricLog(run.metrics)
+    metrics.truncate_after("rl", first_step - 1)
+    with TrajectoryBuffer.open(
+        str(run.trajectories),
+        capacity=2 * config.groups_per_step * config.rollouts_per_group,
+        max_staleness=0,
+        groups_per_step=config.groups_per_step,
+    ) as buffer:
+        loop = SynchronousLoop(
+            config, model, optimizer, worker, buffer, store, stage_index=stage_index, seed=recipe.run.seed
+        )
+        loop.run(_training_problems(recipe), first_step, metrics)
+    if "after" not in run.stations()["rl"]:
+        _evaluate(run, worker, model, "after", version=config.num_steps)
+        _record_seconds(run, metrics)
+    rewards = run.stations()["rl"]
+    return RewardEstimate(**rewards["before"]), RewardEstimate(**rewards["after"])
+
+
+def load_policy(run: RunDirectory) -> tuple[Glm, Progress]:
+    """The newest weights of a run whose training stages are finished, and how far the run is.
+
+    Raises:
+        RunError: Training is not finished.
+    """
+    stages = run.recipe.train.stages
+    found = CheckpointStore(run.checkpoints, run.recipe.train.checkpoint.keep).latest()
+    if found is None or found[0] < Progress(len(stages) - 1, stages[-1].num_steps):
+        raise RunError(f"the training stages of {run.path} are not finished: run `glmcore train` first")
+    model = new_model(run)
+    CheckpointStore.load(found[1], model, None)
+    model.rope_theta = stages[-1].rope_theta
+    return model, found[0]
+
+
+def _new_worker(run: RunDirectory, model: Glm) -> RolloutWorker:
+    config = run.recipe.rl
+    engine = Engine(copy.deepcopy(model), model.config.eos_token_id)
+    return RolloutWorker(
+        engine,
+        Tokenizer.from_pretrained(str(run.tokenizer)),
+        ReasoningEnv,
+        max_tokens=config.max_response_tokens,
+        temperature=config.temperature,
+    )
+
+
+def _evaluate(run: RunDirectory, worker: RolloutWorker, model: Glm, moment: str, version: int) -> None:
+    """Record the held-out reward of the current weights, as the engine holds them, and some transcripts."""
+    started = time.perf_counter()
+    worker.engine.update_weights(version, fp8_weights(model))
+    config = run.recipe.rl
+    problems = _held_out_problems(run.recipe)
+    estimate, rollouts = evaluate(worker, problems, run.recipe.run.seed, f"evaluate {moment} rl")
+    say(f"mean reward on held-out problems {moment} RL: {estimate}")
+    record = run.stations().get("rl", {})
+    record |= {moment: estimate.to_dict(), f"{moment}_seconds": time.perf_counter() - started}
+    run.record_samples(f"{moment} rl", [transcript(rollout) for rollout in rollouts[:SHOWN_SAMPLES]])
+    run.record(rl=record | {"tasks": config.tasks})
+
+
+def _record_seconds(run: RunDirectory, metrics: MetricLog) -> None:
+    steps = [record for record in metrics.read() if record["stage"] == "rl"]
+    rewards = run.stations()["rl"]
+    seconds = sum(record["seconds"] for record in steps)
+    tokens = sum(record["tokens"] for record in steps)
+    run.record_station("rl", seconds, tokens=tokens, note=f"{len(steps)} steps")
+    evaluation = rewards["before_seconds"] + rewards["after_seconds"]
+    run.record_station("evaluation", evaluation, note="held-out problems, before and after RL")
+    run.record(rl=rewards | {"seconds": seconds})
+
+
+def transcript(rollout: Rollout) -> dict[str, object]:
+    """What people want to see of a rollout."""
+    return {
+        "question": rollout.problem.question,
+        "reply": rollout.reply,
+        "answer": rollout.problem.answer,
+        "reward": rollout.reward,
+    }
+
+
+def _training_problems(recipe: Recipe) -> list[Problem]:
+    count = recipe.rl.num_steps * recipe.rl.groups_per_step
+    return ReasoningEnv.tasks("train", recipe.rl.tasks, count, seed=recipe.run.seed + 1)
+
+
+def _held_out_problems(recipe: Recipe) -> list[Problem]:
+    return ReasoningEnv.tasks("held_out", recipe.rl.tasks, recipe.rl.evaluation_problems, seed=recipe.run.seed)

@@ -1,0 +1,194 @@
+"""The directory of a run: who owns it, which recipe it follows, what each station took."""
+
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from glmcore.config import Config
+from glmcore.durable import write_file
+from glmcore.errors import RunError
+from glmcore.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run and its records. Made by `open_run`."""
+
+    path: Path
+    recipe: Recipe
+    """The resolved recipe, the same for the whole life of the run."""
+
+    @property
+    def corpus(self) -> Path:
+        """Documents, one JSONL file a source."""
+        return self.path / "corpus"
+
+    @property
+    def tokenizer(self) -> Path:
+        """tokenizer.json and its companions."""
+        return self.path / "tokenizer"
+
+    @property
+    def shards(self) -> Path:
+        """Token shards, one a source."""
+        return self.path / "shards"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Resumable state of training and RL."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def trajectories(self) -> Path:
+        """The trajectory buffer's log."""
+        return self.path / "trajectories"
+
+    @property
+    def export(self) -> Path:
+        """Hugging Face checkpoints: `bf16` and `fp8`."""
+        return self.path / "export"
+
+    def stations(self) -> dict[str, Any]:
+        """The contents of stations.json."""
+        file = self.path / "stations.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"stations": []}
+
+    def station_done(self, name: str) -> bool:
+        """True when the station has been recorded."""
+        return any(station["name"] == name for station in self.stations()["stations"])
+
+    def record_station(self, name: str, seconds: float, *, tokens: int | None = None, note: str = "") -> None:
+        """Record a finished station and what it took."""
+        rate = tokens / seconds if tokens is not None and seconds > 0 else None
+        entry = {"name": name, "seconds": seconds, "tokens": tokens, "tokens_per_s": rate, "note": note}
+        record = self.stations()
+        record["stations"] = [station for station in record["stations"] if station["name"] != name] + [entry]
+        self.record(stations=record["stations"])
+
+    def record(self, **values: Any) -> None:
+        """Set top-level keys of stations.json."""
+        content = {**self.stations(), **values}
+        write_file(self.path / "stations.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    def record_samples(self, when: str, samples: list[dict[str, Any]]) -> None:
+        """Put sample transcripts into samples.jsonl, in place of earlier ones of the same moment."""
+        file = self.path / "samples.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        kept = [line for line in lines if json.loads(line)["when"] != when]
+        kept += [json.dumps({"when": when, **sample}, ensure_ascii=False) for sample in samples]
+        write_file(file, "".join(f"{line}\n" for line in kept))
+
+
+@contextmanager
+def open_run(recipe: Recipe) -> Iterator[RunDirectory]:
+    """Make the run's directory or go on with it; one process at a time.
+
+    Raises:
+        RunError: Another process runs there, the directory holds something else, or a run with another recipe.
+    """
+    path = Path(recipe.run.dir)
+    file = path / "recipe.toml"
+    if path.exists() and not path.is_dir():
+        raise RunError(f"run.dir {path} is not a directory")
+    if path.is_dir() and not file.exists() and any(entry.name != ".lock" for entry in path.iterdir()):
+        raise RunError(f"run.dir {path} is not empty and holds no run: choose another with run.dir=PATH")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise RunError(f"cannot make run.dir {path}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"another process works in {path}") from None
+        resolved = _resolve(recipe, file)
+        if not file.exists():
+            write_file(file, tomli_w.dumps(resolved.model_dump(exclude_none=True)))
+        run = RunDirectory(path, resolved)
+        if "machine" not in run.stations():
+            run.record(machine=describe_machine())
+        yield run
+
+
+@contextmanager
+def timed(run: RunDirectory, name: str) -> Iterator[dict[str, Any]]:
+    """Record station `name` with the time the block takes; the block may fill in `tokens` and `note`."""
+    started = time.perf_counter()
+    details: dict[str, Any] = {}
+    yield details
+    run.record_station(name, time.perf_counter() - started, **details)
+
+
+def load_run(path: Path) -> RunDirectory:
+    """A run to look at, without owning it.
+
+    Raises:
+        RunError: `path` holds no run.
+    """
+    if not (path / "recipe.toml").is_file():
+        raise RunError(f"{path} is not a run directory: it has no recipe.toml")
+    return RunDirectory(path, Recipe.load([path / "recipe.toml"]))
+
+
+def _resolve(recipe: Recipe, file: Path) -> Recipe:
+    """Fill in what the recipe leaves to the machine; a run that has begun keeps what it began with."""
+    if not file.exists():
+        threads = recipe.run.num_threads or os.cpu_count() or 1
+        return _with_run(recipe, num_threads=threads, dir=str(Path(recipe.run.dir)))
+    begun = Recipe.load([file])
+    wanted = _with_run(recipe, num_threads=recipe.run.num_threads or begun.run.num_threads, dir=begun.run.dir)
+    place = _first_difference(begun, wanted)
+    if place is not None:
+        raise RunError(f"{file.parent} was begun with another {place}: repeat it, or choose another run.dir=PATH")
+    return _with_run(begun, dir=recipe.run.dir)  # the directory may have been moved
+
+
+def _with_run(recipe: Recipe, **values: Any) -> Recipe:
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update=values)})
+
+
+def _first_difference(a: Config, b: Config) -> str | None:
+    """Dotted name of the first field that differs."""
+    for name in type(a).model_fields:
+        ours, theirs = getattr(a, name), getattr(b, name)
+        if isinstance(ours, Config) and isinstance(theirs, Config):
+            inner = _first_difference(ours, theirs)
+            if inner is not None:
+                return f"{name}.{inner}"
+        elif ours != theirs:
+            return name
+    return None
+
+
+def describe_machine() -> dict[str, Any]:
+    """What figures of this run depend on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "date": datetime.now(tz=timezone.utc).strftime("%Y-%m-%d"),
+    }

@@ -1,0 +1,119 @@
+"""The training stages of a recipe, from wherever the run stands to their end."""
+
+from collections.abc import Sequence
+
+import torch
+
+from glmcore.data.loader import PackedRows, Source
+from glmcore.data.shards import TokenShards
+from glmcore.errors import DataError
+from glmcore.metrics import MetricLog
+from glmcore.model.config import GlmConfig
+from glmcore.model.glm import Glm
+from glmcore.progress import say
+from glmcore.recipe import Recipe
+from glmcore.rundir import RunDirectory, open_run
+from glmcore.tokenizer import Tokenizer
+from glmcore.train.checkpoint import CheckpointStore, Progress
+from glmcore.train.config import StageConfig
+from glmcore.train.loop import StageLoop
+from glmcore.train.optim import Optimizer
+
+USER_SOURCE = "user"
+"""Name of the source that holds a user's own files."""
+
+
+def run(recipe: Recipe) -> None:
+    """Run all training stages of `recipe` whose data has been prepared; goes on where an earlier call stopped.
+
+    Raises:
+        RunError: The run directory is in use or belongs to another recipe.
+        DataError: A shard is missing or damaged.
+        CheckpointError: The last checkpoint is damaged.
+    """
+    with open_run(recipe) as directory:
+        train_stages(directory)
+
+
+def train_stages(run: RunDirectory) -> None:
+    """Run the stages that are not finished; see `run`."""
+    configure_torch(run.recipe)
+    config = run.recipe.train
+    store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
+    found = store.latest()
+    progress = found[0] if found else Progress(0, 0)
+    if progress.stage_index >= len(config.stages) or progress == _end(config.stages):
+        return
+    model = new_model(run)
+    optimizer = Optimizer(model, config.optimizer)
+    if found:
+        say(f"resuming {config.stages[progress.stage_index].name} after step {progress.step}")
+        store.load(found[1], model, optimizer)
+    metrics = MetricLog(run.metrics)
+    for index in range(progress.stage_index, len(config.stages)):
+        stage = config.stages[index]
+        first_step = progress.step + 1 if index == progress.stage_index else 1
+        if first_step > stage.num_steps:
+            continue
+        if stage.kind == "sft" and first_step == 1:
+            optimizer = Optimizer(model, config.optimizer)
+        metrics.truncate_after(stage.name, first_step - 1)
+        StageLoop(config, index, model, optimizer, store).run(stage_rows(run, index), first_step, metrics)
+        record_stage(run, stage, metrics)
+
+
+def record_stage(run: RunDirectory, stage: StageConfig, metrics: MetricLog) -> None:
+    """Record what a finished stage took: the sum of its steps, whatever interrupted it."""
+    steps = [record for record in metrics.read() if record["stage"] == stage.name]
+    seconds = sum(record["seconds"] for record in steps)
+    tokens = sum(record["tokens"] for record in steps)
+    run.record_station(stage.name, seconds, tokens=tokens, note=f"{len(steps)} steps")
+
+
+def configure_torch(recipe: Recipe) -> None:
+    """Make arithmetic repeatable: a fixed number of threads and deterministic kernels."""
+    torch.set_num_threads(recipe.run.num_threads)
+    torch.use_deterministic_algorithms(True)
+
+
+def new_model(run: RunDirectory) -> Glm:
+    """The recipe's model with fresh weights, its stop tokens those of the run's tokenizer."""
+    return Glm(model_config(run)).init_weights(run.recipe.run.seed)
+
+
+def model_config(run: RunDirectory) -> GlmConfig:
+    """The recipe's model section with the ids of the run's tokenizer filled in."""
+    tokenizer = Tokenizer.from_pretrained(str(run.tokenizer))
+    stops = [tokenizer.token_to_id(token) for token in ("<|endoftext|>", "<|user|>", "<|observation|>")]
+    return run.recipe.model.model_copy(update={"eos_token_id": stops, "pad_token_id": stops[0]})
+
+
+def stage_rows(run: RunDirectory, stage_index: int) -> PackedRows:
+    """All packed rows of a stage, in order; a pure function of recipe and shards.
+
+    Raises:
+        DataError: A source of the mixture has no shard.
+    """
+    recipe = run.recipe
+    stage = recipe.train.stages[stage_index]
+    mixture = dict(stage.mixture)
+    if stage.kind == "pretrain" and recipe.corpus.user_weight and (run.shards / f"{USER_SOURCE}.tokens").exists():
+        mixture[USER_SOURCE] = recipe.corpus.user_weight
+    sources = []
+    for name, weight in mixture.items():
+        file = run.shards / f"{name}.tokens"
+        if not file.exists():
+            raise DataError(f"stage {stage.name!r} mixes source {name!r}, but {file} does not exist")
+        sources.append(Source(name, TokenShards.open(file), weight))
+    return PackedRows(
+        sources,
+        capacity=stage.sequence_length,
+        num_rows=stage.num_rows,
+        packing=stage.packing,
+        seed=recipe.run.seed * 1000 + stage_index,
+        pad_id=model_config(run).pad_token_id,
+    )
+
+
+def _end(stages: Sequence[StageConfig]) -> Progress:
+    return Progress(len(stages) - 1, stages[-1].num_steps)

@@ -1,0 +1,36 @@
+"""Fixtures that several test files share."""
+
+import pytest
+import torch
+
+from glmcore.model.config import GlmConfig
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "routed_scaling_factor": 2.5,
+    "max_position_embeddings": 128,
+    "rope_theta": 10_000.0,
+    "eos_token_id": [1, 2],
+    "pad_token_id": 1,
+}
+"""Fields of a model that runs in milliseconds, with every architectural part."""
+
+
+@pytest.fixture
+def tiny_config() -> GlmConfig:
+    return GlmConfig(**TINY)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_fixed_seed() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)

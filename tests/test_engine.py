@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from glmcore.engine.engine import Engine
+from glmcore.engine.sampling import SamplingParams, sample
+from glmcore.errors import RequestError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_model import packed, random_model
+
+PROMPT = st.lists(st.integers(0, TINY["vocab_size"] - 1), min_size=1, max_size=40)
+
+
+def engine(max_sequences: int = 256) -> Engine:
+    return Engine(random_model(torch.float32), stop_token_ids=[1, 2], max_sequences=max_sequences)
+
+
+@settings(deadline=None, max_examples=15)
+@given(prompts=st.lists(PROMPT, min_size=1, max_size=5), wave=st.integers(1, 6), temperature=st.sampled_from([0.0, 1.0]))
+def test_a_batch_gives_the_tokens_of_each_request_alone(prompts, wave, temperature):
+    params = [SamplingParams(max_tokens=12, temperature=temperature, seed=i) for i in range(len(prompts))]
+    together = engine(wave).generate(prompts, params)
+    for prompt, param, generation in zip(prompts, params, together, strict=True):
+        [alone] = engine().generate([prompt], [param])
+        assert generation.token_ids == alone.token_ids
+        # Sums over 32 to 48 float32 terms in another order: some 1e-6 in a log-probability.
+        np.testing.assert_allclose(generation.logprobs, alone.logprobs, atol=1e-4)
+
+
+def test_generation_is_what_repeated_full_passes_give():
+    generator = engine()
+    [generation] = generator.generate([[5, 6, 7]], [SamplingParams(max_tokens=20, temperature=0.0)])
+    ids = [5, 6, 7]
+    for token, logprob in zip(generation.token_ids, generation.logprobs, strict=True):
+        _, positions, layout = packed([len(ids)])
+        with torch.no_grad():
+            hidden = generator.model(torch.tensor(ids), positions, layout).hidden[-1]
+            expected = generator.model.logits(hidden).log_softmax(-1)
+        assert int(expected.argmax()) == token
+        assert logprob == pytest.approx(float(expected[token]), abs=1e-4)
+        ids.append(token)
+    assert generation.finish_reason == ("stop" if generation.token_ids[-1] in (1, 2) else "length")
+    assert not {1, 2} & set(generation.token_ids[:-1])
+
+
+def test_draws_follow_the_distribution():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 8).expand(20_000, -1)
+    uniform = torch.from_numpy(np.random.default_rng(0).random(20_000))
+    ones = torch.ones(20_000)
+    for top_p in (1.0, 0.7):
+        tokens, _ = sample(logits, uniform, ones, ones * top_p)
+        probability = logits[0].double().softmax(-1)
+        order = probability.argsort(descending=True)
+        before = probability[order].cumsum(0) - probability[order]
+        probability[order[before >= top_p]] = 0
+        expected = probability / probability.sum() * 20_000
+        counts = torch.bincount(tokens, minlength=8)
+        assert bool((counts[expected == 0] == 0).all())
+        kept = expected > 0
+        chi_square = float(((counts[kept] - expected[kept]) ** 2 / expected[kept]).sum())
+        assert chi_square < 24.3  # the 0.1% point with 7 degrees of freedom
+
+
+@settings(deadline=None, max_examples=50)
+@given(temperature=st.floats(0.1, 3), uniform=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 1000))
+def test_the_log_probability_is_that_of_the_drawn_token_at_the_temperature(temperature, uniform, seed):
+    logits = torch.randn(1, 16, generator=torch.Generator().manual_seed(seed))
+    token, logprob = sample(
+        logits, torch.tensor([uniform], dtype=torch.float64), torch.tensor([temperature]), torch.tensor([1.0])
+    )
+    expected = (logits[0].double() / torch.tensor(temperature)).log_softmax(-1)
+    assert float(logprob) == pytest.approx(float(expected[token]), abs=1e-5)
+
+
+def test_new_weights_change_the_answers_and_mark_them():
+    generator = engine()
+    params = [SamplingParams(max_tokens=16, seed=3)]
+    before = generator.generate([[5]], params)[0]
+    other = random_model(torch.float32)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(-1.5)
+    generator.update_weights(7, other.state_dict().items())
+    after = generator.generate([[5]], params)[0]
+    assert (before.policy_version, after.policy_version) == (0, 7)
+    assert before.token_ids != after.token_ids
+
+
+def test_an_incomplete_or_foreign_weight_update_is_refused():
+    generator = engine()
+    tensors = dict(generator.model.state_dict())
+    missing = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
+    with pytest.raises(RequestError, match=r"'lm_head.weight' is missing"):
+        generator.update_weights(1, missing.items())
+    with pytest.raises(RequestError, match="'extra'"):
+        generator.update_weights(1, {**tensors, "extra": torch.zeros(1)}.items())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [([], "is empty"), ([64], "outside the vocabulary"), ([-1], "outside the vocabulary"), ([0] * 128, "no room")],
+)
+def test_a_prompt_that_cannot_be_continued_is_refused(prompt, message):
+    with pytest.raises(RequestError, match=message):
+        engine().generate([[3], prompt], [SamplingParams()] * 2)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"max_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"seed": -1}]
+)
+def test_sampling_parameters_outside_their_range_are_refused(fields):
+    with pytest.raises(RequestError):
+        SamplingParams(**fields)

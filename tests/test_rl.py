@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+from glmcore.rl.advantage import group_advantages
+from glmcore.rl.evaluate import RewardEstimate
+from glmcore.rl.loop import response_logprobs
+from glmcore.rl.loss import policy_loss
+from glmcore.rl.rollout import rollout_seed
+from glmcore.trajectory import Sample
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_model import packed, random_model
+
+LIMITS = {"clip_low": 0.2, "clip_high": 0.28, "importance_cap": 2.0}
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    groups=st.lists(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=6), min_size=1, max_size=5),
+    normalize=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_advantages_are_centred_in_each_group_whatever_its_size_and_order(groups, normalize, seed):
+    rewards = np.array([reward for group in groups for reward in group])
+    ids = np.array([100 - i for i, group in enumerate(groups) for _ in group])
+    order = np.random.default_rng(seed).permutation(len(rewards))
+    advantages = np.empty(len(rewards))
+    advantages[order] = group_advantages(rewards[order], ids[order], normalize=normalize)
+    for i, group in enumerate(groups):
+        own = advantages[ids == 100 - i]
+        plain = np.array(group) - np.mean(group)
+        if normalize:
+            plain = plain / np.std(group) if np.std(group) > 1e-6 else np.zeros(len(group))
+        np.testing.assert_allclose(own, plain, atol=1e-4)
+
+
+def test_on_policy_gradients_are_those_of_the_plain_policy_gradient():
+    logprobs = torch.randn(10, requires_grad=True)
+    advantages = torch.randn(10)
+    result = policy_loss(
+        logprobs, logprobs.detach(), logprobs.detach(), advantages, num_tokens=10, **LIMITS
+    )
+    result.loss.backward()
+    torch.testing.assert_close(logprobs.grad, -advantages / 10)
+    assert result.kl_behaviour == pytest.approx(0)
+    assert result.clip_fraction == 0
+
+
+def test_the_clip_stops_the_gradient_only_where_it_would_go_further():
+    proximal = torch.zeros(4)
+    logprobs = torch.tensor([0.5, -0.5, 0.5, -0.5], requires_grad=True)
+    advantages = torch.tensor([1.0, -1.0, -1.0, 1.0])
+    result = policy_loss(logprobs, proximal, proximal, advantages, num_tokens=4, **LIMITS)
+    result.loss.backward()
+    assert (logprobs.grad != 0).tolist() == [False, False, True, True]
+    assert result.clip_fraction == 0.5
+
+
+def test_the_importance_weight_is_capped():
+    rollout = torch.tensor([-5.0, 0.2])
+    current = torch.zeros(2, requires_grad=True)
+    policy_loss(current, torch.zeros(2), rollout, torch.ones(2), num_tokens=2, **LIMITS).loss.backward()
+    torch.testing.assert_close(current.grad, -torch.tensor([2.0, float(np.exp(-0.2))]) / 2)
+
+
+@settings(deadline=None, max_examples=60)
+@given(right=st.integers(0, 200), wrong=st.integers(0, 200))
+def test_the_interval_is_wilsons(right, wrong):
+    if right + wrong == 0:
+        return
+    estimate = RewardEstimate.from_rewards([1.0] * right + [0.0] * wrong)
+    assert 0 <= estimate.low <= estimate.mean <= estimate.high <= 1
+    for bound in (estimate.low, estimate.high):
+        if 0 < bound < 1:  # a bound is where the score test just rejects
+            score = (estimate.mean - bound) / np.sqrt(bound * (1 - bound) / estimate.n)
+            assert abs(score) == pytest.approx(1.959964, rel=1e-6)
+
+
+def test_seeds_of_places_are_distinct_and_fixed():
+    seeds = {rollout_seed(0, step, g, r) for step in range(10) for g in range(10) for r in range(10)}
+    assert len(seeds) == 1000
+    assert rollout_seed(0, 1, 2, 3) == rollout_seed(0, 1, 2, 3)
+
+
+def test_response_log_probabilities_are_those_of_the_masked_tokens():
+    model = random_model()
+    samples = []
+    for length, prompt in ((9, 4), (5, 1)):
+        ids = np.random.default_rng(length).integers(0, 64, length).astype(np.int32)
+        mask = (np.arange(length) >= prompt).astype(np.uint8)
+        samples.append(
+            Sample(
+                group_id=0, rollout_id=0, task="", ids=ids, loss_mask=mask,
+                logprobs=np.zeros(length, np.float32), policy_versions=np.zeros(length, np.int32),
+                reward=0.0, finish_reason="stop", failed=None,
+            )  # fmt: skip
+        )
+    got = response_logprobs(model, samples, temperature=0.7)
+    expected = []
+    for sample in samples:
+        _, positions, layout = packed([len(sample.ids)])
+        ids = torch.from_numpy(sample.ids.astype(np.int64))
+        logprobs = (model.logits(model(ids, positions, layout).hidden) / 0.7).log_softmax(-1)
+        expected += [logprobs[t - 1, ids[t]] for t in range(len(ids)) if sample.loss_mask[t]]
+    torch.testing.assert_close(got, torch.stack(expected))

@@ -1,0 +1,260 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY
+from glmcore.errors import CheckpointError, ConfigError
+from glmcore.model.config import GlmConfig
+from glmcore.model.glm import Glm
+from glmcore.packing import PackedBatch
+from glmcore.train.checkpoint import CheckpointStore, Progress
+from glmcore.train.config import OptimizerConfig, StageConfig, TrainConfig
+from glmcore.train.loop import train_step
+from glmcore.train.loss import IGNORED, linear_cross_entropy
+from glmcore.train.optim import Optimizer, is_muon_parameter, orthogonalize
+from glmcore.train.schedule import learning_rate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def stage(**fields: object) -> StageConfig:
+    plain = {"name": "general", "mixture": {"prose": 1.0}, "sequence_length": 8, "num_steps": 10, "rows_per_step": 2}
+    return StageConfig.from_dict({**plain, **fields}, origin="stage")
+
+
+def batch_of(lengths: list[int], seed: int = 0) -> PackedBatch:
+    """A packed batch of random documents with a loss on every token but each document's first."""
+    ids = np.random.default_rng(seed).integers(0, TINY["vocab_size"], sum(lengths)).astype(np.int32)
+    labels = np.append(ids[1:], IGNORED).astype(np.int32)
+    cu_seqlens = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    labels[cu_seqlens[1:] - 1] = IGNORED
+    positions = np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)
+    return PackedBatch(
+        input_ids=ids,
+        labels=labels,
+        position_ids=positions,
+        loss_mask=np.ones(len(ids), np.uint8),
+        cu_seqlens=cu_seqlens,
+        max_seqlen=max(lengths),
+    )
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    num_tokens=st.integers(1, 1100),
+    ignored=st.floats(0, 1),
+    seed=st.integers(0, 2**31),
+)
+def test_chunked_cross_entropy_equals_the_plain_one_and_so_do_its_gradients(num_tokens, ignored, seed):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(num_tokens, 8, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.randn(16, 8, dtype=torch.float64, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 16, (num_tokens,), generator=generator)
+    labels[torch.rand(num_tokens, generator=generator) < ignored] = IGNORED
+
+    plain = F.cross_entropy(hidden @ weight.T, labels, ignore_index=IGNORED, reduction="sum")
+    expected = torch.autograd.grad(plain * 3, (hidden, weight))
+    fast = linear_cross_entropy(hidden, weight, labels)
+    given_back = torch.autograd.grad(fast * 3, (hidden, weight))
+
+    torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(given_back, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 16, 4), (2, 4, 16)])
+def test_orthogonalizing_moves_every_singular_value_near_one(shape):
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, dtype=torch.float64)))
+    # The quintic's own band for inputs that are not tiny.
+    assert float(values.min()) > 0.4
+    assert float(values.max()) < 1.3
+
+
+def test_muon_takes_the_hidden_matrices_and_nothing_else():
+    model = Glm(GlmConfig(**TINY))
+    chosen = {name for name, parameter in model.named_parameters() if is_muon_parameter(name, parameter)}
+    assert "model.layers.1.mlp.experts.gate_up_proj" in chosen
+    assert "model.layers.1.mlp.gate.weight" in chosen
+    assert "model.layers.3.eh_proj.weight" in chosen
+    assert not any("embed" in name or "lm_head" in name or "norm" in name or "bias" in name for name in chosen)
+
+
+def test_a_muon_update_has_the_promised_size_and_treats_stacked_experts_one_by_one():
+    model = Glm(GlmConfig(**TINY)).init_weights(0)
+    optimizer = Optimizer(model, OptimizerConfig(weight_decay=0.0, max_grad_norm=1e9))
+    name = "model.layers.1.mlp.experts.gate_up_proj"
+    parameter = dict(model.named_parameters())[name]
+    before = parameter.detach().clone()
+    for other in model.parameters():
+        other.grad = torch.randn_like(other)
+    grad = parameter.grad.clone()
+    optimizer.step(learning_rate=0.01)
+    update = (before - parameter.detach()) / 0.01
+    gate = grad[2, :16] * 1.95  # Nesterov: g + 0.95 * (0 * 0.95 + g)
+    expected = orthogonalize(gate[None])[0] * 0.2 * 32**0.5
+    torch.testing.assert_close(update[2, :16], expected, rtol=1e-3, atol=1e-3)
+    assert float(update.square().mean().sqrt()) == pytest.approx(0.2, rel=0.2)
+
+
+def test_adam_equals_the_one_of_pytorch():
+    model = Glm(GlmConfig(**TINY)).init_weights(0)
+    twin = Glm(GlmConfig(**TINY)).init_weights(0)
+    optimizer = Optimizer(model, OptimizerConfig(matrices="adamw", max_grad_norm=1e9))
+    decayed = [p for p in twin.parameters() if p.dim() >= 2]
+    plain = [p for p in twin.parameters() if p.dim() < 2]
+    reference = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.95)
+    )
+    for step in range(3):
+        for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+            ours.grad = torch.randn(ours.shape, generator=torch.Generator().manual_seed(step))
+            theirs.grad = ours.grad.clone()
+        for group in reference.param_groups:
+            group["lr"] = 0.01 * (step + 1)
+        optimizer.step(0.01 * (step + 1))
+        reference.step()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_one_cosine_spans_the_stages_up_to_mid_training_and_sft_has_its_own():
+    config = TrainConfig.from_dict(
+        {
+            "optimizer": {"learning_rate": 1.0, "final_learning_rate": 0.1, "warmup_steps": 5},
+            "stages": [
+                {**stage().model_dump(exclude_none=True)},
+                {**stage(name="repository", kind="midtrain").model_dump(exclude_none=True)},
+                {
+                    **stage(name="sft", kind="sft", learning_rate=0.5, final_learning_rate=0.2).model_dump(
+                        exclude_none=True
+                    )
+                },
+            ],
+        },
+        origin="test",
+    )
+    rates = [learning_rate(config, index, step) for index in range(2) for step in range(1, 11)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert rates[-1] == pytest.approx(0.1)
+    assert learning_rate(config, 2, 10) == pytest.approx(0.2)
+    assert max(learning_rate(config, 2, step) for step in range(1, 11)) == pytest.approx(0.5)
+
+
+def test_micro_batches_give_the_gradients_of_the_whole_step():
+    parts = [batch_of([5, 3], seed=1), batch_of([8], seed=2)]
+    joined = batch_of([5, 3, 8])
+    joined = PackedBatch(
+        **{
+            **vars(joined),
+            **{
+                field: np.concatenate([getattr(part, field) for part in parts])
+                for field in ("input_ids", "labels", "position_ids", "loss_mask")
+            },
+        }
+    )
+    gradients = []
+    for batches in (parts, [joined]):
+        model = Glm(GlmConfig(**TINY)).init_weights(0).double()
+        result = train_step(model, batches, stage())
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        assert torch.allclose(result.load.sum(-1), torch.ones(len(result.load)))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_training_lowers_the_loss_and_balances_the_experts():
+    model = Glm(GlmConfig(**TINY)).init_weights(0)
+    optimizer = Optimizer(model, OptimizerConfig(learning_rate=0.02))
+    batch = batch_of([30, 20, 14], seed=4)
+    first = train_step(model, [batch], stage())
+    optimizer.step(0.02)
+    for _ in range(30):
+        last = train_step(model, [batch], stage())
+        optimizer.step(0.02)
+    assert last.loss < 0.5 * first.loss
+    assert last.mtp_loss < 0.7 * first.mtp_loss
+    assert all(bool(router.e_score_correction_bias.any()) for router in model.routers)
+
+
+def train_some(model: Glm, optimizer: Optimizer, steps: range) -> None:
+    for step in steps:
+        train_step(model, [batch_of([12, 9], seed=step)], stage())
+        optimizer.step(0.01)
+
+
+def test_resuming_equals_not_stopping_bit_for_bit(tmp_path):
+    whole = Glm(GlmConfig(**TINY)).init_weights(0)
+    train_some(whole, Optimizer(whole, OptimizerConfig()), range(6))
+
+    first = Glm(GlmConfig(**TINY)).init_weights(0)
+    optimizer = Optimizer(first, OptimizerConfig())
+    train_some(first, optimizer, range(3))
+    store = CheckpointStore(tmp_path, keep=2)
+    store.save(Progress(0, 3), first, optimizer)
+
+    second = Glm(GlmConfig(**TINY))
+    optimizer = Optimizer(second, OptimizerConfig())
+    progress, path = store.latest()
+    assert progress == Progress(0, 3)
+    store.load(path, second, optimizer)
+    train_some(second, optimizer, range(3, 6))
+    for (name, a), b in zip(whole.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    model = Glm(GlmConfig(**TINY)).init_weights(0)
+    optimizer = Optimizer(model, OptimizerConfig())
+    store = CheckpointStore(tmp_path, keep=2)
+    for progress in (Progress(0, 50), Progress(0, 100), Progress(1, 50)):
+        store.save(progress, model, optimizer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00-00000100", "01-00000050"]
+    assert store.latest()[0] == Progress(1, 50)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
+def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, file):
+    model = Glm(GlmConfig(**TINY)).init_weights(0)
+    optimizer = Optimizer(model, OptimizerConfig())
+    path = CheckpointStore(tmp_path, keep=2).save(Progress(0, 1), model, optimizer)
+    content = (path / file).read_bytes()
+    (path / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=rf"{file}: cannot be read, it may be cut short"):
+        CheckpointStore.load(path, model, optimizer)
+    (path / file).unlink()
+    with pytest.raises(CheckpointError, match=rf"{file}: file is missing"):
+        CheckpointStore.load(path, model, optimizer)
+
+
+def test_a_checkpoint_of_another_model_names_the_tensor(tmp_path):
+    model = Glm(GlmConfig(**TINY)).init_weights(0)
+    path = CheckpointStore(tmp_path, keep=2).save(Progress(0, 1), model, Optimizer(model, OptimizerConfig()))
+    wider = Glm(GlmConfig(**{**TINY, "intermediate_size": 64}))
+    with pytest.raises(CheckpointError, match=r"tensor 'model.layers.0.mlp.\w+.weight' has shape"):
+        CheckpointStore.load(path, wider, None)
+    deeper = Glm(GlmConfig(**{**TINY, "num_hidden_layers": 4}))
+    with pytest.raises(CheckpointError, match=r"tensor 'model.layers.[\w.]+' is (missing|not part)"):
+        CheckpointStore.load(path, deeper, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"learning_rate": 0.1}, "only an sft stage"),
+        ({"kind": "sft"}, "needs learning_rate"),
+        ({"num_steps": 1.5}, "num_steps: "),
+        ({"packing": "bestfit"}, "packing: "),
+    ],
+)
+def test_a_wrong_stage_names_the_field(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        stage(**fields)
+
+
+def test_progress_is_readable_by_people(tmp_path):
+    model = Glm(GlmConfig(**TINY)).init_weights(0)
+    path = CheckpointStore(tmp_path, keep=1).save(Progress(1, 7), model, Optimizer(model, OptimizerConfig()))
+    assert json.loads((path / "progress.json").read_text()) == {"stage_index": 1, "step": 7}
