@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from glmcore.errors import Fp8Error
-from glmcore.fp8 import dequantize_blocks, quantize_blocks, quantize_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import fp8 as oracle
+
+from glmcore.errors import Fp8Error
+from glmcore.fp8 import dequantize_blocks, quantize_blocks, quantize_groups
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])

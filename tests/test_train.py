@@ -5,6 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from glmcore.errors import CheckpointError, ConfigError
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
@@ -15,12 +18,16 @@ from glmcore.train.loop import train_step
 from glmcore.train.loss import IGNORED, linear_cross_entropy
 from glmcore.train.optim import Optimizer, is_muon_parameter, orthogonalize
 from glmcore.train.schedule import learning_rate
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def stage(**fields: object) -> StageConfig:
-    plain = {"name": "general", "mixture": {"prose": 1.0}, "sequence_length": 8, "num_steps": 10, "rows_per_step": 2}
+    plain = {
+        "name": "general",
+        "mixture": {"prose": 1.0},
+        "sequence_length": 8,
+        "num_steps": 10,
+        "rows_per_step": 2,
+    }
     return StageConfig.from_dict({**plain, **fields}, origin="stage")
 
 

@@ -78,7 +78,123 @@ class CoreTrainer:
 
 # ---- data -----------------------------------------------------------------------------------------
 
+@final
+class CoreShardWriter:
+    """Writes one token shard; the file appears when it is finished."""
+
+    def __new__(cls, path: str, vocab_size: int, with_loss_mask: bool) -> CoreShardWriter:
+        """A writer to `path`."""
+
+    def append(
+        self, ids: npt.NDArray[np.int32], loss_mask: npt.NDArray[np.uint8] | None, source: int, quality: float
+    ) -> None:
+        """Add a document."""
+
+    def finish(self) -> None:
+        """Make the file durable under its name."""
+
+    def abandon(self) -> None:
+        """Drop what was written."""
+
+@final
+class CoreShards:
+    """Shards of one vocabulary, memory-mapped, as one list of documents."""
+
+    def __new__(cls, paths: list[str]) -> CoreShards:
+        """Map the files."""
+
+    @property
+    def num_documents(self) -> int:
+        """Number of documents."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids in the vocabulary."""
+
+    def lengths(self) -> npt.NDArray[np.uint32]:
+        """Tokens of each document."""
+
+    def tokens(self, document: int) -> npt.NDArray[np.int32]:
+        """Ids of a document, widened from the file."""
+
+    def loss_mask(self, document: int) -> npt.NDArray[np.uint8]:
+        """1 for each token of a document that is learned."""
+
+    def verify(self) -> None:
+        """Check every checksum."""
+
+@final
+class CoreMixture:
+    """Draws documents from several sources by weight."""
+
+    def __new__(cls, sources: list[tuple[str, float, CoreShards]], seed: int) -> CoreMixture:
+        """A mixture at its beginning."""
+
+    def draw(self, min_tokens: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
+        """Draw documents until they have `min_tokens` tokens."""
+
+    def epochs(self) -> list[int]:
+        """How often all documents of each source were drawn."""
+
+def shuffled(len: int, count: int, seed: int, name: str) -> npt.NDArray[np.uint32]:
+    """The first `count` places of the shuffled order of `len` things that belongs to `seed` and `name`."""
+
 # ---- packing --------------------------------------------------------------------------------------
+
+_Int32 = npt.NDArray[np.int32]
+_Arrays = tuple[_Int32, _Int32, _Int32, npt.NDArray[np.uint8], _Int32, int]
+
+@final
+class CorePieces:
+    """Pieces of documents by row."""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+
+    def arrays(self) -> list[npt.NDArray[np.uint32]]:
+        """Document, first token and length of each piece, and where each row starts among them."""
+
+    def select_rows(self, rows: npt.NDArray[np.uint32]) -> CorePieces:
+        """The given rows, in the given order."""
+
+    def fill(
+        self,
+        documents: tuple[_Int32, npt.NDArray[np.int64], npt.NDArray[np.uint8] | None],
+        rows: tuple[int, int],
+        capacity: int,
+        pad_id: int,
+    ) -> _Arrays:
+        """The batch of some rows, with documents end to end in `ids`."""
+
+    def fill_from_shards(
+        self,
+        shards: list[CoreShards],
+        source: npt.NDArray[np.uint16],
+        document: npt.NDArray[np.uint64],
+        rows: tuple[int, int],
+        capacity: int,
+        pad_id: int,
+    ) -> _Arrays:
+        """The batch of some rows, with document i being document `document[i]` of `shards[source[i]]`."""
+
+def pack_best_fit(
+    lengths: npt.NDArray[np.uint32], capacity: int
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], CorePieces]:
+    """Pack whole documents by best-fit decreasing."""
+
+def pack_best_fit_split(lengths: npt.NDArray[np.uint32], capacity: int) -> CorePieces:
+    """Pack by best-fit decreasing after cutting documents longer than `capacity`."""
+
+def pack_concat(lengths: npt.NDArray[np.uint32], capacity: int) -> CorePieces:
+    """Lay documents end to end and cut at every row's end."""
+
+def balance(costs: npt.NDArray[np.float64], num_ranks: int) -> npt.NDArray[np.uint32]:
+    """Rank of each item, the costliest first to the rank with the least work."""
 
 # ---- trajectory -----------------------------------------------------------------------------------
 

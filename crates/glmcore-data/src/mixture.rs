@@ -32,6 +32,20 @@ impl<L: Lengths + ?Sized> Lengths for &L {
     }
 }
 
+impl<L: Lengths + ?Sized> Lengths for std::sync::Arc<L> {
+    fn num_documents(&self) -> u64 {
+        (**self).num_documents()
+    }
+
+    fn num_tokens(&self) -> u64 {
+        (**self).num_tokens()
+    }
+
+    fn length(&self, document: u64) -> Result<u32, Error> {
+        (**self).length(document)
+    }
+}
+
 /// Documents with a share in a mixture. The order of its documents follows from its name, whatever other
 /// sources there are.
 #[derive(Debug, Clone)]

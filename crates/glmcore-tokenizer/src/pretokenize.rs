@@ -39,7 +39,9 @@ static KINDS: LazyLock<Kinds> = LazyLock::new(Kinds::build);
 impl Kinds {
     fn build() -> Self {
         let mut flat = vec![Kind::Other; 0x11_0000];
-        for (pattern, kind) in [(r"\p{L}", Kind::Letter), (r"\p{N}", Kind::Number), (r"\s", Kind::Space)] {
+        for (pattern, kind) in
+            [(r"\p{L}", Kind::Letter), (r"\p{N}", Kind::Number), (r"\s", Kind::Space)]
+        {
             let hir = regex_syntax::parse(pattern).expect("a constant pattern parses");
             let HirKind::Class(Class::Unicode(class)) = hir.kind() else {
                 unreachable!("a Unicode property is a Unicode class");

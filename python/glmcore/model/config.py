@@ -71,8 +71,7 @@ class GlmConfig(Config):
             )
         if self.first_k_dense_replace > self.num_hidden_layers:
             raise ValueError(
-                f"first_k_dense_replace={self.first_k_dense_replace} exceeds "
-                f"num_hidden_layers={self.num_hidden_layers}"
+                f"first_k_dense_replace={self.first_k_dense_replace} exceeds num_hidden_layers={self.num_hidden_layers}"
             )
         if self.num_nextn_predict_layers > 1:
             raise ValueError("num_nextn_predict_layers must be 0 or 1")
