@@ -99,7 +99,7 @@ def test_response_log_probabilities_are_those_of_the_masked_tokens():
                 reward=0.0,
                 finish_reason="stop",
                 failed=None,
-            )  # fmt: skip
+            )
         )
     got = response_logprobs(model, samples, temperature=0.7)
     expected = []

@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -144,7 +145,7 @@ def test_one_cosine_spans_the_stages_up_to_mid_training_and_sft_has_its_own():
     )
     rates = [learning_rate(config, index, step) for index in range(2) for step in range(1, 11)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[4:]))
     assert rates[-1] == pytest.approx(0.1)
     assert learning_rate(config, 2, 10) == pytest.approx(0.2)
     assert max(learning_rate(config, 2, step) for step in range(1, 11)) == pytest.approx(0.5)

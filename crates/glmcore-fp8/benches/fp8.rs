@@ -25,7 +25,7 @@ fn fp8(c: &mut Criterion) {
         });
         group.throughput(Throughput::Bytes((size * size * 4) as u64));
         group.bench_function(BenchmarkId::new("copy", size), |b| {
-            b.iter(|| out.copy_from_slice(black_box(&weight)))
+            b.iter(|| out.copy_from_slice(black_box(&weight)));
         });
     }
     group.finish();

@@ -135,7 +135,7 @@ pub fn quantize<T: Element>(
         return Ok((q, scales));
     }
     let strip = block.0 * columns;
-    let work = |(index, ((values, q), scales)): (usize, ((&[T], &mut [u8]), &mut [f32]))| {
+    let work = |(index, ((values, q), scales)): (usize, Strip<'_, T>)| {
         quantize_strip(values, q, scales, columns, block.1, floor, format)
             .map_err(|(row, column)| Error::NotFinite { row: index * block.0 + row, column })
     };
@@ -152,6 +152,9 @@ pub fn quantize<T: Element>(
     }
     Ok((q, scales))
 }
+
+/// Values, codes and scales of one row of blocks.
+type Strip<'a, T> = ((&'a [T], &'a mut [u8]), &'a mut [f32]);
 
 /// Quantises one row of blocks; an error is the place of the first value that is not finite.
 fn quantize_strip<T: Element>(

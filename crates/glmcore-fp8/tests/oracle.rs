@@ -1,4 +1,5 @@
 //! The fast paths against plain twins.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use glmcore_fp8::{
     ACTIVATION_FLOOR, E4M3_MAX, Error, Matrix, ScaleFormat, WEIGHT_FLOOR, decode, dequantize,

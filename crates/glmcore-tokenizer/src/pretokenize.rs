@@ -99,10 +99,10 @@ fn next_len(kinds: &Kinds, text: &str) -> usize {
     let after_first = first.len_utf8();
     let second_kind = chars.next().map(|c| kinds.of(c));
 
-    if first == '\'' {
-        if let Some(len) = contraction_len(text) {
-            return len;
-        }
+    if first == '\''
+        && let Some(len) = contraction_len(text)
+    {
+        return len;
     }
     match (first_kind, second_kind) {
         (Kind::Letter, _) => run_len(text, |c| kinds.of(c) == Kind::Letter),

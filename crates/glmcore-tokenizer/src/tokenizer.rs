@@ -162,11 +162,11 @@ impl Tokenizer {
     fn encode_plain(&self, text: &str, cache: &mut WordCache, ids: &mut Vec<TokenId>) {
         for word in pretokens(text) {
             let word = word.as_bytes();
-            if self.ignore_merges {
-                if let Some(&id) = self.id_of.get(word) {
-                    ids.push(id);
-                    continue;
-                }
+            if self.ignore_merges
+                && let Some(&id) = self.id_of.get(word)
+            {
+                ids.push(id);
+                continue;
             }
             if let Some(known) = cache.get(word) {
                 ids.extend_from_slice(known);

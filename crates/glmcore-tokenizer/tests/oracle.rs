@@ -1,4 +1,5 @@
 //! The fast paths against plain twins.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use glmcore_tokenizer::{
     GLM4_SPECIAL_TOKENS, Special, StreamDecoder, Tokenizer, Trainer, encode_batch, pretokens,

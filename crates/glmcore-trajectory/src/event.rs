@@ -54,7 +54,7 @@ impl Event {
             }
             Self::Ack { groups } => {
                 out.bytes.push(4);
-                out.array(groups, |group| group.to_le_bytes());
+                out.array(groups, u64::to_le_bytes);
             }
         }
         out.bytes

@@ -116,7 +116,9 @@ impl State {
             Event::Discard { group } => self.forget(group),
             Event::Ack { groups } => {
                 self.consumed_groups += groups.len() as u64;
-                groups.into_iter().for_each(|group| self.forget(group));
+                for group in groups {
+                    self.forget(group);
+                }
             }
         }
     }

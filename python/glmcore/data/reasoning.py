@@ -111,9 +111,8 @@ TASKS: dict[str, Task] = {
 def _dataset_class(task: str) -> tuple[Any, Any]:
     """Configuration and dataset class of a task. The whole package takes a second to import, so it comes late."""
     importlib.import_module("reasoning_gym")
-    from reasoning_gym.factory import DATASETS
-
-    return DATASETS[task][1], DATASETS[task][0]
+    dataset_class, config_class = importlib.import_module("reasoning_gym.factory").DATASETS[task]
+    return config_class, dataset_class
 
 
 def _dataset(task: str, seed: int) -> Any:

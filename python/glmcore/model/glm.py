@@ -228,8 +228,8 @@ class Glm(nn.Module):
     def _angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         return rotary_angles(position_ids, self.config.rotary_dim, self.rope_theta)
 
-    @classmethod
-    def from_pretrained(cls, directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> Self:
+    @staticmethod
+    def from_pretrained(directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> "Glm":
         """Read a Hugging Face checkpoint directory, bfloat16 or block-FP8.
 
         Raises:
