@@ -383,3 +383,7 @@ def _tokenizer_info(args: argparse.Namespace) -> None:
     tokenizer = _load_tokenizer(args.tokenizer)
     special = [{"id": tokenizer.token_to_id(token), "token": token} for token in tokenizer.special_tokens]
     print(json.dumps({"vocab_size": tokenizer.vocab_size, "special_tokens": special}, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    entry_point()

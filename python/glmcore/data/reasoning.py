@@ -73,7 +73,7 @@ def _solve_letter_counting(question: str) -> Solution:
 
 
 def _solve_spell_backward(question: str) -> Solution:
-    word = question.split(":")[1].strip()
+    word = question.split(":")[-1].strip()
     return Solution(f"{' '.join(word)}\n{' '.join(reversed(word))}", word[::-1])
 
 

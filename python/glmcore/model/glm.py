@@ -185,9 +185,7 @@ class Glm(nn.Module):
         hidden = self.model.norm(x)
         mtp_hidden = None
         if with_mtp and self.mtp_layer is not None:
-            # The last token of a document gets the next document's first embedding; its label is ignored, and no
-            # other token of its document sees it.
-            next_embedding = self.model.embed_tokens(input_ids.roll(-1))
+            next_embedding = self.model.embed_tokens(_next_tokens(input_ids, layout))
             mtp_hidden, routing = self.mtp_layer.predict(hidden, next_embedding, angles, layout)
             if routing is not None:
                 routings.append(routing)
@@ -250,3 +248,11 @@ class Glm(nn.Module):
         from glmcore.model.weights import save_pretrained
 
         save_pretrained(self, Path(directory), fp8=fp8)
+
+
+def _next_tokens(input_ids: Tensor, layout: DocumentLayout) -> Tensor:
+    """The token after each one; a document's last token is followed by itself, so documents stay apart."""
+    last = torch.tensor(layout.lengths, device=input_ids.device).cumsum(0) - 1
+    following = input_ids.roll(-1)
+    following[last] = input_ids[last]
+    return following

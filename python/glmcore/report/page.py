@@ -173,9 +173,10 @@ def _samples(file: Path) -> str:
     for line in lines[-MAX_SAMPLES:]:
         sample = json.loads(line)
         verdict = "right" if sample["reward"] == 1 else "wrong"
+        expected = escape(str(sample["answer"]))
         parts.append(
             f'<details class="sample"><summary><span class="{verdict}">{verdict}</span> '
             f'<span class="muted">{escape(sample["when"])}</span> {escape(sample["question"])}</summary>'
-            f"<pre>{escape(sample['reply'].strip())}</pre><pre>expected: {escape(str(sample['answer']))}</pre></details>"
+            f"<pre>{escape(sample['reply'].strip())}</pre><pre>expected: {expected}</pre></details>"
         )
     return "<h2>Samples</h2>" + "".join(parts)

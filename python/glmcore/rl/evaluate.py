@@ -34,7 +34,8 @@ class RewardEstimate:
         centre = mean + Z95**2 / (2 * n)
         half = Z95 * math.sqrt(mean * (1 - mean) / n + Z95**2 / (4 * n * n))
         scale = 1 + Z95**2 / n
-        return cls(mean, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), n)
+        low, high = (centre - half) / scale, (centre + half) / scale
+        return cls(mean, min(mean, max(0.0, low)), max(mean, min(1.0, high)), n)  # rounding must not pass the mean
 
     def to_dict(self) -> dict[str, float | int]:
         """Plain values for JSON."""

@@ -13,10 +13,8 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_DOCUMENT_CHARS = 200_000
 """Longer texts are cut into several documents."""
 SUFFIXES = frozenset(
-    (
-        ".c .cc .cpp .css .go .h .hpp .html .java .js .json .jsonl .md .py .rs .rst .sh .sql .tex .toml .ts .txt"
-        " .yaml .yml"
-    ).split()
+    {".c", ".cc", ".cpp", ".css", ".go", ".h", ".hpp", ".html", ".java", ".js", ".json", ".jsonl", ".md", ".py"}
+    | {".rs", ".rst", ".sh", ".sql", ".tex", ".toml", ".ts", ".txt", ".yaml", ".yml"}
 )
 
 
