@@ -1,6 +1,7 @@
 """Stub of the compiled core, written by hand and checked against it by stubtest."""
 
-from typing import final
+import os
+from typing import TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +79,184 @@ class CoreTrainer:
 
 # ---- data -----------------------------------------------------------------------------------------
 
+@final
+class CoreShardWriter:
+    """Writes one shard."""
+
+    def __new__(cls, path: str | os.PathLike[str], vocab_size: int, with_loss_mask: bool) -> CoreShardWriter:
+        """Begin a shard."""
+
+    def append(
+        self,
+        ids: npt.NDArray[np.int32] | npt.NDArray[np.int64],
+        loss_mask: npt.NDArray[np.uint8] | None,
+        source: int,
+        quality: float,
+    ) -> None:
+        """Add a document."""
+
+    def finish(self) -> None:
+        """Complete the file and give it its name."""
+
+    def abort(self) -> None:
+        """Remove what was written, unless finished."""
+
+    @property
+    def num_documents(self) -> int:
+        """Number of documents so far."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens so far."""
+
+@final
+class CoreShards:
+    """Shards of one vocabulary, read as one."""
+
+    def __new__(cls, paths: list[str]) -> CoreShards:
+        """Map shards."""
+
+    def __len__(self) -> int:
+        """Number of documents."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of all documents."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids in the vocabulary."""
+
+    @property
+    def has_loss_mask(self) -> bool:
+        """Whether a shard says which tokens are learned."""
+
+    def tokens(self, document: int) -> npt.NDArray[np.uint16] | npt.NDArray[np.int32]:
+        """Token ids of a document, in place."""
+
+    def loss_mask(self, document: int) -> npt.NDArray[np.uint8]:
+        """1 for each token of a document that is learned, 0 for the rest."""
+
+    def source(self, document: int) -> int:
+        """Source of a document."""
+
+    def quality(self, document: int) -> float:
+        """Quality of a document."""
+
+    def lengths(self) -> npt.NDArray[np.uint32]:
+        """Number of tokens of every document."""
+
+    def verify(self) -> None:
+        """Check every byte."""
+
+@final
+class CoreDraws:
+    """Documents drawn from a mixture, and where their tokens are."""
+
+    @property
+    def source(self) -> npt.NDArray[np.uint16]:
+        """Number of the source of each document."""
+
+    @property
+    def document(self) -> npt.NDArray[np.uint64]:
+        """Number of each document in its source."""
+
+    @property
+    def length(self) -> npt.NDArray[np.uint32]:
+        """Number of tokens of each document."""
+
+    def fill(
+        self, pieces: Pieces, first_row: int, num_rows: int, capacity: int, pad_id: int
+    ) -> _BatchArrays:
+        """Arrays of some rows of a packing of these documents."""
+
+def draw(
+    names: list[str], weights: list[float], shards: list[CoreShards], seed: int, min_tokens: int
+) -> CoreDraws:
+    """Documents of a mixture, from its beginning until there are enough tokens."""
+
+def shuffled(len: int, seed: int, name: str) -> npt.NDArray[np.uint32]:
+    """The numbers below `len` in the order that belongs to a seed and a name."""
+
 # ---- packing --------------------------------------------------------------------------------------
+
+_BatchArrays: TypeAlias = tuple[
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.uint8],
+    npt.NDArray[np.int32],
+    int,
+]
+
+@final
+class Packing:
+    """A row for every document, each whole."""
+
+    @property
+    def row_of(self) -> npt.NDArray[np.uint32]:
+        """Row of each document."""
+
+    @property
+    def order(self) -> npt.NDArray[np.uint32]:
+        """Documents by row, then by position in the row."""
+
+    @property
+    def row_offsets(self) -> npt.NDArray[np.uint32]:
+        """Where each row starts in `order`, and at the end the number of documents."""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows in use."""
+
+@final
+class Pieces:
+    """Pieces of documents, by row, then by position in the row. No piece is empty."""
+
+    @property
+    def doc(self) -> npt.NDArray[np.uint32]:
+        """Document of each piece."""
+
+    @property
+    def start(self) -> npt.NDArray[np.uint32]:
+        """First token of each piece within its document."""
+
+    @property
+    def length(self) -> npt.NDArray[np.uint32]:
+        """Number of tokens of each piece."""
+
+    @property
+    def row_offsets(self) -> npt.NDArray[np.uint32]:
+        """Where each row starts among the pieces, and at the end the number of pieces."""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows."""
+
+    def select_rows(self, rows: npt.NDArray[np.uint32]) -> Pieces:
+        """The given rows, in the given order."""
+
+def pack_best_fit(lengths: npt.NDArray[np.uint32], capacity: int) -> Packing:
+    """Rows by best-fit decreasing."""
+
+def pack_best_fit_split(lengths: npt.NDArray[np.uint32], capacity: int) -> Pieces:
+    """Rows by best-fit decreasing, longer documents cut."""
+
+def pack_concat(lengths: npt.NDArray[np.uint32], capacity: int) -> Pieces:
+    """Documents end to end, cut at every row's end."""
+
+def balance(costs: npt.NDArray[np.float64], num_ranks: int) -> npt.NDArray[np.uint32]:
+    """Rank of each item."""
+
+def fill(
+    ids: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    loss_mask: npt.NDArray[np.uint8] | None,
+    packing: Packing | Pieces,
+    capacity: int,
+    pad_id: int,
+) -> _BatchArrays:
+    """Arrays of all rows of a packing."""
 
 # ---- trajectory -----------------------------------------------------------------------------------
 

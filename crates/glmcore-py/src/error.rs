@@ -22,7 +22,9 @@ macro_rules! raise_as {
 }
 
 raise_as! {
+    glmcore_data::Error => DataError,
     glmcore_fp8::Error => Fp8Error,
+    glmcore_packing::Error => PackingError,
     glmcore_tokenizer::Error => TokenizerError,
     glmcore_trajectory::Error => TrajectoryError,
 }

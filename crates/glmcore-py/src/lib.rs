@@ -2,6 +2,7 @@
 //!
 //! No algorithm lives here. A function converts its arguments, releases the interpreter, calls a
 //! crate and moves the result out.
+#![expect(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
 
 mod data;
 mod error;
@@ -9,6 +10,7 @@ mod fp8;
 mod packing;
 mod tokenizer;
 mod trajectory;
+mod view;
 
 use pyo3::prelude::*;
 

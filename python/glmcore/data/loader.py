@@ -1,0 +1,166 @@
+"""Packed rows of a training stage, drawn from a mixture of sources.
+
+The rows are planned once, as indices; tokens are gathered from the mapped files when a batch is asked for.
+Plan and batches follow from the arguments alone, so a run resumes from its step number, with any number of
+processes, on any machine.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from glmcore._core import CoreDraws, draw, shuffled
+from glmcore.data.shards import TokenShards
+from glmcore.errors import DataError, PackingError
+from glmcore.packing import PackedBatch, Pieces, pack_best_fit_split, pack_concat
+
+
+@dataclass(frozen=True)
+class Source:
+    """Documents with a share in a mixture."""
+
+    name: str
+    """Unique in its mixture; the order of the documents follows from it and the seed."""
+    shards: TokenShards
+    weight: float
+    """Share of the tokens, relative to the other sources."""
+
+
+class PackedRows:
+    """`num_rows` rows of `capacity` tokens. Building it plans all rows and reads no token."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        capacity: int,
+        num_rows: int,
+        packing: Literal["best_fit", "concat"],
+        seed: int,
+        pad_id: int,
+    ) -> None:
+        """Draw whole documents by weight and pack them.
+
+        Args:
+            sources: What is mixed. The shares of the tokens follow the weights to within one document of
+                each source; a source that runs out begins anew in another order.
+            capacity: Tokens of a row.
+            num_rows: Rows of the stage.
+            packing: `best_fit` keeps documents whole (those longer than a row are cut into rows and a rest)
+                and shuffles the rows; `concat` lays them end to end in the order drawn and cuts at each
+                row's end.
+            seed: Decides the order, 0 to 2^64 - 1.
+            pad_id: Id behind the last document of a row.
+
+        Raises:
+            DataError: The sources cannot be mixed or a shard is damaged.
+            PackingError: The rows cannot be packed as asked.
+        """
+        if packing not in ("best_fit", "concat"):
+            raise PackingError(f"packing is {packing!r}, it must be 'best_fit' or 'concat'")
+        if num_rows < 1 or capacity < 1:
+            raise PackingError(f"num_rows={num_rows} and capacity={capacity} must be at least 1")
+        if not 0 <= seed < 2**64:
+            raise DataError(f"seed is {seed}, it must be from 0 to 2^64 - 1")
+        sizes = {source.name: source.shards.vocab_size for source in sources}
+        if len(set(sizes.values())) > 1:
+            raise DataError(f"sources of different vocabulary sizes cannot be mixed: {sizes}")
+        self.capacity = capacity
+        self.pad_id = pad_id
+        self._sources = tuple(sources)
+        self._draws = _draw(sources, seed, num_rows * capacity)
+        if packing == "concat":
+            pieces = pack_concat(self._draws.length, capacity)
+            rows = np.arange(num_rows, dtype=np.uint32)
+        else:
+            pieces = _best_fit(self._draws.length, capacity, num_rows)
+            rows = _fullest(pieces, num_rows)[shuffled(num_rows, seed, "rows")]
+        self._pieces = pieces.select_rows(rows)
+
+    def __len__(self) -> int:
+        return self._pieces.num_rows
+
+    def batch(self, first_row: int, num_rows: int) -> PackedBatch:
+        """Rows `first_row` to `first_row + num_rows - 1` of the stage.
+
+        Raises:
+            PackingError: There are no such rows.
+            DataError: A shard is damaged.
+        """
+        if first_row < 0 or num_rows < 0 or first_row + num_rows > len(self):
+            raise PackingError(
+                f"rows {first_row} to {first_row + num_rows} are not among the {len(self)} rows"
+            )
+        return PackedBatch(*self._draws.fill(self._pieces, first_row, num_rows, self.capacity, self.pad_id))
+
+    @property
+    def tokens_by_source(self) -> dict[str, int]:
+        """Tokens of each source in the rows."""
+        sources = self._draws.source[self._pieces.doc]
+        counts = np.bincount(sources, weights=self._pieces.length, minlength=len(self._sources))
+        return {source.name: int(count) for source, count in zip(self._sources, counts, strict=True)}
+
+    @property
+    def epochs_by_source(self) -> dict[str, float]:
+        """How often the rows go through the documents of each source."""
+        used = self._draws.source[np.unique(self._pieces.doc)]
+        counts = np.bincount(used, minlength=len(self._sources))
+        return {
+            source.name: float(count) / len(source.shards)
+            for source, count in zip(self._sources, counts, strict=True)
+        }
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the rows, each time counted that one is drawn."""
+        return len(np.unique(self._pieces.doc))
+
+    @property
+    def num_split_documents(self) -> int:
+        """Documents that do not lie whole in one row."""
+        pieces = self._pieces
+        return len(np.unique(pieces.doc[pieces.length != self._draws.length[pieces.doc]]))
+
+    @property
+    def padding_fraction(self) -> float:
+        """Share of the rows that holds no document, 0 to 1."""
+        return 1.0 - int(self._pieces.length.sum(dtype=np.uint64)) / (len(self) * self.capacity)
+
+
+def _draw(sources: Sequence[Source], seed: int, min_tokens: int) -> CoreDraws:
+    names = [source.name for source in sources]
+    weights = [source.weight for source in sources]
+    return draw(names, weights, [source.shards.core for source in sources], seed, min_tokens)
+
+
+def _best_fit(lengths: npt.NDArray[np.uint32], capacity: int, num_rows: int) -> Pieces:
+    """The most documents, in the order drawn, that best fit packs into `num_rows` rows.
+
+    The documents given fill that many rows or more. Taking fewer of them, rather than dropping rows of all,
+    keeps the shares of the sources. Rows rise with the documents but for rare anomalies, so the end is found
+    by galloping down from all documents and bisecting.
+    """
+    pieces = pack_best_fit_split(lengths, capacity)
+    too_many, step = len(lengths), 1
+    if pieces.num_rows == num_rows:
+        return pieces
+    while (fewer := pack_best_fit_split(lengths[: max(0, too_many - step)], capacity)).num_rows > num_rows:
+        pieces, too_many, step = fewer, too_many - step, 2 * step
+    fit = max(0, too_many - step)
+    while too_many - fit > 1:
+        middle = (fit + too_many) // 2
+        tried = pack_best_fit_split(lengths[:middle], capacity)
+        if tried.num_rows > num_rows:
+            pieces, too_many = tried, middle
+        else:
+            fewer, fit = tried, middle
+    return fewer if fewer.num_rows == num_rows else pieces  # one document can add several rows
+
+
+def _fullest(pieces: Pieces, num_rows: int) -> npt.NDArray[np.uint32]:
+    """The fullest rows, in rising order."""
+    tokens = np.add.reduceat(pieces.length, pieces.row_offsets[:-1].astype(np.intp), dtype=np.int64)
+    return np.sort(np.argsort(-tokens, kind="stable")[:num_rows]).astype(np.uint32)
