@@ -141,12 +141,13 @@ def _best_fit(lengths: npt.NDArray[np.uint32], capacity: int, num_rows: int) -> 
 
     The documents given fill that many rows or more. Taking fewer of them, rather than dropping rows of all,
     keeps the shares of the sources. Rows rise with the documents but for rare anomalies, so the end is found
-    by galloping down from all documents and bisecting.
+    by growing steps down from all documents, the first as long as the rows too many, and bisecting.
     """
     pieces = pack_best_fit_split(lengths, capacity)
-    too_many, step = len(lengths), 1
     if pieces.num_rows == num_rows:
         return pieces
+    too_many = len(lengths)
+    step = max(1, too_many * (pieces.num_rows - num_rows) // pieces.num_rows)
     while (fewer := pack_best_fit_split(lengths[: max(0, too_many - step)], capacity)).num_rows > num_rows:
         pieces, too_many, step = fewer, too_many - step, 2 * step
     fit = max(0, too_many - step)
