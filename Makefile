@@ -8,8 +8,7 @@ RUN ?= runs/nano
 .PHONY: setup quickstart test check bench wheel lock clean
 
 setup: $(VENV)/.installed  ## make .venv with everything pinned, and build the compiled core into it
-	@PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/maturin develop --release --quiet --skip-install
-	@$(BIN)/python -c "import glmcore" 2>/dev/null || $(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" maturin develop --release --quiet
 
 $(VENV)/.installed: constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

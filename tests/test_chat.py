@@ -4,14 +4,15 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pytest
-from glmcore import train_tokenizer
-from glmcore.chat import ToolCall, apply_chat_template, parse_reply
-from glmcore.errors import RequestError
-from glmcore.tokenizer import TEMPLATE_FILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.ext import loopcontrols
 from transformers.utils.chat_template_utils import render_jinja_template
+
+from glmcore import train_tokenizer
+from glmcore.chat import ToolCall, apply_chat_template, parse_reply
+from glmcore.errors import RequestError
+from glmcore.tokenizer import TEMPLATE_FILE
 
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
 
@@ -33,15 +34,20 @@ def render(messages, tools=None, thinking=True, add_generation_prompt=False) -> 
     return text
 
 
-TEXT = st.text(alphabet="ab \n<>/|{}\u4f60\"", max_size=12)
-ARGUMENTS = st.dictionaries(st.text("abc", min_size=1, max_size=3), st.one_of(TEXT, st.integers(), st.booleans()), max_size=3)
+TEXT = st.text(alphabet='ab \n<>/|{}\u4f60"', max_size=12)
+ARGUMENTS = st.dictionaries(
+    st.text("abc", min_size=1, max_size=3), st.one_of(TEXT, st.integers(), st.booleans()), max_size=3
+)
 CALLS = st.lists(st.fixed_dictionaries({"name": st.sampled_from(["f", "get_x"]), "arguments": ARGUMENTS}), max_size=2)
 USER = st.fixed_dictionaries({"role": st.just("user"), "content": TEXT})
 SYSTEM = st.fixed_dictionaries({"role": st.just("system"), "content": TEXT})
 TOOL_RESULT = st.fixed_dictionaries({"role": st.just("tool"), "content": TEXT})
 ASSISTANT = st.fixed_dictionaries(
     {"role": st.just("assistant"), "content": TEXT},
-    optional={"reasoning_content": TEXT, "tool_calls": CALLS.map(lambda calls: [{"function": call} for call in calls])},
+    optional={
+        "reasoning_content": TEXT,
+        "tool_calls": CALLS.map(lambda calls: [{"function": call} for call in calls]),
+    },
 )
 CONVERSATION = st.lists(st.one_of(SYSTEM, USER, ASSISTANT, TOOL_RESULT), min_size=1, max_size=6)
 
@@ -112,7 +118,7 @@ def test_a_conversation_grows_without_changing_its_ids(tokenizer):
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.text(alphabet=st.one_of(st.sampled_from("<>/\n{}[]\"ab"), st.characters()), max_size=80))
+@given(st.text(alphabet=st.one_of(st.sampled_from('<>/\n{}[]"ab'), st.characters()), max_size=80))
 def test_parsing_never_raises(text):
     assert isinstance(parse_reply(text).content, str)
     parse_reply(f"<think>{text}</think>{text}<tool_call>{text}</tool_call>")
@@ -133,7 +139,9 @@ def test_thinking_without_end_is_all_reasoning():
     assert (reply.reasoning_content, reply.content, reply.finished_thinking) == ("and so on", "", False)
 
 
-@pytest.mark.parametrize("message", [{"role": "robot", "content": ""}, {"role": "user", "content": 3}, {"role": "tool"}])
+@pytest.mark.parametrize(
+    "message", [{"role": "robot", "content": ""}, {"role": "user", "content": 3}, {"role": "tool"}]
+)
 def test_a_wrong_message_is_named(tokenizer, message):
     with pytest.raises(RequestError, match="message 1 has"):
         apply_chat_template(tokenizer, [{"role": "user", "content": "a"}, message])

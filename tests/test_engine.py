@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY
-from glmcore.engine.engine import Engine
-from glmcore.engine.sampling import SamplingParams, sample
-from glmcore.errors import RequestError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import packed, random_model
+
+from glmcore.engine.engine import Engine
+from glmcore.engine.sampling import SamplingParams, sample
+from glmcore.errors import RequestError
 
 PROMPT = st.lists(st.integers(0, TINY["vocab_size"] - 1), min_size=1, max_size=40)
 
@@ -17,7 +18,11 @@ def engine(max_sequences: int = 256) -> Engine:
 
 
 @settings(deadline=None, max_examples=15)
-@given(prompts=st.lists(PROMPT, min_size=1, max_size=5), wave=st.integers(1, 6), temperature=st.sampled_from([0.0, 1.0]))
+@given(
+    prompts=st.lists(PROMPT, min_size=1, max_size=5),
+    wave=st.integers(1, 6),
+    temperature=st.sampled_from([0.0, 1.0]),
+)
 def test_a_batch_gives_the_tokens_of_each_request_alone(prompts, wave, temperature):
     params = [SamplingParams(max_tokens=12, temperature=temperature, seed=i) for i in range(len(prompts))]
     together = engine(wave).generate(prompts, params)
@@ -100,7 +105,12 @@ def test_an_incomplete_or_foreign_weight_update_is_refused():
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [([], "is empty"), ([64], "outside the vocabulary"), ([-1], "outside the vocabulary"), ([0] * 128, "no room")],
+    [
+        ([], "is empty"),
+        ([64], "outside the vocabulary"),
+        ([-1], "outside the vocabulary"),
+        ([0] * 128, "no room"),
+    ],
 )
 def test_a_prompt_that_cannot_be_continued_is_refused(prompt, message):
     with pytest.raises(RequestError, match=message):
@@ -108,7 +118,8 @@ def test_a_prompt_that_cannot_be_continued_is_refused(prompt, message):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"max_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"seed": -1}]
+    "fields",
+    [{"max_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"seed": -1}],
 )
 def test_sampling_parameters_outside_their_range_are_refused(fields):
     with pytest.raises(RequestError):

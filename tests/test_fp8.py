@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from glmcore.errors import Fp8Error
-from glmcore.fp8 import dequantize_blocks, quantize_blocks, quantize_groups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import fp8 as oracle
+
+from glmcore.errors import Fp8Error
+from glmcore.fp8 import dequantize_blocks, quantize_blocks, quantize_groups
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -70,7 +71,7 @@ def test_a_stack_is_its_matrices_one_by_one():
 
 
 def test_groups_have_their_own_floor_and_powers_of_two_their_own_rule():
-    q, scale = quantize_groups(torch.zeros(2, 256), group=128)
+    _, scale = quantize_groups(torch.zeros(2, 256), group=128)
     assert scale.shape == (2, 2)
     assert torch.equal(scale, torch.full((2, 2), 1e-4) / torch.full((2, 2), 448.0))
     _, power = quantize_blocks(torch.randn(64, 64), block=(16, 16), scale_format="ue8m0")

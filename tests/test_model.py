@@ -3,13 +3,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from glmcore.errors import ConfigError
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.model.layout import BUCKET, DocumentLayout
 from glmcore.model.moe import Router, grouped_linear, sequence_balance_loss, update_correction_bias
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def random_model(dtype: torch.dtype = torch.float64, **fields: object) -> Glm:
@@ -92,9 +93,7 @@ def test_gradients_agree_with_finite_differences():
 
     def loss() -> torch.Tensor:
         output = model(ids, positions, layout, with_mtp=True)
-        return F.cross_entropy(model.logits(output.hidden), ids) + F.cross_entropy(
-            model.logits(output.mtp_hidden), ids
-        )
+        return F.cross_entropy(model.logits(output.hidden), ids) + F.cross_entropy(model.logits(output.mtp_hidden), ids)
 
     loss().backward()
     generator = torch.Generator().manual_seed(3)
@@ -145,9 +144,7 @@ def test_the_correction_bias_moves_against_the_load():
     router = Router(GlmConfig(**TINY))
     load = torch.tensor([9, 1, 5, 5, 5, 5, 5, 5])
     update_correction_bias(router, load, rate=0.001)
-    torch.testing.assert_close(
-        router.e_score_correction_bias, torch.tensor([-0.001, 0.001, 0, 0, 0, 0, 0, 0])
-    )
+    torch.testing.assert_close(router.e_score_correction_bias, torch.tensor([-0.001, 0.001, 0, 0, 0, 0, 0, 0]))
 
 
 def test_the_balance_loss_is_one_when_even_and_grows_when_not():

@@ -28,9 +28,7 @@ def documents(draw, max_len=20) -> Documents:
     lengths = draw(st.lists(st.integers(0, max_len), max_size=20))
     offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     num_tokens = int(offsets[-1])
-    mask = draw(
-        st.none() | arrays(np.uint8, num_tokens, elements=st.integers(0, 3)) | arrays(np.bool_, num_tokens)
-    )
+    mask = draw(st.none() | arrays(np.uint8, num_tokens, elements=st.integers(0, 3)) | arrays(np.bool_, num_tokens))
     return Documents(np.arange(1000, 1000 + num_tokens, dtype=np.int32), offsets, mask)
 
 
@@ -79,9 +77,7 @@ def test_balance_agrees_with_the_oracle(costs, num_ranks):
 
 
 @settings(deadline=None, max_examples=100)
-@given(
-    ragged=documents(), capacity=st.integers(20, 40), method=st.sampled_from(["best_fit", "split", "concat"])
-)
+@given(ragged=documents(), capacity=st.integers(20, 40), method=st.sampled_from(["best_fit", "split", "concat"]))
 def test_fill_agrees_with_the_oracle(ragged, capacity, method):
     lengths = np.diff(ragged.offsets)
     texts = np.split(ragged.ids, ragged.offsets[1:-1])

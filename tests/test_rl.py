@@ -1,15 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_model import packed, random_model
+
 from glmcore.rl.advantage import group_advantages
 from glmcore.rl.evaluate import RewardEstimate
 from glmcore.rl.loop import response_logprobs
 from glmcore.rl.loss import policy_loss
 from glmcore.rl.rollout import rollout_seed
 from glmcore.trajectory import Sample
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_model import packed, random_model
 
 LIMITS = {"clip_low": 0.2, "clip_high": 0.28, "importance_cap": 2.0}
 
@@ -37,9 +38,7 @@ def test_advantages_are_centred_in_each_group_whatever_its_size_and_order(groups
 def test_on_policy_gradients_are_those_of_the_plain_policy_gradient():
     logprobs = torch.randn(10, requires_grad=True)
     advantages = torch.randn(10)
-    result = policy_loss(
-        logprobs, logprobs.detach(), logprobs.detach(), advantages, num_tokens=10, **LIMITS
-    )
+    result = policy_loss(logprobs, logprobs.detach(), logprobs.detach(), advantages, num_tokens=10, **LIMITS)
     result.loss.backward()
     torch.testing.assert_close(logprobs.grad, -advantages / 10)
     assert result.kl_behaviour == pytest.approx(0)
@@ -90,10 +89,17 @@ def test_response_log_probabilities_are_those_of_the_masked_tokens():
         mask = (np.arange(length) >= prompt).astype(np.uint8)
         samples.append(
             Sample(
-                group_id=0, rollout_id=0, task="", ids=ids, loss_mask=mask,
-                logprobs=np.zeros(length, np.float32), policy_versions=np.zeros(length, np.int32),
-                reward=0.0, finish_reason="stop", failed=None,
-            )  # fmt: skip
+                group_id=0,
+                rollout_id=0,
+                task="",
+                ids=ids,
+                loss_mask=mask,
+                logprobs=np.zeros(length, np.float32),
+                policy_versions=np.zeros(length, np.int32),
+                reward=0.0,
+                finish_reason="stop",
+                failed=None,
+            )
         )
     got = response_logprobs(model, samples, temperature=0.7)
     expected = []

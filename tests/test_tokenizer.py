@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import tokenizers
 import transformers
-from glmcore import Tokenizer, train_tokenizer
-from glmcore._core import GLM4_SPECIAL_TOKENS
-from glmcore.errors import TokenizerError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from glmcore import Tokenizer, train_tokenizer
+from glmcore._core import GLM4_SPECIAL_TOKENS
+from glmcore.errors import TokenizerError
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"

@@ -1,10 +1,14 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from glmcore.errors import CheckpointError, ConfigError
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
@@ -15,12 +19,16 @@ from glmcore.train.loop import train_step
 from glmcore.train.loss import IGNORED, linear_cross_entropy
 from glmcore.train.optim import Optimizer, is_muon_parameter, orthogonalize
 from glmcore.train.schedule import learning_rate
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def stage(**fields: object) -> StageConfig:
-    plain = {"name": "general", "mixture": {"prose": 1.0}, "sequence_length": 8, "num_steps": 10, "rows_per_step": 2}
+    plain = {
+        "name": "general",
+        "mixture": {"prose": 1.0},
+        "sequence_length": 8,
+        "num_steps": 10,
+        "rows_per_step": 2,
+    }
     return StageConfig.from_dict({**plain, **fields}, origin="stage")
 
 
@@ -137,7 +145,7 @@ def test_one_cosine_spans_the_stages_up_to_mid_training_and_sft_has_its_own():
     )
     rates = [learning_rate(config, index, step) for index in range(2) for step in range(1, 11)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert all(a > b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[4:]))
     assert rates[-1] == pytest.approx(0.1)
     assert learning_rate(config, 2, 10) == pytest.approx(0.2)
     assert max(learning_rate(config, 2, step) for step in range(1, 11)) == pytest.approx(0.5)

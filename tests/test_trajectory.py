@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+
 from glmcore import TrajectoryBuffer
 from glmcore.errors import TrajectoryError
 

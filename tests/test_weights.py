@@ -5,11 +5,12 @@ import pytest
 import torch
 import transformers
 from conftest import TINY
+from safetensors.torch import load_file, save_file
+from test_model import packed, random_model
+
 from glmcore.errors import CheckpointError
 from glmcore.model.glm import Glm
 from glmcore.rl.sync import fp8_weights
-from safetensors.torch import load_file, save_file
-from test_model import packed, random_model
 
 
 def saved(tmp_path, **fields):
@@ -52,7 +53,10 @@ def test_a_checkpoint_comes_back_as_it_was_written(tmp_path):
     directory = saved(tmp_path)
     again = Glm.from_pretrained(directory, dtype=torch.float32)
     again.save_pretrained(tmp_path / "again")
-    first, second = load_file(directory / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
+    first, second = (
+        load_file(directory / "model.safetensors"),
+        load_file(tmp_path / "again" / "model.safetensors"),
+    )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert "model.layers.1.mlp.experts.7.down_proj.weight" in first
@@ -115,8 +119,14 @@ def test_the_fp8_checkpoint_holds_the_weights_that_sample(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("model.layers.1.mlp.experts.3.up_proj.weight"), r"experts.3.up_proj.weight' is missing"),
-        (lambda t: t.update(extra=torch.zeros(2)), r"model.safetensors: tensor 'extra' is not part of the model"),
+        (
+            lambda t: t.pop("model.layers.1.mlp.experts.3.up_proj.weight"),
+            r"experts.3.up_proj.weight' is missing",
+        ),
+        (
+            lambda t: t.update(extra=torch.zeros(2)),
+            r"model.safetensors: tensor 'extra' is not part of the model",
+        ),
         (lambda t: t.update({"lm_head.weight": torch.zeros(3, 3)}), r"'lm_head.weight' has shape \[3, 3\]"),
     ],
 )

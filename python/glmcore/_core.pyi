@@ -165,14 +165,10 @@ class CoreDraws:
     def length(self) -> npt.NDArray[np.uint32]:
         """Number of tokens of each document."""
 
-    def fill(
-        self, pieces: Pieces, first_row: int, num_rows: int, capacity: int, pad_id: int
-    ) -> _BatchArrays:
+    def fill(self, pieces: Pieces, first_row: int, num_rows: int, capacity: int, pad_id: int) -> _BatchArrays:
         """Arrays of some rows of a packing of these documents."""
 
-def draw(
-    names: list[str], weights: list[float], shards: list[CoreShards], seed: int, min_tokens: int
-) -> CoreDraws:
+def draw(names: list[str], weights: list[float], shards: list[CoreShards], seed: int, min_tokens: int) -> CoreDraws:
     """Documents of a mixture, from its beginning until there are enough tokens."""
 
 def shuffled(len: int, seed: int, name: str) -> npt.NDArray[np.uint32]:

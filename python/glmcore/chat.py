@@ -88,9 +88,7 @@ class _Rendering:
         ids: list[npt.NDArray[np.int32]] = []
         mask: list[npt.NDArray[np.uint8]] = []
         for text, is_special, learned in self.parts:
-            part = (
-                np.array([tokenizer.token_to_id(text)], np.int32) if is_special else tokenizer.encode_to_numpy(text)
-            )
+            part = np.array([tokenizer.token_to_id(text)], np.int32) if is_special else tokenizer.encode_to_numpy(text)
             ids.append(part)
             mask.append(np.full(len(part), learned, np.uint8))
         return ChatTokens(np.concatenate(ids), np.concatenate(mask))
@@ -154,7 +152,12 @@ def _open_turn(out: _Rendering, role_token: str, previous_role: str | None) -> N
 
 
 def _render(
-    out: _Rendering, message: Mapping[str, Any], index: int, same_observation: bool, is_current: bool, thinking: bool
+    out: _Rendering,
+    message: Mapping[str, Any],
+    index: int,
+    same_observation: bool,
+    is_current: bool,
+    thinking: bool,
 ) -> None:
     role = message.get("role")
     stops_answer = "assistant" if out.learning else None

@@ -104,9 +104,7 @@ def _add_run_verbs(verbs: Any) -> None:
     quickstart.add_argument("--corpus", metavar="PATH", help="your own text, JSONL file or directory")
     quickstart.set_defaults(command=_quickstart, resumable=True)
 
-    data = _verb(
-        verbs, "data", "prepare the data of a recipe", "  glmcore data prepare nano run.dir=runs/mine"
-    )
+    data = _verb(verbs, "data", "prepare the data of a recipe", "  glmcore data prepare nano run.dir=runs/mine")
     actions = data.add_subparsers(required=True, metavar="ACTION")
     prepare = _verb(
         actions,
@@ -115,9 +113,7 @@ def _add_run_verbs(verbs: Any) -> None:
         "  glmcore data prepare nano run.dir=runs/mine corpus.problems_per_task=2000",
     )
     _add_settings(prepare, _prepare)
-    train = _verb(
-        verbs, "train", "run the training stages of a recipe", "  glmcore train nano run.dir=runs/mine"
-    )
+    train = _verb(verbs, "train", "run the training stages of a recipe", "  glmcore train nano run.dir=runs/mine")
     _add_settings(train, _train)
     rl = _verb(verbs, "rl", "run the RL stage of a recipe", "  glmcore rl nano run.dir=runs/mine")
     _add_settings(rl, _rl)
@@ -170,7 +166,12 @@ def _add_model_verbs(verbs: Any) -> None:
     quantize.add_argument("target", type=Path, help="directory to make")
     quantize.set_defaults(command=_quantize)
 
-    info = _verb(verbs, "info", "describe a checkpoint or this installation", "  glmcore info\n  glmcore info runs/nano")
+    info = _verb(
+        verbs,
+        "info",
+        "describe a checkpoint or this installation",
+        "  glmcore info\n  glmcore info runs/nano",
+    )
     info.add_argument("model", type=Path, nargs="?", help="run directory or checkpoint directory")
     info.set_defaults(command=_info)
 
@@ -192,7 +193,10 @@ def _add_tokenizer_verbs(verbs: Any) -> None:
     )
     actions = tokenizer.add_subparsers(required=True, metavar="ACTION")
     train = _verb(
-        actions, "train", "train a tokenizer on text files", "  glmcore tokenizer train a.txt b.txt OUT --vocab-size 8192"
+        actions,
+        "train",
+        "train a tokenizer on text files",
+        "  glmcore tokenizer train a.txt b.txt OUT --vocab-size 8192",
     )
     train.add_argument("files", nargs="+", type=Path, help="text files")
     train.add_argument("target", type=Path, help="directory to make")
@@ -285,9 +289,7 @@ def _checkpoint(path: Path) -> Path:
 def _sampling(args: argparse.Namespace) -> Any:
     from glmcore.engine.sampling import SamplingParams
 
-    return SamplingParams(
-        max_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed
-    )
+    return SamplingParams(max_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed)
 
 
 def _generate(args: argparse.Namespace) -> None:

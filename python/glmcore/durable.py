@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Generator[Path, None, None]:
     """Yield a temporary path beside `path`; what is written there becomes `path` when the block ends well."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -27,7 +27,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path) -> Generator[Path, None, None]:
     """Yield an empty temporary directory beside `path`; it becomes `path` when the block ends well.
 
     `path` must not exist. What an earlier, killed call left behind is removed.

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -107,7 +107,9 @@ class _RichBar(ProgressBar):
 
 
 @contextmanager
-def progress(title: str, *, total: int | None = None, unit: str, shown: bool = True) -> Iterator[ProgressBar]:
+def progress(
+    title: str, *, total: int | None = None, unit: str, shown: bool = True
+) -> Generator[ProgressBar, None, None]:
     """Show how far a piece of work is.
 
     Args:

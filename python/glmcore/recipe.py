@@ -38,6 +38,8 @@ class CorpusConfig(Config):
     git_bytes: NonNegativeInt = 500_000
     reasoning_tasks: list[str] = Field(min_length=1)
     problems_per_task: PositiveInt = 10_000
+    direct_answer_share: NonNegativeFloat = Field(default=0.5, le=1.0)
+    """Share of the sft problems that are answered without thinking."""
     user_weight: NonNegativeFloat = 1.0
     """Weight of source `user` in every pretrain stage, when there is one."""
 

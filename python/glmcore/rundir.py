@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -96,7 +96,7 @@ class RunDirectory:
 
 
 @contextmanager
-def open_run(recipe: Recipe) -> Iterator[RunDirectory]:
+def open_run(recipe: Recipe) -> Generator[RunDirectory, None, None]:
     """Make the run's directory or go on with it; one process at a time.
 
     Raises:
@@ -128,7 +128,7 @@ def open_run(recipe: Recipe) -> Iterator[RunDirectory]:
 
 
 @contextmanager
-def timed(run: RunDirectory, name: str) -> Iterator[dict[str, Any]]:
+def timed(run: RunDirectory, name: str) -> Generator[dict[str, Any], None, None]:
     """Record station `name` with the time the block takes; the block may fill in `tokens` and `note`."""
     started = time.perf_counter()
     details: dict[str, Any] = {}

@@ -142,9 +142,7 @@ class Tokenizer:
             num_threads: None for all cores. The result does not depend on it.
             special: As for `encode`.
         """
-        ids, offsets = self._core.encode_batch(
-            [_clean(text) for text in texts], _parses(special), num_threads or 0
-        )
+        ids, offsets = self._core.encode_batch([_clean(text) for text in texts], _parses(special), num_threads or 0)
         return Ragged(ids, offsets)
 
     def decode(self, ids: Sequence[int] | TokenIds, *, skip_special_tokens: bool = False) -> str:

@@ -85,7 +85,11 @@ impl<'a, T: Element> Matrix<'a, T> {
 }
 
 fn check_length(what: &'static str, len: usize, rows: usize, columns: usize) -> Result<(), Error> {
-    if rows.checked_mul(columns) == Some(len) { Ok(()) } else { Err(Error::Length { what, len, rows, columns }) }
+    if rows.checked_mul(columns) == Some(len) {
+        Ok(())
+    } else {
+        Err(Error::Length { what, len, rows, columns })
+    }
 }
 
 fn check_block(block: (usize, usize)) -> Result<(), Error> {
@@ -131,19 +135,26 @@ pub fn quantize<T: Element>(
         return Ok((q, scales));
     }
     let strip = block.0 * columns;
-    let work = |(index, ((values, q), scales)): (usize, ((&[T], &mut [u8]), &mut [f32]))| {
+    let work = |(index, ((values, q), scales)): (usize, Strip<'_, T>)| {
         quantize_strip(values, q, scales, columns, block.1, floor, format)
             .map_err(|(row, column)| Error::NotFinite { row: index * block.0 + row, column })
     };
     if values.len() < MIN_PARALLEL_VALUES {
-        let strips = values.chunks(strip).zip(q.chunks_mut(strip)).zip(scales.chunks_mut(block_columns));
+        let strips =
+            values.chunks(strip).zip(q.chunks_mut(strip)).zip(scales.chunks_mut(block_columns));
         strips.enumerate().try_for_each(work)?;
     } else {
-        let strips = values.par_chunks(strip).zip(q.par_chunks_mut(strip)).zip(scales.par_chunks_mut(block_columns));
+        let strips = values
+            .par_chunks(strip)
+            .zip(q.par_chunks_mut(strip))
+            .zip(scales.par_chunks_mut(block_columns));
         strips.enumerate().map(work).collect::<Vec<_>>().into_iter().collect::<Result<(), _>>()?;
     }
     Ok((q, scales))
 }
+
+/// Values, codes and scales of one row of blocks.
+type Strip<'a, T> = ((&'a [T], &'a mut [u8]), &'a mut [f32]);
 
 /// Quantises one row of blocks; an error is the place of the first value that is not finite.
 fn quantize_strip<T: Element>(
@@ -159,9 +170,13 @@ fn quantize_strip<T: Element>(
     for (row, line) in values.chunks_exact(columns).enumerate() {
         for (amax, part) in amax.iter_mut().zip(line.chunks(width)) {
             // NaN compares as larger than everything in bits, so it survives an integer maximum.
-            let bits = part.iter().map(|value| value.to_f32().to_bits() & 0x7fff_ffff).max().unwrap_or(0);
+            let bits =
+                part.iter().map(|value| value.to_f32().to_bits() & 0x7fff_ffff).max().unwrap_or(0);
             if bits >= 0x7f80_0000 {
-                let column = line.iter().position(|value| !value.to_f32().is_finite()).expect("one is not finite");
+                let column = line
+                    .iter()
+                    .position(|value| !value.to_f32().is_finite())
+                    .expect("one is not finite");
                 return Err((row, column));
             }
             *amax = amax.max(f32::from_bits(bits));
@@ -215,7 +230,10 @@ pub fn dequantize<T: Element>(
     if q.len() < MIN_PARALLEL_VALUES {
         q.chunks(strip).zip(out.chunks_mut(strip)).zip(scales.chunks(block_columns)).for_each(work);
     } else {
-        q.par_chunks(strip).zip(out.par_chunks_mut(strip)).zip(scales.par_chunks(block_columns)).for_each(work);
+        q.par_chunks(strip)
+            .zip(out.par_chunks_mut(strip))
+            .zip(scales.par_chunks(block_columns))
+            .for_each(work);
     }
     Ok(())
 }

@@ -6,6 +6,8 @@ use std::sync::LazyLock;
 pub const E4M3_MAX: f32 = 448.0;
 
 const NAN: u8 = 0x7f;
+/// Bits of 2^-6, the smallest normal value, in float32.
+const SMALLEST_NORMAL: u32 = 0x3c80_0000;
 
 /// Nearest code of `value`, ties to even; values beyond [`E4M3_MAX`] saturate, NaN stays NaN.
 ///
@@ -21,9 +23,8 @@ pub fn encode(value: f32) -> u8 {
     if magnitude > 0x7f80_0000 {
         return sign | NAN;
     }
-    // 2^-6 is the smallest normal value. Below it codes are multiples of 2^-9: adding 2^14 aligns a float32's last
+    // Below the smallest normal value codes are multiples of 2^-9: adding 2^14 aligns a float32's last
     // mantissa bit with 2^-9, so the addition itself rounds to nearest even.
-    const SMALLEST_NORMAL: u32 = 0x3c80_0000;
     if magnitude < SMALLEST_NORMAL {
         let shifted = f32::from_bits(magnitude) + 16_384.0;
         return sign | (shifted.to_bits() & 0xff) as u8;

@@ -22,7 +22,9 @@
 mod blocks;
 mod e4m3;
 
-pub use blocks::{ACTIVATION_FLOOR, Element, Matrix, ScaleFormat, WEIGHT_FLOOR, dequantize, quantize};
+pub use blocks::{
+    ACTIVATION_FLOOR, Element, Matrix, ScaleFormat, WEIGHT_FLOOR, dequantize, quantize,
+};
 pub use e4m3::{E4M3_MAX, decode, encode};
 
 /// Why a matrix cannot be quantised or dequantised.

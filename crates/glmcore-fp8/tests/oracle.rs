@@ -1,7 +1,9 @@
 //! The fast paths against plain twins.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use glmcore_fp8::{
-    ACTIVATION_FLOOR, E4M3_MAX, Error, Matrix, ScaleFormat, WEIGHT_FLOOR, decode, dequantize, encode, quantize,
+    ACTIVATION_FLOOR, E4M3_MAX, Error, Matrix, ScaleFormat, WEIGHT_FLOOR, decode, dequantize,
+    encode, quantize,
 };
 use half::bf16;
 use proptest::prelude::*;
@@ -17,7 +19,13 @@ fn plain_encode(value: f32) -> u8 {
     sign | best
 }
 
-fn plain_quantize(w: &[f32], rows: usize, columns: usize, block: (usize, usize), floor: f32) -> (Vec<u8>, Vec<f32>) {
+fn plain_quantize(
+    w: &[f32],
+    rows: usize,
+    columns: usize,
+    block: (usize, usize),
+    floor: f32,
+) -> (Vec<u8>, Vec<f32>) {
     let block_columns = columns.div_ceil(block.1);
     let mut amax = vec![0.0_f32; rows.div_ceil(block.0) * block_columns];
     let at = |i: usize| (i / columns / block.0) * block_columns + (i % columns) / block.1;
@@ -25,7 +33,11 @@ fn plain_quantize(w: &[f32], rows: usize, columns: usize, block: (usize, usize),
         amax[at(i)] = amax[at(i)].max(value.abs());
     }
     let scale: Vec<f32> = amax.iter().map(|amax| amax.max(floor) / 448.0).collect();
-    let q = w.iter().enumerate().map(|(i, value)| plain_encode((value / scale[at(i)]).clamp(-448.0, 448.0))).collect();
+    let q = w
+        .iter()
+        .enumerate()
+        .map(|(i, value)| plain_encode((value / scale[at(i)]).clamp(-448.0, 448.0)))
+        .collect();
     (q, scale)
 }
 
@@ -39,7 +51,10 @@ fn every_code_decodes_and_encodes_to_itself() {
             assert_eq!(encode(value), code);
         }
     }
-    assert_eq!((decode(0x7e), decode(0x01), decode(0x08)), (448.0, 2.0_f32.powi(-9), 2.0_f32.powi(-6)));
+    assert_eq!(
+        (decode(0x7e), decode(0x01), decode(0x08)),
+        (448.0, 2.0_f32.powi(-9), 2.0_f32.powi(-6))
+    );
 }
 
 #[test]
@@ -94,18 +109,33 @@ proptest! {
 #[test]
 fn large_matrices_in_parallel_equal_the_plain_twin() {
     let (rows, columns) = (300, 401);
-    let w: Vec<f32> = (0..rows * columns).map(|i| ((i * 7919 % 10_007) as f32 - 5_000.0) * 1e-3).collect();
-    let (q, scale) = quantize(Matrix::new(&w, rows, columns).unwrap(), (128, 128), WEIGHT_FLOOR, ScaleFormat::Float32).unwrap();
+    let w: Vec<f32> =
+        (0..rows * columns).map(|i| ((i * 7919 % 10_007) as f32 - 5_000.0) * 1e-3).collect();
+    let (q, scale) = quantize(
+        Matrix::new(&w, rows, columns).unwrap(),
+        (128, 128),
+        WEIGHT_FLOOR,
+        ScaleFormat::Float32,
+    )
+    .unwrap();
     assert_eq!((q, scale), plain_quantize(&w, rows, columns, (128, 128), WEIGHT_FLOOR));
 }
 
 #[test]
 fn zeros_have_a_finite_scale_and_infinities_a_place() {
-    let (q, scale) = quantize(Matrix::new(&[0.0_f32; 4], 2, 2).unwrap(), (2, 2), WEIGHT_FLOOR, ScaleFormat::Float32).unwrap();
+    let (q, scale) = quantize(
+        Matrix::new(&[0.0_f32; 4], 2, 2).unwrap(),
+        (2, 2),
+        WEIGHT_FLOOR,
+        ScaleFormat::Float32,
+    )
+    .unwrap();
     assert_eq!((q, scale), (vec![0; 4], vec![1e-10 / 448.0]));
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let w = [1.0, 2.0, 3.0, 4.0, 5.0, bad];
-        let error = quantize(Matrix::new(&w, 3, 2).unwrap(), (1, 1), WEIGHT_FLOOR, ScaleFormat::Float32).unwrap_err();
+        let error =
+            quantize(Matrix::new(&w, 3, 2).unwrap(), (1, 1), WEIGHT_FLOOR, ScaleFormat::Float32)
+                .unwrap_err();
         assert_eq!(error, Error::NotFinite { row: 2, column: 1 });
     }
 }
@@ -114,7 +144,10 @@ fn zeros_have_a_finite_scale_and_infinities_a_place() {
 fn shapes_that_do_not_fit_are_refused() {
     assert!(matches!(Matrix::new(&[1.0_f32], 2, 1), Err(Error::Length { .. })));
     let matrix = Matrix::new(&[1.0_f32], 1, 1).unwrap();
-    assert!(matches!(quantize(matrix, (0, 1), WEIGHT_FLOOR, ScaleFormat::Float32), Err(Error::EmptyBlock { .. })));
+    assert!(matches!(
+        quantize(matrix, (0, 1), WEIGHT_FLOOR, ScaleFormat::Float32),
+        Err(Error::EmptyBlock { .. })
+    ));
     let wrong = dequantize(&[0], &[1.0, 1.0], (1, 1), (1, 1), &mut [0.0_f32]);
     assert!(matches!(wrong, Err(Error::Length { what: "scale_inv", .. })));
 }

@@ -3,7 +3,10 @@
 use glmcore_fp8::{Element, Matrix, ScaleFormat};
 use half::slice::HalfBitsSliceExt;
 use half::{bf16, f16};
-use numpy::{Element as NumpyElement, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
+use numpy::{
+    Element as NumpyElement, IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1,
+    PyReadonlyArray2,
+};
 use pyo3::prelude::*;
 
 use crate::error::{Fp8Error, OrRaise};
@@ -29,15 +32,23 @@ impl Blocks {
         values: &[T],
         (rows, columns): (usize, usize),
     ) -> PyResult<Quantized<'py>> {
-        let quantize =
-            || glmcore_fp8::quantize(Matrix::new(values, rows, columns)?, self.shape, self.floor, self.format);
+        let quantize = || {
+            glmcore_fp8::quantize(
+                Matrix::new(values, rows, columns)?,
+                self.shape,
+                self.floor,
+                self.format,
+            )
+        };
         let (q, scale) = py.detach(quantize).or_raise()?;
         Ok((q.into_pyarray(py).reshape([rows, columns])?, scale.into_pyarray(py)))
     }
 }
 
 fn contiguous<'a, T: NumpyElement>(w: &'a PyReadonlyArray2<'_, T>) -> PyResult<&'a [T]> {
-    w.as_slice().map_err(|_| Fp8Error::new_err("the matrix must be C-contiguous: pass np.ascontiguousarray(w)"))
+    w.as_slice().map_err(|_| {
+        Fp8Error::new_err("the matrix must be C-contiguous: pass np.ascontiguousarray(w)")
+    })
 }
 
 /// Quantise a float32 matrix; gives codes and scales.
@@ -81,9 +92,9 @@ fn fp8_dequantize<'py>(
 ) -> PyResult<Bound<'py, PyArray2<f32>>> {
     let (rows, columns) = q.as_array().dim();
     let codes = contiguous(&q)?;
-    let scale = scale
-        .as_slice()
-        .map_err(|_| Fp8Error::new_err("scale_inv must be C-contiguous: pass np.ascontiguousarray(scale_inv)"))?;
+    let scale = scale.as_slice().map_err(|_| {
+        Fp8Error::new_err("scale_inv must be C-contiguous: pass np.ascontiguousarray(scale_inv)")
+    })?;
     let out = py
         .detach(|| {
             let mut out = vec![0.0_f32; codes.len()];

@@ -2,7 +2,7 @@
 //!
 //! No algorithm lives here. A function converts its arguments, releases the interpreter, calls a
 //! crate and moves the result out.
-#![expect(clippy::needless_pass_by_value, reason = "PyO3 hands arguments over by value")]
+#![expect(clippy::needless_pass_by_value, reason = "PyO3 extracts arguments by value")]
 
 mod data;
 mod error;

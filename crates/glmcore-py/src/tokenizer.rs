@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use glmcore_tokenizer::{
-    EncodedBatch, GLM4_SPECIAL_TOKENS, Merger, Special, StreamDecoder, Tokenizer, Trainer, encode_batch,
+    EncodedBatch, GLM4_SPECIAL_TOKENS, Merger, Special, StreamDecoder, Tokenizer, Trainer,
+    encode_batch,
 };
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
@@ -35,7 +36,12 @@ impl PyTokenizer {
     }
 
     /// Ids of `text`; special tokens in it stay text unless `parse_special`.
-    fn encode<'py>(&self, py: Python<'py>, text: &str, parse_special: bool) -> Bound<'py, PyArray1<i32>> {
+    fn encode<'py>(
+        &self,
+        py: Python<'py>,
+        text: &str,
+        parse_special: bool,
+    ) -> Bound<'py, PyArray1<i32>> {
         let ids = py.detach(|| signed(self.inner.encode(text, special(parse_special))));
         ids.into_pyarray(py)
     }
@@ -51,8 +57,10 @@ impl PyTokenizer {
         let (ids, offsets) = py.detach(|| {
             let EncodedBatch { ids, offsets } =
                 encode_batch(&self.inner, &texts, special(parse_special), num_threads);
-            let offsets: Vec<i64> =
-                offsets.into_iter().map(|offset| i64::try_from(offset).expect("memory is below 2^63")).collect();
+            let offsets: Vec<i64> = offsets
+                .into_iter()
+                .map(|offset| i64::try_from(offset).expect("memory is below 2^63"))
+                .collect();
             (signed(ids), offsets)
         });
         (ids.into_pyarray(py), offsets.into_pyarray(py))
@@ -65,13 +73,16 @@ impl PyTokenizer {
         ids: PyReadonlyArray1<'py, i32>,
         skip_special: bool,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let ids = ids
-            .as_slice()
-            .map_err(|_| TokenizerError::new_err("ids must be C-contiguous: pass np.ascontiguousarray(ids)"))?;
+        let ids = ids.as_slice().map_err(|_| {
+            TokenizerError::new_err("ids must be C-contiguous: pass np.ascontiguousarray(ids)")
+        })?;
         let bytes = py.detach(|| {
             let ids = unsigned(ids)?;
-            let decoded =
-                if skip_special { self.inner.decode_without_special(&ids) } else { self.inner.decode(&ids) };
+            let decoded = if skip_special {
+                self.inner.decode_without_special(&ids)
+            } else {
+                self.inner.decode(&ids)
+            };
             decoded.or_raise()
         })?;
         Ok(PyBytes::new(py, &bytes))
@@ -173,21 +184,36 @@ impl PyTrainer {
     }
 
     /// The tokenizer with `vocab_size` ids, the last of them the special tokens.
-    fn finish(&self, py: Python<'_>, vocab_size: usize, special_tokens: Vec<String>) -> PyResult<PyTokenizer> {
+    fn finish(
+        &self,
+        py: Python<'_>,
+        vocab_size: usize,
+        special_tokens: Vec<String>,
+    ) -> PyResult<PyTokenizer> {
         py.detach(|| {
             let mut state = self.state.lock().expect("no holder panics");
             let merger = match std::mem::replace(&mut *state, State::Finished) {
                 State::Counting(trainer) => trainer.into_merger(),
                 State::Merging(merger) => merger,
-                State::Finished => return Err(TokenizerError::new_err("training has been finished")),
+                State::Finished => {
+                    return Err(TokenizerError::new_err("training has been finished"));
+                }
             };
             let num_special = special_tokens.len();
-            let Some(learned) = vocab_size.checked_sub(num_special).filter(|&learned| learned >= 256) else {
-                return Err(glmcore_tokenizer::Error::VocabularyTooSmall { vocab_size, num_special }).or_raise();
+            let Some(learned) =
+                vocab_size.checked_sub(num_special).filter(|&learned| learned >= 256)
+            else {
+                return Err(glmcore_tokenizer::Error::VocabularyTooSmall {
+                    vocab_size,
+                    num_special,
+                })
+                .or_raise();
             };
             let training = merger.finish(learned).or_raise()?;
             let special: Vec<&str> = special_tokens.iter().map(String::as_str).collect();
-            Ok(PyTokenizer { inner: Arc::new(Tokenizer::from_training(&training, &special).or_raise()?) })
+            Ok(PyTokenizer {
+                inner: Arc::new(Tokenizer::from_training(&training, &special).or_raise()?),
+            })
         })
     }
 }
@@ -203,8 +229,9 @@ fn signed(ids: Vec<u32>) -> Vec<i32> {
 fn unsigned<I: Copy + Into<i64>>(ids: &[I]) -> PyResult<Vec<u32>> {
     let convert = |(position, &id): (usize, &I)| {
         let id: i64 = id.into();
-        u32::try_from(id)
-            .map_err(|_| TokenizerError::new_err(format!("token id {id} at position {position} is not an id")))
+        u32::try_from(id).map_err(|_| {
+            TokenizerError::new_err(format!("token id {id} at position {position} is not an id"))
+        })
     };
     ids.iter().enumerate().map(convert).collect()
 }

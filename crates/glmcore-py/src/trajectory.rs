@@ -64,7 +64,13 @@ impl PyTrajectoryBuffer {
     }
 
     /// Make a group of rollouts of one task; gives its number.
-    fn admit(&self, py: Python<'_>, task: &str, num_rollouts: u32, policy_version: u64) -> PyResult<u64> {
+    fn admit(
+        &self,
+        py: Python<'_>,
+        task: &str,
+        num_rollouts: u32,
+        policy_version: u64,
+    ) -> PyResult<u64> {
         let buffer = self.buffer()?;
         py.detach(|| buffer.admit(task, num_rollouts, policy_version)).or_raise()
     }
@@ -84,7 +90,9 @@ impl PyTrajectoryBuffer {
         logprobs: PyReadonlyArray1<'_, f32>,
         policy_version: u64,
     ) -> PyResult<()> {
-        let strided = |_| TrajectoryError::new_err("arrays must be C-contiguous: pass np.ascontiguousarray(...)");
+        let strided = |_| {
+            TrajectoryError::new_err("arrays must be C-contiguous: pass np.ascontiguousarray(...)")
+        };
         let tokens = Tokens {
             ids: ids.as_slice().map_err(strided)?,
             loss_mask: loss_mask.as_slice().map_err(strided)?,
@@ -95,7 +103,13 @@ impl PyTrajectoryBuffer {
     }
 
     /// End a rollout with a reward.
-    fn finish(&self, py: Python<'_>, rollout_id: u64, reward: f64, finish_reason: &str) -> PyResult<()> {
+    fn finish(
+        &self,
+        py: Python<'_>,
+        rollout_id: u64,
+        reward: f64,
+        finish_reason: &str,
+    ) -> PyResult<()> {
         let buffer = self.buffer()?;
         py.detach(|| buffer.finish(rollout_id, reward, finish_reason)).or_raise()
     }
@@ -121,11 +135,14 @@ impl PyTrajectoryBuffer {
         timeout: Option<f64>,
     ) -> PyResult<Option<Vec<SampleRow<'py>>>> {
         let buffer = self.buffer()?;
-        let deadline = timeout.map(|seconds| Instant::now() + Duration::from_secs_f64(seconds.max(0.0)));
+        let deadline =
+            timeout.map(|seconds| Instant::now() + Duration::from_secs_f64(seconds.max(0.0)));
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let wait = left.unwrap_or(SIGNAL_CHECK).min(SIGNAL_CHECK);
-            if let Some(groups) = py.detach(|| buffer.take(num_groups, policy_version, Some(wait))).or_raise()? {
+            if let Some(groups) =
+                py.detach(|| buffer.take(num_groups, policy_version, Some(wait))).or_raise()?
+            {
                 return Ok(Some(groups.into_iter().flat_map(|group| rows(py, group)).collect()));
             }
             py.check_signals()?;
@@ -187,8 +204,11 @@ fn rows(py: Python<'_>, group: Group) -> impl Iterator<Item = SampleRow<'_>> {
 }
 
 fn row(py: Python<'_>, group: u64, task: String, rollout: Rollout) -> SampleRow<'_> {
-    let versions: Vec<i32> =
-        rollout.versions.iter().map(|&version| i32::try_from(version).unwrap_or(i32::MAX)).collect();
+    let versions: Vec<i32> = rollout
+        .versions
+        .iter()
+        .map(|&version| i32::try_from(version).unwrap_or(i32::MAX))
+        .collect();
     let (reward, finish_reason, failed) = match rollout.outcome {
         Outcome::Finished { reward, reason } => (reward, Some(reason), None),
         Outcome::Failed { reason } => (0.0, None, Some(reason)),

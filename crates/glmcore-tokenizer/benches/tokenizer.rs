@@ -6,14 +6,22 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use glmcore_tokenizer::{GLM4_SPECIAL_TOKENS, Special, Tokenizer, Trainer};
 
 fn corpus() -> String {
-    [include_str!("../src/train.rs"), include_str!("../src/file.rs"), include_str!("../src/pretokenize.rs")].concat()
+    [
+        include_str!("../src/train.rs"),
+        include_str!("../src/file.rs"),
+        include_str!("../src/pretokenize.rs"),
+    ]
+    .concat()
 }
 
 fn trained(text: &str) -> Tokenizer {
     let mut trainer = Trainer::new();
     trainer.feed(&[text], 1);
-    Tokenizer::from_training(&trainer.finish(1_000).expect("the corpus is large enough"), &GLM4_SPECIAL_TOKENS)
-        .expect("learned tokens fit")
+    Tokenizer::from_training(
+        &trainer.finish(1_000).expect("the corpus is large enough"),
+        &GLM4_SPECIAL_TOKENS,
+    )
+    .expect("learned tokens fit")
 }
 
 fn tokenizer(c: &mut Criterion) {

@@ -48,16 +48,20 @@ impl Merges {
         let rank_at = |symbols: &[TokenId], at: usize| {
             self.get(symbols[at], symbols[at + 1]).map_or(u32::MAX, |merge| merge.rank)
         };
-        for at in 0..len.saturating_sub(1) {
-            ranks[at] = rank_at(&symbols, at);
+        for (at, rank) in ranks[..len.saturating_sub(1)].iter_mut().enumerate() {
+            *rank = rank_at(&symbols, at);
         }
         while len > 1 {
-            let (best, &rank) =
-                ranks[..len - 1].iter().enumerate().min_by_key(|&(_, rank)| rank).expect("a pair is left");
+            let (best, &rank) = ranks[..len - 1]
+                .iter()
+                .enumerate()
+                .min_by_key(|&(_, rank)| rank)
+                .expect("a pair is left");
             if rank == u32::MAX {
                 break;
             }
-            let merge = self.get(symbols[best], symbols[best + 1]).expect("a ranked pair has a merge");
+            let merge =
+                self.get(symbols[best], symbols[best + 1]).expect("a ranked pair has a merge");
             symbols[best] = merge.id;
             symbols.copy_within(best + 2..len, best + 1);
             ranks.copy_within(best + 2..len, best + 1);

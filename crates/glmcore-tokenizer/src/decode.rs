@@ -21,11 +21,16 @@ impl Tokenizer {
         self.decode_where(ids, |id| !self.is_special(id))
     }
 
-    fn decode_where(&self, ids: &[TokenId], keep: impl Fn(TokenId) -> bool) -> Result<Vec<u8>, Error> {
+    fn decode_where(
+        &self,
+        ids: &[TokenId],
+        keep: impl Fn(TokenId) -> bool,
+    ) -> Result<Vec<u8>, Error> {
         let mut bytes = Vec::with_capacity(ids.len() * 4);
         for (position, &id) in ids.iter().enumerate() {
             let vocab_size = self.vocab_size();
-            let token = self.token_bytes(id).ok_or(Error::UnknownId { id, position, vocab_size })?;
+            let token =
+                self.token_bytes(id).ok_or(Error::UnknownId { id, position, vocab_size })?;
             if keep(id) {
                 bytes.extend_from_slice(token);
             }
@@ -57,7 +62,11 @@ impl StreamDecoder {
     /// [`Error::UnknownId`] if `id` is outside the vocabulary; the decoder is unchanged.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: TokenId) -> Result<String, Error> {
         let vocab_size = tokenizer.vocab_size();
-        let bytes = tokenizer.token_bytes(id).ok_or(Error::UnknownId { id, position: self.num_ids, vocab_size })?;
+        let bytes = tokenizer.token_bytes(id).ok_or(Error::UnknownId {
+            id,
+            position: self.num_ids,
+            vocab_size,
+        })?;
         self.num_ids += 1;
         self.held.extend_from_slice(bytes);
         let complete = self.held.len() - incomplete_tail(&self.held);

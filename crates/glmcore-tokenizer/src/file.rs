@@ -69,6 +69,7 @@ struct File {
 }
 
 #[derive(Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the file's own flags")]
 struct FileToken {
     id: TokenId,
     content: String,
@@ -129,8 +130,13 @@ impl Tokenizer {
                 None => unwritten.push(token),
             }
         }
-        if let Some(token) = unwritten.into_iter().find(|token| !file.added_tokens.iter().any(|a| a.content == *token)) {
-            return Err(Error::Inconsistent(format!("token {token:?} is not in the byte-level alphabet")));
+        if let Some(token) = unwritten
+            .into_iter()
+            .find(|token| !file.added_tokens.iter().any(|a| a.content == *token))
+        {
+            return Err(Error::Inconsistent(format!(
+                "token {token:?} is not in the byte-level alphabet"
+            )));
         }
         let added = number_added_tokens(file.added_tokens, vocab.len())?;
         let pairs = file
@@ -147,13 +153,17 @@ impl Tokenizer {
         let added: Vec<Value> = self.added.iter().map(added_token_json).collect();
         let mut learned: Vec<(&Vec<u8>, &TokenId)> = self.id_of.iter().collect();
         learned.sort_by_key(|&(_, id)| id);
-        let vocab: Map<String, Value> =
-            learned.into_iter().map(|(bytes, id)| (byte_level::to_text(bytes), json!(id))).collect();
+        let vocab: Map<String, Value> = learned
+            .into_iter()
+            .map(|(bytes, id)| (byte_level::to_text(bytes), json!(id)))
+            .collect();
         let mut pairs: Vec<_> = self.merges.by_pair.iter().collect();
         pairs.sort_by_key(|(_, merge)| merge.rank);
         let text_of = |id: TokenId| byte_level::to_text(&self.bytes_of[id as usize]);
-        let merges: Vec<Value> =
-            pairs.into_iter().map(|(&(left, right), _)| json!([text_of(left), text_of(right)])).collect();
+        let merges: Vec<Value> = pairs
+            .into_iter()
+            .map(|(&(left, right), _)| json!([text_of(left), text_of(right)]))
+            .collect();
         let byte_level = |add_prefix_space: bool, trim_offsets: bool, use_regex: bool| {
             json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space,
                    "trim_offsets": trim_offsets, "use_regex": use_regex})
@@ -192,10 +202,13 @@ fn added_token_json(token: &AddedToken) -> Value {
 
 /// Refuses every component that would change ids in a way that this crate does not know.
 fn check_components(file: &File) -> Result<(), Error> {
-    let unsupported = |component, value: &Value| Err(Error::Unsupported { component, value: value.to_string() });
-    for (component, value) in
-        [("truncation", &file.truncation), ("padding", &file.padding), ("normalizer", &file.normalizer)]
-    {
+    let unsupported =
+        |component, value: &Value| Err(Error::Unsupported { component, value: value.to_string() });
+    for (component, value) in [
+        ("truncation", &file.truncation),
+        ("padding", &file.padding),
+        ("normalizer", &file.normalizer),
+    ] {
         if !value.is_null() {
             return unsupported(component, value);
         }
@@ -254,7 +267,10 @@ fn check_model(model: &Model) -> Result<(), Error> {
 
 /// Added tokens with their ids. Hugging Face numbers them in file order, whatever their `id` says, so a file in which
 /// the two differ is refused.
-fn number_added_tokens(tokens: Vec<FileToken>, num_learned: usize) -> Result<Vec<AddedToken>, Error> {
+fn number_added_tokens(
+    tokens: Vec<FileToken>,
+    num_learned: usize,
+) -> Result<Vec<AddedToken>, Error> {
     let mut added: Vec<AddedToken> = Vec::with_capacity(tokens.len());
     for token in tokens {
         if token.single_word || token.lstrip || token.rstrip {
@@ -273,7 +289,10 @@ fn number_added_tokens(tokens: Vec<FileToken>, num_learned: usize) -> Result<Vec
     Ok(added)
 }
 
-fn merge_ids(merge: &FileMerge, vocab: &FxHashMap<Vec<u8>, TokenId>) -> Result<(TokenId, TokenId), Error> {
+fn merge_ids(
+    merge: &FileMerge,
+    vocab: &FxHashMap<Vec<u8>, TokenId>,
+) -> Result<(TokenId, TokenId), Error> {
     let (left, right) = match merge {
         FileMerge::Pair(left, right) => (left.as_str(), right.as_str()),
         FileMerge::Joined(both) => both

@@ -52,11 +52,15 @@ pub enum Error {
     #[expect(missing_docs, reason = "the message names every field")]
     UnknownId { id: u32, position: usize, vocab_size: usize },
     /// The text holds too few distinct pairs for the vocabulary.
-    #[error("the text allows {possible} merges, {wanted} are needed: give more text or a smaller vocabulary")]
+    #[error(
+        "the text allows {possible} merges, {wanted} are needed: give more text or a smaller vocabulary"
+    )]
     #[expect(missing_docs, reason = "the message names every field")]
     TooLittleText { possible: usize, wanted: usize },
     /// The vocabulary has no room for the 256 bytes and the special tokens.
-    #[error("a vocabulary of {vocab_size} has no room for 256 bytes and {num_special} special tokens")]
+    #[error(
+        "a vocabulary of {vocab_size} has no room for 256 bytes and {num_special} special tokens"
+    )]
     #[expect(missing_docs, reason = "the message names every field")]
     VocabularyTooSmall { vocab_size: usize, num_special: usize },
 }

@@ -39,7 +39,9 @@ static KINDS: LazyLock<Kinds> = LazyLock::new(Kinds::build);
 impl Kinds {
     fn build() -> Self {
         let mut flat = vec![Kind::Other; 0x11_0000];
-        for (pattern, kind) in [(r"\p{L}", Kind::Letter), (r"\p{N}", Kind::Number), (r"\s", Kind::Space)] {
+        for (pattern, kind) in
+            [(r"\p{L}", Kind::Letter), (r"\p{N}", Kind::Number), (r"\s", Kind::Space)]
+        {
             let hir = regex_syntax::parse(pattern).expect("a constant pattern parses");
             let HirKind::Class(Class::Unicode(class)) = hir.kind() else {
                 unreachable!("a Unicode property is a Unicode class");
@@ -97,10 +99,10 @@ fn next_len(kinds: &Kinds, text: &str) -> usize {
     let after_first = first.len_utf8();
     let second_kind = chars.next().map(|c| kinds.of(c));
 
-    if first == '\'' {
-        if let Some(len) = contraction_len(text) {
-            return len;
-        }
+    if first == '\''
+        && let Some(len) = contraction_len(text)
+    {
+        return len;
     }
     match (first_kind, second_kind) {
         (Kind::Letter, _) => run_len(text, |c| kinds.of(c) == Kind::Letter),

@@ -25,7 +25,8 @@ impl SpecialFinder {
     pub(crate) fn split<'t>(&self, text: &'t str, mut visit: impl FnMut(Part<'t>)) {
         let (mut plain, mut at) = (0, 0);
         while at < text.len() {
-            let found = self.starts.contains(&text.as_bytes()[at]).then(|| self.at(&text[at..])).flatten();
+            let found =
+                self.starts.contains(&text.as_bytes()[at]).then(|| self.at(&text[at..])).flatten();
             match found {
                 Some((len, id)) => {
                     if plain < at {
@@ -44,7 +45,10 @@ impl SpecialFinder {
     }
 
     fn at(&self, text: &str) -> Option<(usize, TokenId)> {
-        self.tokens.iter().find(|(token, _)| text.starts_with(token)).map(|(token, id)| (token.len(), *id))
+        self.tokens
+            .iter()
+            .find(|(token, _)| text.starts_with(token))
+            .map(|(token, id)| (token.len(), *id))
     }
 }
 

@@ -68,12 +68,21 @@ impl Tokenizer {
         for (rank, &(left, right)) in (0_u32..).zip(pairs) {
             let bytes = [bytes_of[left as usize].as_slice(), &bytes_of[right as usize]].concat();
             let Some(&id) = vocab.get(&bytes) else {
-                return Err(Error::Inconsistent(format!("merge {rank} makes no token of the vocabulary")));
+                return Err(Error::Inconsistent(format!(
+                    "merge {rank} makes no token of the vocabulary"
+                )));
             };
             by_pair.entry((left, right)).or_insert(Merge { rank, id });
         }
         let finder = SpecialFinder::new(added.iter().map(|token| (token.text.clone(), token.id)));
-        Ok(Self { merges: Merges { byte_ids, by_pair }, bytes_of, id_of: vocab, added, ignore_merges, finder })
+        Ok(Self {
+            merges: Merges { byte_ids, by_pair },
+            bytes_of,
+            id_of: vocab,
+            added,
+            ignore_merges,
+            finder,
+        })
     }
 
     /// A tokenizer from learned merges. Special tokens take the ids after the learned ones.
@@ -116,7 +125,8 @@ impl Tokenizer {
 
     /// Id of the token with exactly these bytes; a special token by its text.
     pub fn token_id(&self, bytes: &[u8]) -> Option<TokenId> {
-        let added = self.added.iter().find(|token| token.text.as_bytes() == bytes).map(|token| token.id);
+        let added =
+            self.added.iter().find(|token| token.text.as_bytes() == bytes).map(|token| token.id);
         added.or_else(|| self.id_of.get(bytes).copied())
     }
 
@@ -152,11 +162,11 @@ impl Tokenizer {
     fn encode_plain(&self, text: &str, cache: &mut WordCache, ids: &mut Vec<TokenId>) {
         for word in pretokens(text) {
             let word = word.as_bytes();
-            if self.ignore_merges {
-                if let Some(&id) = self.id_of.get(word) {
-                    ids.push(id);
-                    continue;
-                }
+            if self.ignore_merges
+                && let Some(&id) = self.id_of.get(word)
+            {
+                ids.push(id);
+                continue;
             }
             if let Some(known) = cache.get(word) {
                 ids.extend_from_slice(known);
@@ -170,7 +180,10 @@ impl Tokenizer {
 }
 
 /// Bytes of each id, after checking that ids are 0, 1, 2, ... without gap or repetition.
-fn index_tokens(vocab: &FxHashMap<Vec<u8>, TokenId>, added: &[AddedToken]) -> Result<Vec<Vec<u8>>, Error> {
+fn index_tokens(
+    vocab: &FxHashMap<Vec<u8>, TokenId>,
+    added: &[AddedToken],
+) -> Result<Vec<Vec<u8>>, Error> {
     let learned = vocab.iter().map(|(bytes, &id)| (bytes.as_slice(), id));
     let outside = added
         .iter()
@@ -182,10 +195,17 @@ fn index_tokens(vocab: &FxHashMap<Vec<u8>, TokenId>, added: &[AddedToken]) -> Re
         match bytes_of.get_mut(id as usize) {
             Some(place @ None) => *place = Some(bytes.to_vec()),
             Some(Some(_)) => return Err(Error::Inconsistent(format!("id {id} is given twice"))),
-            None => return Err(Error::Inconsistent(format!("id {id} leaves a gap in the ids below it"))),
+            None => {
+                return Err(Error::Inconsistent(format!(
+                    "id {id} leaves a gap in the ids below it"
+                )));
+            }
         }
     }
-    Ok(bytes_of.into_iter().map(|bytes| bytes.expect("as many distinct ids as places fill them all")).collect())
+    Ok(bytes_of
+        .into_iter()
+        .map(|bytes| bytes.expect("as many distinct ids as places fill them all"))
+        .collect())
 }
 
 /// Tokens of words that were merged before, bounded.

@@ -56,7 +56,8 @@ impl Trainer {
             .num_threads(num_threads)
             .build()
             .expect("the system starts a thread for each core");
-        let parts: Vec<_> = pool.install(|| texts.par_iter().fold(FxHashMap::default, count).collect());
+        let parts: Vec<_> =
+            pool.install(|| texts.par_iter().fold(FxHashMap::default, count).collect());
         for part in parts {
             for (word, count) in part {
                 *self.counts.entry(word).or_insert(0) += count;
@@ -174,7 +175,8 @@ impl Merger {
     }
 
     fn merge(&mut self, pair: Pair, words: &[u32]) {
-        let bytes = [self.tokens[pair.0 as usize].as_slice(), &self.tokens[pair.1 as usize]].concat();
+        let bytes =
+            [self.tokens[pair.0 as usize].as_slice(), &self.tokens[pair.1 as usize]].concat();
         let next = u32::try_from(self.tokens.len()).expect("ids are 32-bit");
         let id = *self.id_of.entry(bytes.clone()).or_insert(next);
         if id == next {
@@ -209,7 +211,12 @@ impl Merger {
 }
 
 /// Replaces each `pair` in `ids` by `id`, leftmost first, and reports every pair that appears or disappears.
-fn merge_in_word(ids: &mut Vec<TokenId>, pair: Pair, id: TokenId, mut changed: impl FnMut(Pair, i64)) {
+fn merge_in_word(
+    ids: &mut Vec<TokenId>,
+    pair: Pair,
+    id: TokenId,
+    mut changed: impl FnMut(Pair, i64),
+) {
     let mut kept = 0;
     let mut at = 0;
     while at < ids.len() {

@@ -1,6 +1,9 @@
 //! The fast paths against plain twins.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use glmcore_tokenizer::{GLM4_SPECIAL_TOKENS, Special, StreamDecoder, Tokenizer, Trainer, encode_batch, pretokens};
+use glmcore_tokenizer::{
+    GLM4_SPECIAL_TOKENS, Special, StreamDecoder, Tokenizer, Trainer, encode_batch, pretokens,
+};
 use proptest::prelude::*;
 
 const TEXT: &str = "the cat sat on the mat; the catalogue of cats sat there, then 1234 cats ate 12 mats\n\n  aaaa aaaaaaa";
@@ -116,14 +119,22 @@ fn too_little_text_is_an_error_with_the_numbers() {
     let mut trainer = Trainer::new();
     trainer.feed(&["ab ab"], 1);
     let error = trainer.finish(300).unwrap_err().to_string();
-    assert_eq!(error, "the text allows 2 merges, 44 are needed: give more text or a smaller vocabulary");
+    assert_eq!(
+        error,
+        "the text allows 2 merges, 44 are needed: give more text or a smaller vocabulary"
+    );
 }
 
 #[test]
 fn components_that_cannot_be_honoured_are_named() {
     let json = tokenizer().to_json();
-    let with = |from: &str, to: &str| Tokenizer::from_json(&json.replacen(from, to, 1)).unwrap_err().to_string();
-    assert!(with("\"normalizer\": null", "\"normalizer\": {\"type\": \"NFC\"}").starts_with("normalizer is not"));
+    let with = |from: &str, to: &str| {
+        Tokenizer::from_json(&json.replacen(from, to, 1)).unwrap_err().to_string()
+    };
+    assert!(
+        with("\"normalizer\": null", "\"normalizer\": {\"type\": \"NFC\"}")
+            .starts_with("normalizer is not")
+    );
     assert!(with("{1,3}", "{1,2}").starts_with("pre_tokenizer is not supported"));
     assert!(with("\"unk_token\": null", "\"unk_token\": \"x\"").starts_with("unk_token is not"));
     assert!(with("\"lstrip\": false", "\"lstrip\": true").starts_with("added token is not"));

@@ -51,7 +51,9 @@ impl Buffer {
     }
 
     fn new(limits: Limits, state: State, log: Option<Log>) -> Result<Self, Error> {
-        for (what, limit) in [("capacity", limits.capacity), ("groups_per_step", limits.groups_per_step)] {
+        for (what, limit) in
+            [("capacity", limits.capacity), ("groups_per_step", limits.groups_per_step)]
+        {
             if limit == 0 {
                 return Err(Error::Limit { what });
             }
@@ -71,7 +73,12 @@ impl Buffer {
     /// # Errors
     ///
     /// [`Error::WouldBeStale`], [`Error::Full`], [`Error::EmptyGroup`], [`Error::Io`].
-    pub fn admit(&self, task: &str, num_rollouts: u32, policy_version: u64) -> Result<GroupId, Error> {
+    pub fn admit(
+        &self,
+        task: &str,
+        num_rollouts: u32,
+        policy_version: u64,
+    ) -> Result<GroupId, Error> {
         let mut inner = self.lock();
         let event = inner.state.admit(&self.limits, task, num_rollouts, policy_version)?;
         let Event::Admit { group, .. } = event else { unreachable!("an admission was made") };
@@ -93,7 +100,12 @@ impl Buffer {
     /// # Errors
     ///
     /// [`Error::NoSuchRollout`], [`Error::Ended`], [`Error::Lengths`], [`Error::VersionWentBack`].
-    pub fn append_tokens(&self, rollout: RolloutId, tokens: &Tokens<'_>, policy_version: u64) -> Result<(), Error> {
+    pub fn append_tokens(
+        &self,
+        rollout: RolloutId,
+        tokens: &Tokens<'_>,
+        policy_version: u64,
+    ) -> Result<(), Error> {
         self.lock().state.rollout_mut(rollout)?.append(tokens, policy_version)
     }
 
@@ -167,7 +179,12 @@ impl Buffer {
             let wait = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             inner = match wait {
                 Some(Duration::ZERO) => return Ok(None),
-                Some(wait) => self.completed.wait_timeout(inner, wait).expect("no holder of the lock panics").0,
+                Some(wait) => {
+                    self.completed
+                        .wait_timeout(inner, wait)
+                        .expect("no holder of the lock panics")
+                        .0
+                }
                 None => self.completed.wait(inner).expect("no holder of the lock panics"),
             };
         }

@@ -7,12 +7,25 @@ use crate::{GroupId, RolloutId};
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Event {
     /// First event of a segment: the numbers that come next, so that older segments may go.
-    Begin { next_group: GroupId, next_rollout: RolloutId },
-    Admit { group: GroupId, first_rollout: RolloutId, num_rollouts: u32, policy_version: u64, task: String },
+    Begin {
+        next_group: GroupId,
+        next_rollout: RolloutId,
+    },
+    Admit {
+        group: GroupId,
+        first_rollout: RolloutId,
+        num_rollouts: u32,
+        policy_version: u64,
+        task: String,
+    },
     /// A rollout has ended, with all its tokens.
     End(Rollout),
-    Discard { group: GroupId },
-    Ack { groups: Vec<GroupId> },
+    Discard {
+        group: GroupId,
+    },
+    Ack {
+        groups: Vec<GroupId>,
+    },
 }
 
 impl Event {
@@ -25,7 +38,11 @@ impl Event {
             }
             Self::Admit { group, first_rollout, num_rollouts, policy_version, task } => {
                 out.bytes.push(1);
-                out.u64(*group).u64(*first_rollout).u64((*num_rollouts).into()).u64(*policy_version).text(task);
+                out.u64(*group)
+                    .u64(*first_rollout)
+                    .u64((*num_rollouts).into())
+                    .u64(*policy_version)
+                    .text(task);
             }
             Self::End(rollout) => {
                 out.bytes.push(2);
@@ -37,7 +54,7 @@ impl Event {
             }
             Self::Ack { groups } => {
                 out.bytes.push(4);
-                out.array(groups, |group| group.to_le_bytes());
+                out.array(groups, u64::to_le_bytes);
             }
         }
         out.bytes
@@ -81,8 +98,14 @@ impl Writer {
         self
     }
 
-    fn array<T: Copy, const N: usize>(&mut self, values: &[T], to_bytes: impl Fn(T) -> [u8; N]) -> &mut Self {
-        self.u64(values.len() as u64).bytes.extend(values.iter().flat_map(|&value| to_bytes(value)));
+    fn array<T: Copy, const N: usize>(
+        &mut self,
+        values: &[T],
+        to_bytes: impl Fn(T) -> [u8; N],
+    ) -> &mut Self {
+        self.u64(values.len() as u64)
+            .bytes
+            .extend(values.iter().flat_map(|&value| to_bytes(value)));
         self
     }
 
@@ -130,14 +153,16 @@ impl Reader<'_> {
 
     fn rollout(&mut self) -> Option<Rollout> {
         let (id, ids) = (self.u64()?, self.array(i32::from_le_bytes)?);
-        let (loss_mask, logprobs) = (self.array(u8::from_le_bytes)?, self.array(f32::from_le_bytes)?);
+        let (loss_mask, logprobs) =
+            (self.array(u8::from_le_bytes)?, self.array(f32::from_le_bytes)?);
         let versions = self.array(u64::from_le_bytes)?;
         let outcome = match self.u64()? {
             0 => Outcome::Finished { reward: f64::from_bits(self.u64()?), reason: self.text()? },
             1 => Outcome::Failed { reason: self.text()? },
             _ => return None,
         };
-        let fits = [loss_mask.len(), logprobs.len(), versions.len()].iter().all(|&len| len == ids.len());
+        let fits =
+            [loss_mask.len(), logprobs.len(), versions.len()].iter().all(|&len| len == ids.len());
         fits.then_some(Rollout { id, ids, loss_mask, logprobs, versions, outcome })
     }
 }

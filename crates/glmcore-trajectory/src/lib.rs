@@ -83,7 +83,9 @@ pub enum Error {
     #[error("{wanted} groups are fewer than the groups_per_step of {groups_per_step}")]
     TooFewGroups { wanted: usize, groups_per_step: usize },
     /// A group that is due is too old.
-    #[error("group {group} has tokens of version {oldest}, trained at {policy_version} they pass max_staleness {max_staleness}")]
+    #[error(
+        "group {group} has tokens of version {oldest}, trained at {policy_version} they pass max_staleness {max_staleness}"
+    )]
     Stale { group: GroupId, oldest: u64, policy_version: u64, max_staleness: u64 },
     /// A group is leased already, or not at all, where the call needs the other.
     #[error("group {group} is {state}")]

@@ -28,7 +28,10 @@ pub(crate) struct Log {
 
 impl Log {
     /// Opens the log in `directory`, made if it is not there, and gives the events of each segment to `replay`.
-    pub(crate) fn open(directory: &Path, mut replay: impl FnMut(u64, Event)) -> Result<Self, Error> {
+    pub(crate) fn open(
+        directory: &Path,
+        mut replay: impl FnMut(u64, Event),
+    ) -> Result<Self, Error> {
         fs::create_dir_all(directory).map_err(|source| io_error(directory, source))?;
         let lock = lock(&directory.join("lock"))?;
         let mut segments = list_segments(directory)?;
@@ -41,7 +44,10 @@ impl Log {
                 if !is_last || !is_torn(&bytes[end..]) {
                     return Err(Error::Damaged { path, offset: end as u64 });
                 }
-                let file = OpenOptions::new().write(true).open(&path).map_err(|source| io_error(&path, source))?;
+                let file = OpenOptions::new()
+                    .write(true)
+                    .open(&path)
+                    .map_err(|source| io_error(&path, source))?;
                 file.set_len(end as u64).map_err(|source| io_error(&path, source))?;
             }
         }
@@ -84,7 +90,9 @@ impl Log {
     }
 
     pub(crate) fn sync(&self) -> Result<(), Error> {
-        self.file.sync_data().map_err(|source| io_error(&segment_path(&self.directory, self.segment()), source))
+        self.file
+            .sync_data()
+            .map_err(|source| io_error(&segment_path(&self.directory, self.segment()), source))
     }
 
     /// Closes the segment and begins the next one.
@@ -109,7 +117,10 @@ impl Log {
     /// Size of all segments.
     pub(crate) fn bytes_on_disk(&self) -> u64 {
         let closed = self.segments[..self.segments.len() - 1].iter();
-        closed.filter_map(|&n| fs::metadata(segment_path(&self.directory, n)).ok()).map(|m| m.len()).sum::<u64>()
+        closed
+            .filter_map(|&n| fs::metadata(segment_path(&self.directory, n)).ok())
+            .map(|m| m.len())
+            .sum::<u64>()
             + self.size
     }
 }
@@ -147,7 +158,9 @@ fn list_segments(directory: &Path) -> Result<Vec<u64>, Error> {
     for entry in entries {
         let entry = entry.map_err(|source| io_error(directory, source))?;
         let name = entry.file_name().into_string().unwrap_or_default();
-        if let Some(number) = name.strip_prefix("segment-").and_then(|rest| rest.strip_suffix(".log")) {
+        if let Some(number) =
+            name.strip_prefix("segment-").and_then(|rest| rest.strip_suffix(".log"))
+        {
             segments.extend(number.parse::<u64>().ok());
         }
     }

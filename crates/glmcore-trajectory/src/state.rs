@@ -116,7 +116,9 @@ impl State {
             Event::Discard { group } => self.forget(group),
             Event::Ack { groups } => {
                 self.consumed_groups += groups.len() as u64;
-                groups.into_iter().for_each(|group| self.forget(group));
+                for group in groups {
+                    self.forget(group);
+                }
             }
         }
     }
@@ -154,10 +156,16 @@ impl State {
             return Err(Error::Full { outstanding: rollouts, wanted, capacity: limits.capacity });
         }
         let outstanding = self.held.values().filter(|held| !held.leased).count();
-        let trained_at = self.next_version.max(policy_version) + (outstanding / limits.groups_per_step) as u64;
+        let trained_at =
+            self.next_version.max(policy_version) + (outstanding / limits.groups_per_step) as u64;
         if trained_at - policy_version > limits.max_staleness {
             let max_staleness = limits.max_staleness;
-            return Err(Error::WouldBeStale { policy_version, trained_at, max_staleness, outstanding });
+            return Err(Error::WouldBeStale {
+                policy_version,
+                trained_at,
+                max_staleness,
+                outstanding,
+            });
         }
         Ok(Event::Admit {
             group: self.next_group,
@@ -176,7 +184,8 @@ impl State {
 
     pub(crate) fn rollout_mut(&mut self, rollout: RolloutId) -> Result<&mut Rollout, Error> {
         let group = *self.group_of.get(&rollout).ok_or(Error::NoSuchRollout(rollout))?;
-        let rollouts = &mut self.held.get_mut(&group).ok_or(Error::NoSuchRollout(rollout))?.group.rollouts;
+        let rollouts =
+            &mut self.held.get_mut(&group).ok_or(Error::NoSuchRollout(rollout))?.group.rollouts;
         let index = usize::try_from(rollout - rollouts[0].id).expect("groups are small");
         Ok(&mut rollouts[index])
     }
@@ -238,7 +247,9 @@ impl State {
         for &group in groups {
             match self.held.get(&group) {
                 None => return Err(Error::NoSuchGroup(group)),
-                Some(held) if !held.leased => return Err(Error::WrongState { group, state: "not leased" }),
+                Some(held) if !held.leased => {
+                    return Err(Error::WrongState { group, state: "not leased" });
+                }
                 Some(_) => {}
             }
         }
@@ -271,7 +282,8 @@ impl State {
                 GroupState::Leased => stats.leased_groups += 1,
             }
             stats.rollouts += held.group.rollouts.len();
-            stats.tokens += held.group.rollouts.iter().map(|rollout| rollout.ids.len()).sum::<usize>();
+            stats.tokens +=
+                held.group.rollouts.iter().map(|rollout| rollout.ids.len()).sum::<usize>();
         }
         stats
     }

@@ -15,8 +15,13 @@ pub struct Tokens<'a> {
 
 impl Tokens<'_> {
     pub(crate) fn check(&self) -> Result<(), Error> {
-        let (ids, loss_mask, logprobs) = (self.ids.len(), self.loss_mask.len(), self.logprobs.len());
-        if loss_mask == ids && logprobs == ids { Ok(()) } else { Err(Error::Lengths { ids, loss_mask, logprobs }) }
+        let (ids, loss_mask, logprobs) =
+            (self.ids.len(), self.loss_mask.len(), self.logprobs.len());
+        if loss_mask == ids && logprobs == ids {
+            Ok(())
+        } else {
+            Err(Error::Lengths { ids, loss_mask, logprobs })
+        }
     }
 }
 

@@ -91,9 +91,7 @@ class PackedRows:
             DataError: A shard is damaged.
         """
         if first_row < 0 or num_rows < 0 or first_row + num_rows > len(self):
-            raise PackingError(
-                f"rows {first_row} to {first_row + num_rows} are not among the {len(self)} rows"
-            )
+            raise PackingError(f"rows {first_row} to {first_row + num_rows} are not among the {len(self)} rows")
         return PackedBatch(*self._draws.fill(self._pieces, first_row, num_rows, self.capacity, self.pad_id))
 
     @property
@@ -109,8 +107,7 @@ class PackedRows:
         used = self._draws.source[np.unique(self._pieces.doc)]
         counts = np.bincount(used, minlength=len(self._sources))
         return {
-            source.name: float(count) / len(source.shards)
-            for source, count in zip(self._sources, counts, strict=True)
+            source.name: float(count) / len(source.shards) for source, count in zip(self._sources, counts, strict=True)
         }
 
     @property

@@ -17,8 +17,8 @@ from glmcore.errors import DataError
 
 MAX_ANSWER_CHARS = 400
 """Longer answers are wrong without a look."""
-MAX_TRIES_PER_PROBLEM = 40
-"""Small tasks run out of distinct questions; then fewer are given."""
+MAX_VAIN_DRAWS = 1_000
+"""So many draws without a new question mean that a task has no more."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,8 @@ TASKS: dict[str, Task] = {
 def _dataset_class(task: str) -> tuple[Any, Any]:
     """Configuration and dataset class of a task. The whole package takes a second to import, so it comes late."""
     importlib.import_module("reasoning_gym")
-    from reasoning_gym.factory import DATASETS
-
-    return DATASETS[task][1], DATASETS[task][0]
+    dataset_class, config_class = importlib.import_module("reasoning_gym.factory").DATASETS[task]
+    return config_class, dataset_class
 
 
 def _dataset(task: str, seed: int) -> Any:
@@ -121,6 +120,12 @@ def _dataset(task: str, seed: int) -> Any:
         raise DataError(f"unknown reasoning task {task!r}; there are {', '.join(TASKS)}")
     config_class, dataset_class = _dataset_class(task)
     return dataset_class(config_class(seed=seed, size=2**31 - 1, **TASKS[task].options))
+
+
+@cache
+def _verifier(task: str) -> Any:
+    """A dataset of the task whose `score_answer` is used; making one can read word lists from disk."""
+    return _dataset(task, 0)
 
 
 def is_held_out(question: str) -> bool:
@@ -138,13 +143,14 @@ def generate_problems(task: str, count: int, seed: int, *, held_out: bool) -> It
     """
     dataset = _dataset(task, seed)
     seen: set[str] = set()
-    for index in range(count * MAX_TRIES_PER_PROBLEM):
-        if len(seen) == count:
-            return
+    index, last_new = -1, 0
+    while len(seen) < count and index - last_new < MAX_VAIN_DRAWS:
+        index += 1
         entry = dataset[index]
         question = str(entry["question"])
         if question in seen or is_held_out(question) != held_out:
             continue
+        last_new = index
         seen.add(question)
         plain = json.loads(json.dumps(entry, default=str))
         yield Problem(f"{task}/{seed}/{index}", task, question, str(entry["answer"]), plain)
@@ -161,7 +167,7 @@ def score(problem: Problem, answer: str) -> float:
     if len(answer) > MAX_ANSWER_CHARS:
         return 0.0
     try:
-        return float(min(1.0, max(0.0, _dataset(problem.task, 0).score_answer(answer, problem.entry))))
+        return float(min(1.0, max(0.0, _verifier(problem.task).score_answer(answer, problem.entry))))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError):
         return 0.0
 

@@ -41,9 +41,7 @@ class LLM:
         CheckpointError: The checkpoint is damaged, or its tokenizer does not fit the model.
     """
 
-    def __init__(
-        self, directory: str | Path, *, dtype: torch.dtype = torch.float32, max_sequences: int = 256
-    ) -> None:
+    def __init__(self, directory: str | Path, *, dtype: torch.dtype = torch.float32, max_sequences: int = 256) -> None:
         self.tokenizer = Tokenizer.from_pretrained(str(directory))
         model = Glm.from_pretrained(directory, dtype=dtype)
         if self.tokenizer.vocab_size > model.config.vocab_size:
@@ -75,9 +73,7 @@ class LLM:
         thinking: bool = True,
     ) -> Message:
         """The model's answer to a conversation."""
-        prompt = apply_chat_template(
-            self.tokenizer, list(messages), thinking=thinking, add_generation_prompt=True
-        )
+        prompt = apply_chat_template(self.tokenizer, list(messages), thinking=thinking, add_generation_prompt=True)
         [generation] = self.engine.generate([prompt.ids.tolist()], [params])
         return parse_reply(self.reply_text(generation.token_ids))
 

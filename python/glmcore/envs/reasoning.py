@@ -40,7 +40,5 @@ class ReasoningEnv:
             DataError: A task is unknown.
         """
         share = -(-count // len(names))
-        by_task = [
-            cycle(list(generate_problems(name, share, seed, held_out=split == "held_out"))) for name in names
-        ]
+        by_task = [cycle(list(generate_problems(name, share, seed, held_out=split == "held_out"))) for name in names]
         return [next(by_task[index % len(names)]) for index in range(count)]

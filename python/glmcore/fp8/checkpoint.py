@@ -52,7 +52,10 @@ def quantize_checkpoint(
         raise CheckpointError(f"{target.absolute().parent} does not exist")
     files = sorted(source.glob("*.safetensors"))
     _check_complete(source, files)
-    with atomic_directory(target) as temporary, show_progress("quantize", unit="tensors", shown=progress) as bar:
+    with (
+        atomic_directory(target) as temporary,
+        show_progress("quantize", unit="tensors", shown=progress) as bar,
+    ):
         weight_map: dict[str, str] = {}
         kept: list[str] = []
         total = 0
@@ -77,9 +80,7 @@ def quantize_checkpoint(
             write_file(temporary / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
 
 
-def _quantize_file(
-    source: Path, target: Path, block: tuple[int, int], bar: Any
-) -> tuple[dict[str, int], list[str]]:
+def _quantize_file(source: Path, target: Path, block: tuple[int, int], bar: Any) -> tuple[dict[str, int], list[str]]:
     """Bytes of each tensor written, and the modules whose matrices keep their precision."""
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file

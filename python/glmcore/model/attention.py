@@ -56,7 +56,11 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], layout: DocumentLayout, cache: KeyValueCache | None = None
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        layout: DocumentLayout,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Attend within each document of `layout`.
 
@@ -73,9 +77,7 @@ class Attention(nn.Module):
         if cache is not None:
             _store_documents(cache, key, value, layout)
         # Padding slots repeat token 0. No real token sees them, so their gradient is zero and dropping it is exact.
-        query, key, value = (
-            gather_rows(part, layout.slot_token, layout.token_slot) for part in (query, key, value)
-        )
+        query, key, value = (gather_rows(part, layout.slot_token, layout.token_slot) for part in (query, key, value))
         parts = []
         for bucket in layout.buckets:
             size = bucket.num_documents * bucket.length
@@ -91,7 +93,12 @@ class Attention(nn.Module):
         return self.o_proj(attended)
 
     def decode(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], position_ids: Tensor, visible: Tensor, cache: KeyValueCache
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        position_ids: Tensor,
+        visible: Tensor,
+        cache: KeyValueCache,
     ) -> Tensor:
         """Attend from one new token of each of B sequences to that sequence's cache, after adding the token to it.
 

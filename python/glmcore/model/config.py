@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from typing_extensions import Self
 
 from glmcore.config import Config
@@ -43,7 +43,7 @@ class GlmConfig(Config):
     """Multi-token-prediction layers: 0 or 1."""
     tie_word_embeddings: bool = False
     initializer_range: PositiveFloat = 0.02
-    eos_token_id: list[NonNegativeInt] = [151_329, 151_336, 151_338]
+    eos_token_id: list[NonNegativeInt] = Field(default=[151_329, 151_336, 151_338])
     """Tokens that end a text: `<|endoftext|>`, `<|user|>`, `<|observation|>`."""
     pad_token_id: NonNegativeInt = 151_329
 
@@ -71,8 +71,7 @@ class GlmConfig(Config):
             )
         if self.first_k_dense_replace > self.num_hidden_layers:
             raise ValueError(
-                f"first_k_dense_replace={self.first_k_dense_replace} exceeds "
-                f"num_hidden_layers={self.num_hidden_layers}"
+                f"first_k_dense_replace={self.first_k_dense_replace} exceeds num_hidden_layers={self.num_hidden_layers}"
             )
         if self.num_nextn_predict_layers > 1:
             raise ValueError("num_nextn_predict_layers must be 0 or 1")

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from glmcore.model.attention import Attention, KeyValueCache, RMSNorm
 from glmcore.model.config import GlmConfig
 from glmcore.model.layout import DocumentLayout
-from glmcore.model.moe import Mlp, MixtureOfExperts, Router, Routing
+from glmcore.model.moe import MixtureOfExperts, Mlp, Router, Routing
 from glmcore.model.rope import rotary_angles
 
 
@@ -52,7 +52,12 @@ class DecoderLayer(nn.Module):
         return self._feed_forward(x)
 
     def decode(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], position_ids: Tensor, visible: Tensor, cache: KeyValueCache
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        position_ids: Tensor,
+        visible: Tensor,
+        cache: KeyValueCache,
     ) -> Tensor:
         """One new token of each sequence; see `Attention.decode`."""
         x = x + self.self_attn.decode(self.input_layernorm(x), angles, position_ids, visible, cache)
@@ -223,14 +228,16 @@ class Glm(nn.Module):
     def _angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         return rotary_angles(position_ids, self.config.rotary_dim, self.rope_theta)
 
-    @classmethod
-    def from_pretrained(cls, directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> Self:
+    @staticmethod
+    def from_pretrained(directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> "Glm":
         """Read a Hugging Face checkpoint directory, bfloat16 or block-FP8.
 
         Raises:
             CheckpointError: A file is missing or cut short, or a tensor is missing, extra or misshapen.
         """
-        from glmcore.model.weights import load_pretrained  # weights knows Glm; imported late to break the circle
+        from glmcore.model.weights import (
+            load_pretrained,
+        )  # weights knows Glm; imported late to break the circle
 
         return load_pretrained(Path(directory), dtype)
 

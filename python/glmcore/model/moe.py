@@ -4,6 +4,7 @@ Shapes: T tokens, D hidden size, E routed experts, K experts per token, M expert
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -104,9 +105,7 @@ def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     if rows.dtype in (torch.float32, torch.bfloat16):
         return F.grouped_mm(rows, weight.transpose(-2, -1), offs=ends)
     bounds = [0, *ends.tolist()]
-    return torch.cat(
-        [F.linear(rows[start:end], weight[e]) for e, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False))]
-    )
+    return torch.cat([F.linear(rows[start:end], weight[e]) for e, (start, end) in enumerate(pairwise(bounds))])
 
 
 class MixtureOfExperts(nn.Module):

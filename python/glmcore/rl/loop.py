@@ -120,9 +120,9 @@ class SynchronousLoop:
         prompt = np.asarray(rollout.prompt_ids, np.int32)
         answer = np.asarray(rollout.generation.token_ids, np.int32)
         zeros = np.zeros(len(prompt), np.float32)
-        self.buffer.append_tokens(rollout_id, prompt, np.zeros(len(prompt), np.bool_), zeros, version)
+        self.buffer.append_tokens(rollout_id, prompt, np.zeros(len(prompt), np.uint8), zeros, version)
         logprobs = np.asarray(rollout.generation.logprobs, np.float32)
-        self.buffer.append_tokens(rollout_id, answer, np.ones(len(answer), np.bool_), logprobs, version)
+        self.buffer.append_tokens(rollout_id, answer, np.ones(len(answer), np.uint8), logprobs, version)
         self.buffer.finish(rollout_id, rollout.reward, rollout.generation.finish_reason)
 
     def _update(self, samples: list[Sample], step: int) -> dict[str, float]:

@@ -77,16 +77,11 @@ class RolloutWorker:
             apply_chat_template(self.tokenizer, messages, add_generation_prompt=True).ids.tolist()
             for messages in starts
         ]
-        params = [
-            SamplingParams(max_tokens=self.max_tokens, temperature=self.temperature, seed=seed) for seed in seeds
-        ]
+        params = [SamplingParams(max_tokens=self.max_tokens, temperature=self.temperature, seed=seed) for seed in seeds]
         generations = self.engine.generate(prompts, params, on_tokens)
         replies = [self._reply(generation) for generation in generations]
         results = await asyncio.gather(
-            *(
-                environment.step(parse_reply(reply))
-                for environment, reply in zip(environments, replies, strict=True)
-            )
+            *(environment.step(parse_reply(reply)) for environment, reply in zip(environments, replies, strict=True))
         )
         return [
             Rollout(problem, prompt, generation, reply, result.reward)

@@ -34,9 +34,7 @@ class CheckpointStore:
 
     def latest(self) -> tuple[Progress, Path] | None:
         """The checkpoint that is furthest in the recipe."""
-        found = [
-            (Progress(*map(int, path.name.split("-"))), path) for path in self.directory.glob("[0-9]*-[0-9]*")
-        ]
+        found = [(Progress(*map(int, path.name.split("-"))), path) for path in self.directory.glob("[0-9]*-[0-9]*")]
         return max(found, default=None)
 
     def save(self, progress: Progress, model: nn.Module, optimizer: Optimizer) -> Path:

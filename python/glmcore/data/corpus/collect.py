@@ -6,7 +6,12 @@ from itertools import chain
 from pathlib import Path
 
 from glmcore.data.corpus.git_history import collect_commits
-from glmcore.data.corpus.installed import collect_code_files, collect_prose, collect_repositories
+from glmcore.data.corpus.installed import (
+    collect_code_files,
+    collect_prose,
+    collect_repositories,
+    read_packages,
+)
 from glmcore.data.corpus.user_files import SOURCE as USER
 from glmcore.data.corpus.user_files import collect_user_files
 from glmcore.data.documents import Document
@@ -25,14 +30,15 @@ def collect(config: CorpusConfig, seed: int) -> dict[str, Iterable[Document]]:
     sources: dict[str, Iterable[Document]] = {}
     if config.path is not None:
         sources[USER] = collect_user_files(Path(config.path))
+    packages = read_packages()
     commits = collect_commits(Path.cwd(), config.git_bytes)
     solved = list(_solved(config, seed))
     return {
-        "prose": _distinct(collect_prose(config.prose_bytes)),
-        "code": _distinct(collect_code_files(config.code_bytes)),
-        "repository": _distinct(chain(collect_repositories(config.repository_bytes), commits)),
+        "prose": _distinct(collect_prose(packages, config.prose_bytes)),
+        "code": _distinct(collect_code_files(packages, config.code_bytes)),
+        "repository": _distinct(chain(collect_repositories(packages, config.repository_bytes), commits)),
         "reasoning": (Document(p.id, "reasoning", to_text(p, solution)) for p, solution in solved),
-        "sft": (Document(p.id, "sft", messages=to_messages(p, solution)) for p, solution in solved),
+        "sft": (_conversation(p, solution, config.direct_answer_share) for p, solution in solved),
         **sources,
     }
 
@@ -44,6 +50,18 @@ def _solved(config: CorpusConfig, seed: int) -> Iterator[tuple[Problem, Solution
             solution = solve(problem)
             if solution is not None:
                 yield problem, solution
+
+
+def _conversation(problem: Problem, solution: Solution, direct_answer_share: float) -> Document:
+    """The problem answered with its steps or, for a share of the problems, at once.
+
+    GLM-4.5 is tuned on thinking and non-thinking answers in balance (report, section 3.1), which leaves it to
+    reinforcement learning to find out when thinking pays.
+    """
+    draw = hashlib.sha256(f"thinking/{problem.question}".encode()).digest()[0] / 256
+    if draw < direct_answer_share:
+        solution = Solution("", solution.answer)
+    return Document(problem.id, "sft", messages=to_messages(problem, solution))
 
 
 def _distinct(documents: Iterable[Document]) -> Iterator[Document]:

@@ -17,12 +17,24 @@ from glmcore.data.documents import Document
 
 MAX_FILE_BYTES = 200_000
 """Larger files are tables and generated code."""
+MAX_PACKAGE_BYTES = 600_000
+"""Larger packages are represented by their first files."""
 MAX_LINE_CHARS = 500
 """Longer lines are data or minified code."""
 MAX_REPOSITORY_CHARS = 24_000
 """A package's files are cut into documents of about this size: several thousand tokens."""
 _LICENCE = re.compile(r"^(licen[cs]e|copying|notice|authors|contributors)", re.IGNORECASE)
-_SKIPPED_PARTS = {"test", "tests", "testing", "idle_test", "lib2to3", "__pycache__", "_vendor", "node_modules", "data"}
+_SKIPPED_PARTS = {
+    "test",
+    "tests",
+    "testing",
+    "idle_test",
+    "lib2to3",
+    "__pycache__",
+    "_vendor",
+    "node_modules",
+    "site-packages",
+}
 _SKIPPED_PACKAGES = {"torch", "nvidia", "triton", "pip", "setuptools", "glmcore", "cuda"}
 
 
@@ -36,20 +48,24 @@ class SourceFile:
     text: str
 
 
-def collect_code_files(max_bytes: int) -> Iterator[Document]:
+Packages = dict[str, list[SourceFile]]
+"""Source files by package."""
+
+
+def collect_code_files(packages: Packages, max_bytes: int) -> Iterator[Document]:
     """One document a file, packages in turn, up to `max_bytes` of text."""
     size = 0
-    for file in _in_turn(_packages()):
+    for file in _in_turn(packages):
         if size >= max_bytes:
             return
         size += len(file.text.encode())
         yield Document(id=file.path, source="code", text=file.text)
 
 
-def collect_repositories(max_bytes: int) -> Iterator[Document]:
+def collect_repositories(packages: Packages, max_bytes: int) -> Iterator[Document]:
     """Files of one package together, each after those that it imports, in documents for long context."""
     size = 0
-    for package, files in _packages().items():
+    for package, files in packages.items():
         for number, text in enumerate(_joined(_dependency_order(files))):
             if size >= max_bytes:
                 return
@@ -57,17 +73,17 @@ def collect_repositories(max_bytes: int) -> Iterator[Document]:
             yield Document(id=f"{package}#{number}", source="repository", text=text)
 
 
-def collect_prose(max_bytes: int) -> Iterator[Document]:
+def collect_prose(packages: Packages, max_bytes: int) -> Iterator[Document]:
     """Package descriptions, language topics and docstrings, up to `max_bytes` of text."""
     size = 0
-    for document in _prose():
+    for document in _prose(packages):
         if size >= max_bytes:
             return
         size += len((document.text or "").encode())
         yield document
 
 
-def _prose() -> Iterator[Document]:
+def _prose(packages: Packages) -> Iterator[Document]:
     from pydoc_data import topics
 
     for name, text in sorted(topics.topics.items()):
@@ -77,7 +93,7 @@ def _prose() -> Iterator[Document]:
         if isinstance(description, str) and len(description) > 200:
             name = distribution.metadata["Name"]
             yield Document(id=f"description/{name}", source="prose", text=description.strip()[:MAX_REPOSITORY_CHARS])
-    for file in _in_turn(_packages()):
+    for file in _in_turn(packages):
         text = docstrings(file.text)
         if len(text) > 400:
             yield Document(id=f"docstrings/{file.path}", source="prose", text=text)
@@ -101,26 +117,26 @@ def docstrings(source: str) -> str:
     return "\n\n".join(parts)
 
 
-def _packages() -> dict[str, list[SourceFile]]:
-    """Source files of the standard library, then of each installed package, by name."""
-    library = Path(os.__file__).parent
-    packages: dict[str, list[SourceFile]] = {}
-    installed = Path(sysconfig.get_paths()["purelib"])
-    for root in (library, installed):
+def read_packages() -> Packages:
+    """Source files of the standard library, then of each installed package, by name, up to a size for each."""
+    packages: Packages = {}
+    sizes: dict[str, int] = {}
+    for root in (Path(os.__file__).parent, Path(sysconfig.get_paths()["purelib"])):
         for path in _python_files(root):
             relative = path.relative_to(root)
-            if relative.parts[0] == "site-packages" or _is_skipped(relative):
+            package = relative.parts[0] if len(relative.parts) > 1 else "python"
+            if _is_skipped(relative) or sizes.get(package, 0) > MAX_PACKAGE_BYTES:
                 continue
             text = _read(path)
             if text is not None:
-                package = relative.parts[0] if len(relative.parts) > 1 else "python"
+                sizes[package] = sizes.get(package, 0) + len(text)
                 packages.setdefault(package, []).append(SourceFile(package, str(relative), text))
     return packages
 
 
 def _python_files(root: Path) -> Iterator[Path]:
     for directory, names, files in os.walk(root):
-        names[:] = sorted(name for name in names if name not in _SKIPPED_PACKAGES | _SKIPPED_PARTS | {"site-packages"})
+        names[:] = sorted(name for name in names if name not in _SKIPPED_PACKAGES | _SKIPPED_PARTS)
         yield from (Path(directory) / name for name in sorted(files) if name.endswith(".py"))
 
 
@@ -141,7 +157,7 @@ def _read(path: Path) -> str | None:
     return text
 
 
-def _in_turn(packages: dict[str, list[SourceFile]]) -> Iterator[SourceFile]:
+def _in_turn(packages: Packages) -> Iterator[SourceFile]:
     """The first file of every package, then the second of every package, and so on."""
     waiting = [iter(files) for files in packages.values()]
     while waiting:

@@ -1,7 +1,6 @@
 """A user's own files as documents."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_DOCUMENT_CHARS = 200_000
 """Longer texts are cut into several documents."""
 SUFFIXES = frozenset(
-    ".c .cc .cpp .css .go .h .hpp .html .java .js .json .jsonl .md .py .rs .rst .sh .sql .tex .toml .ts .txt .yaml .yml"
-    .split()
-)  # fmt: skip
+    (
+        ".c .cc .cpp .css .go .h .hpp .html .java .js .json .jsonl .md .py .rs .rst .sh .sql .tex .toml .ts .txt"
+        " .yaml .yml"
+    ).split()
+)
 
 
 def collect_user_files(path: Path) -> list[Document]:
