@@ -1,6 +1,7 @@
 """Stub of the compiled core, written by hand and checked against it by stubtest."""
 
-from typing import final
+import os
+from typing import TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -80,121 +81,178 @@ class CoreTrainer:
 
 @final
 class CoreShardWriter:
-    """Writes one token shard; the file appears when it is finished."""
+    """Writes one shard."""
 
-    def __new__(cls, path: str, vocab_size: int, with_loss_mask: bool) -> CoreShardWriter:
-        """A writer to `path`."""
+    def __new__(cls, path: str | os.PathLike[str], vocab_size: int, with_loss_mask: bool) -> CoreShardWriter:
+        """Begin a shard."""
 
     def append(
-        self, ids: npt.NDArray[np.int32], loss_mask: npt.NDArray[np.uint8] | None, source: int, quality: float
+        self,
+        ids: npt.NDArray[np.int32] | npt.NDArray[np.int64],
+        loss_mask: npt.NDArray[np.uint8] | None,
+        source: int,
+        quality: float,
     ) -> None:
         """Add a document."""
 
     def finish(self) -> None:
-        """Make the file durable under its name."""
+        """Complete the file and give it its name."""
 
-    def abandon(self) -> None:
-        """Drop what was written."""
-
-@final
-class CoreShards:
-    """Shards of one vocabulary, memory-mapped, as one list of documents."""
-
-    def __new__(cls, paths: list[str]) -> CoreShards:
-        """Map the files."""
+    def abort(self) -> None:
+        """Remove what was written, unless finished."""
 
     @property
     def num_documents(self) -> int:
+        """Number of documents so far."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens so far."""
+
+@final
+class CoreShards:
+    """Shards of one vocabulary, read as one."""
+
+    def __new__(cls, paths: list[str]) -> CoreShards:
+        """Map shards."""
+
+    def __len__(self) -> int:
         """Number of documents."""
 
     @property
     def num_tokens(self) -> int:
-        """Number of tokens."""
+        """Number of tokens of all documents."""
 
     @property
     def vocab_size(self) -> int:
         """Number of ids in the vocabulary."""
 
-    def lengths(self) -> npt.NDArray[np.uint32]:
-        """Tokens of each document."""
+    @property
+    def has_loss_mask(self) -> bool:
+        """Whether a shard says which tokens are learned."""
 
-    def tokens(self, document: int) -> npt.NDArray[np.int32]:
-        """Ids of a document, widened from the file."""
+    def tokens(self, document: int) -> npt.NDArray[np.uint16] | npt.NDArray[np.int32]:
+        """Token ids of a document, in place."""
 
     def loss_mask(self, document: int) -> npt.NDArray[np.uint8]:
-        """1 for each token of a document that is learned."""
+        """1 for each token of a document that is learned, 0 for the rest."""
+
+    def source(self, document: int) -> int:
+        """Source of a document."""
+
+    def quality(self, document: int) -> float:
+        """Quality of a document."""
+
+    def lengths(self) -> npt.NDArray[np.uint32]:
+        """Number of tokens of every document."""
 
     def verify(self) -> None:
-        """Check every checksum."""
+        """Check every byte."""
 
 @final
-class CoreMixture:
-    """Draws documents from several sources by weight."""
+class CoreDraws:
+    """Documents drawn from a mixture, and where their tokens are."""
 
-    def __new__(cls, sources: list[tuple[str, float, CoreShards]], seed: int) -> CoreMixture:
-        """A mixture at its beginning."""
+    @property
+    def source(self) -> npt.NDArray[np.uint16]:
+        """Number of the source of each document."""
 
-    def draw(self, min_tokens: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint64], npt.NDArray[np.uint32]]:
-        """Draw documents until they have `min_tokens` tokens."""
+    @property
+    def document(self) -> npt.NDArray[np.uint64]:
+        """Number of each document in its source."""
 
-    def epochs(self) -> list[int]:
-        """How often all documents of each source were drawn."""
+    @property
+    def length(self) -> npt.NDArray[np.uint32]:
+        """Number of tokens of each document."""
 
-def shuffled(len: int, count: int, seed: int, name: str) -> npt.NDArray[np.uint32]:
-    """The first `count` places of the shuffled order of `len` things that belongs to `seed` and `name`."""
+    def fill(self, pieces: Pieces, first_row: int, num_rows: int, capacity: int, pad_id: int) -> _BatchArrays:
+        """Arrays of some rows of a packing of these documents."""
+
+def draw(names: list[str], weights: list[float], shards: list[CoreShards], seed: int, min_tokens: int) -> CoreDraws:
+    """Documents of a mixture, from its beginning until there are enough tokens."""
+
+def shuffled(len: int, seed: int, name: str) -> npt.NDArray[np.uint32]:
+    """The numbers below `len` in the order that belongs to a seed and a name."""
 
 # ---- packing --------------------------------------------------------------------------------------
 
-_Int32 = npt.NDArray[np.int32]
-_Arrays = tuple[_Int32, _Int32, _Int32, npt.NDArray[np.uint8], _Int32, int]
+_BatchArrays: TypeAlias = tuple[
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.uint8],
+    npt.NDArray[np.int32],
+    int,
+]
 
 @final
-class CorePieces:
-    """Pieces of documents by row."""
+class Packing:
+    """A row for every document, each whole."""
+
+    @property
+    def row_of(self) -> npt.NDArray[np.uint32]:
+        """Row of each document."""
+
+    @property
+    def order(self) -> npt.NDArray[np.uint32]:
+        """Documents by row, then by position in the row."""
+
+    @property
+    def row_offsets(self) -> npt.NDArray[np.uint32]:
+        """Where each row starts in `order`, and at the end the number of documents."""
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows in use."""
+
+@final
+class Pieces:
+    """Pieces of documents, by row, then by position in the row. No piece is empty."""
+
+    @property
+    def doc(self) -> npt.NDArray[np.uint32]:
+        """Document of each piece."""
+
+    @property
+    def start(self) -> npt.NDArray[np.uint32]:
+        """First token of each piece within its document."""
+
+    @property
+    def length(self) -> npt.NDArray[np.uint32]:
+        """Number of tokens of each piece."""
+
+    @property
+    def row_offsets(self) -> npt.NDArray[np.uint32]:
+        """Where each row starts among the pieces, and at the end the number of pieces."""
 
     @property
     def num_rows(self) -> int:
         """Number of rows."""
 
-    def arrays(self) -> list[npt.NDArray[np.uint32]]:
-        """Document, first token and length of each piece, and where each row starts among them."""
-
-    def select_rows(self, rows: npt.NDArray[np.uint32]) -> CorePieces:
+    def select_rows(self, rows: npt.NDArray[np.uint32]) -> Pieces:
         """The given rows, in the given order."""
 
-    def fill(
-        self,
-        documents: tuple[_Int32, npt.NDArray[np.int64], npt.NDArray[np.uint8] | None],
-        rows: tuple[int, int],
-        capacity: int,
-        pad_id: int,
-    ) -> _Arrays:
-        """The batch of some rows, with documents end to end in `ids`."""
+def pack_best_fit(lengths: npt.NDArray[np.uint32], capacity: int) -> Packing:
+    """Rows by best-fit decreasing."""
 
-    def fill_from_shards(
-        self,
-        shards: list[CoreShards],
-        source: npt.NDArray[np.uint16],
-        document: npt.NDArray[np.uint64],
-        rows: tuple[int, int],
-        capacity: int,
-        pad_id: int,
-    ) -> _Arrays:
-        """The batch of some rows, with document i being document `document[i]` of `shards[source[i]]`."""
+def pack_best_fit_split(lengths: npt.NDArray[np.uint32], capacity: int) -> Pieces:
+    """Rows by best-fit decreasing, longer documents cut."""
 
-def pack_best_fit(
-    lengths: npt.NDArray[np.uint32], capacity: int
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], CorePieces]:
-    """Pack whole documents by best-fit decreasing."""
-
-def pack_best_fit_split(lengths: npt.NDArray[np.uint32], capacity: int) -> CorePieces:
-    """Pack by best-fit decreasing after cutting documents longer than `capacity`."""
-
-def pack_concat(lengths: npt.NDArray[np.uint32], capacity: int) -> CorePieces:
-    """Lay documents end to end and cut at every row's end."""
+def pack_concat(lengths: npt.NDArray[np.uint32], capacity: int) -> Pieces:
+    """Documents end to end, cut at every row's end."""
 
 def balance(costs: npt.NDArray[np.float64], num_ranks: int) -> npt.NDArray[np.uint32]:
-    """Rank of each item, the costliest first to the rank with the least work."""
+    """Rank of each item."""
+
+def fill(
+    ids: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    loss_mask: npt.NDArray[np.uint8] | None,
+    packing: Packing | Pieces,
+    capacity: int,
+    pad_id: int,
+) -> _BatchArrays:
+    """Arrays of all rows of a packing."""
 
 # ---- trajectory -----------------------------------------------------------------------------------
 

@@ -1,121 +1,170 @@
-"""Sequence packing: documents into rows of a batch. Lengths in, row numbers out; then rows of token arrays."""
+"""Sequence packing: documents into rows, and rows into the arrays of a training step.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+Everything is deterministic: the same lengths give the same rows on every machine.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from glmcore import _core
-from glmcore._core import CorePieces
+from glmcore._core import Packing, Pieces
+from glmcore.errors import PackingError
 
-Lengths = Sequence[int] | npt.NDArray[np.uint32]
-Int32Array = npt.NDArray[np.int32]
+__all__ = [
+    "IGNORED_LABEL",
+    "PackedBatch",
+    "Packing",
+    "Pieces",
+    "RaggedLike",
+    "balance",
+    "fill",
+    "pack_best_fit",
+    "pack_best_fit_split",
+    "pack_concat",
+]
+
+IGNORED_LABEL = -100
+"""Label of a token that the loss leaves out."""
 
 
-class RaggedTokens(Protocol):
-    """Token ids of documents end to end; `glmcore.Ragged` is one. It may have a `loss_mask`, uint8 [n]."""
+class RaggedLike(Protocol):
+    """Documents end to end in one array, such as `Tokenizer.encode_batch` gives.
+
+    An attribute `loss_mask`, uint8 or bool [n], says which tokens are learned; without it all are.
+    """
 
     @property
-    def ids(self) -> Int32Array:
-        """int32 [n]."""
+    def ids(self) -> npt.NDArray[np.int32]:
+        """All ids, int32 [n]."""
         ...
 
     @property
     def offsets(self) -> npt.NDArray[np.int64]:
-        """Bounds of the documents, int64 [documents + 1], starting at 0."""
+        """Bounds of the documents, int64 [documents + 1], from 0 to n."""
         ...
 
 
 @dataclass(frozen=True)
-class Packing:
-    """Which documents, or pieces of them, share a row."""
-
-    num_rows: int
-    row_of: npt.NDArray[np.uint32]
-    """Row of each document, uint32 [documents]; empty for a packing that cuts documents."""
-    order: npt.NDArray[np.uint32]
-    """Documents by row, then by place in the row; empty for a packing that cuts documents."""
-    pieces: CorePieces = field(repr=False)
-    """Where every piece comes from and goes to, for `fill`."""
-
-
-@dataclass(frozen=True)
 class PackedBatch:
-    """Rows of equal length, flat: row r holds tokens `r * capacity` to `(r + 1) * capacity`."""
+    """R rows of C tokens, row after row."""
 
-    input_ids: Int32Array
-    """int32 [T]."""
-    labels: Int32Array
-    """The next token of the same piece, or -100 where nothing is to be learned, int32 [T]."""
-    position_ids: Int32Array
-    """Place of each token in its piece, int32 [T]."""
+    input_ids: npt.NDArray[np.int32]
+    """Token ids, [R*C]; the padding id behind the last piece of a row."""
+    labels: npt.NDArray[np.int32]
+    """The next token of the piece, [R*C]; -100 where that is not learned, at a piece's end and on padding."""
+    position_ids: npt.NDArray[np.int32]
+    """Place in the piece, from 0, [R*C]; a row's padding counts as one piece."""
     loss_mask: npt.NDArray[np.uint8]
-    """1 where the token itself is learned, uint8 [T]."""
-    cu_seqlens: Int32Array
-    """Bounds of all pieces from 0 to T; a row's padding is one piece, int32 [pieces + 1]."""
+    """1 where the token itself is learned, [R*C]; 0 on padding."""
+    cu_seqlens: npt.NDArray[np.int32]
+    """Bounds of every piece in the flat arrays, [pieces + 1], from 0 to R*C."""
     max_seqlen: int
-    """Length of the longest piece."""
+    """Length of the longest piece, padding included."""
 
 
-def pack_best_fit(lengths: Lengths, capacity: int) -> Packing:
-    """Pack by best-fit decreasing: the longest document first, each into the fullest row it fits.
+def pack_best_fit(lengths: npt.ArrayLike, capacity: int) -> Packing:
+    """A row for every document by best-fit decreasing: longest first, each into the fullest row it fits.
 
-    Deterministic; ties go to the earlier document and the lower row.
-
-    Raises:
-        PackingError: A document is longer than `capacity`.
-
-    Source: Johnson et al., SIAM J. Comput. 3(4), 1974: at most 11/9 of the fewest possible rows, and 4.
-    """
-    row_of, order, pieces = _core.pack_best_fit(_lengths(lengths), capacity)
-    return Packing(pieces.num_rows, row_of, order, pieces)
-
-
-def pack_best_fit_split(lengths: Lengths, capacity: int) -> Packing:
-    """As `pack_best_fit`, after cutting documents longer than `capacity` into pieces of `capacity` and one rest."""
-    return _of_pieces(_core.pack_best_fit_split(_lengths(lengths), capacity))
-
-
-def pack_concat(lengths: Lengths, capacity: int) -> Packing:
-    """Lay documents end to end and cut at every row's end.
-
-    Source: GLM-4.5 report (arXiv:2508.06471), section 2.3, for pre-training.
-    """
-    return _of_pieces(_core.pack_concat(_lengths(lengths), capacity))
-
-
-def balance(costs: Sequence[float] | npt.NDArray[np.float64], num_ranks: int) -> npt.NDArray[np.uint32]:
-    """Rank of each item so that work is even: the costliest first, each to the rank with the least so far.
-
-    Raises:
-        PackingError: A cost is negative or not finite, or there are no ranks.
-    """
-    return _core.balance(np.ascontiguousarray(costs, np.float64), num_ranks)
-
-
-def fill(ragged: RaggedTokens, packing: Packing, capacity: int, pad_id: int) -> PackedBatch:
-    """Arrays of all rows of `packing`.
+    Documents stay whole. Ties go to the earlier document and the lower row. An array of uint32 is read in
+    place; other integers are copied.
 
     Args:
-        ragged: The documents whose lengths were packed.
-        packing: Where they go.
-        capacity: Tokens of a row.
-        pad_id: Fills the end of rows.
+        lengths: Tokens of each document.
+        capacity: Tokens of a row, at most 16,777,216.
+
+    Returns:
+        `.row_of` uint32 [documents], `.num_rows`, `.order` (documents by row, then by position in the row)
+        and `.row_offsets` (bounds of the rows in `order`).
 
     Raises:
-        PackingError: The packing is of other documents or for longer rows.
+        PackingError: A document is longer than a row, or an argument is wrong.
     """
-    documents = (ragged.ids, ragged.offsets, getattr(ragged, "loss_mask", None))
-    return PackedBatch(*packing.pieces.fill(documents, (0, packing.num_rows), capacity, pad_id))
+    return _core.pack_best_fit(_lengths(lengths), capacity)
 
 
-def _of_pieces(pieces: CorePieces) -> Packing:
-    none = np.empty(0, np.uint32)
-    return Packing(pieces.num_rows, none, none, pieces)
+def pack_best_fit_split(lengths: npt.ArrayLike, capacity: int) -> Pieces:
+    """Rows by best-fit decreasing after cutting each document longer than a row into full rows and a rest.
+
+    Raises:
+        PackingError: An argument is wrong.
+    """
+    return _core.pack_best_fit_split(_lengths(lengths), capacity)
 
 
-def _lengths(lengths: Lengths) -> npt.NDArray[np.uint32]:
-    """Lengths as the core takes them; an array of another type or stride is an error, not a hidden copy."""
-    return lengths if isinstance(lengths, np.ndarray) else np.array(lengths, np.uint32)
+def pack_concat(lengths: npt.ArrayLike, capacity: int) -> Pieces:
+    """Documents end to end, cut at every row's end, so that all rows but the last are full.
+
+    Returns:
+        The pieces in order: `.doc`, `.start` (first token in the document) and `.length`, uint32 [pieces],
+        `.row_offsets` (bounds of the rows) and `.num_rows`.
+
+    Raises:
+        PackingError: An argument is wrong.
+    """
+    return _core.pack_concat(_lengths(lengths), capacity)
+
+
+def balance(costs: npt.ArrayLike, num_ranks: int) -> npt.NDArray[np.uint32]:
+    """Rank of each item, so that the ranks have even work: costliest first, each to the least loaded rank.
+
+    The busiest rank has at most 4/3 - 1/(3 num_ranks) times the work of the best sharing.
+
+    Args:
+        costs: Work of each item, finite and not negative, in any unit.
+        num_ranks: Number of ranks, at least 1.
+
+    Raises:
+        PackingError: A cost or the number of ranks is wrong.
+    """
+    array = np.asarray(costs)
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        raise PackingError(f"costs must be a 1-D array of numbers, got {array.ndim}-D {array.dtype}")
+    return _core.balance(np.ascontiguousarray(array, np.float64), num_ranks)
+
+
+def fill(ragged: RaggedLike, packing: Packing | Pieces, capacity: int, pad_id: int) -> PackedBatch:
+    """The arrays of all rows of a packing.
+
+    Args:
+        ragged: The documents that were packed.
+        packing: What a pack function gave for their lengths.
+        capacity: Tokens of a row, at least what was packed for.
+        pad_id: Id behind the last document of a row.
+
+    Raises:
+        PackingError: The packing is of other documents, or an array has the wrong type.
+    """
+    loss_mask: Any = getattr(ragged, "loss_mask", None)
+    if getattr(loss_mask, "dtype", None) == np.bool_:
+        loss_mask = loss_mask.view(np.uint8)
+    if loss_mask is not None:
+        _check("loss_mask", loss_mask, np.uint8)
+    _check("ids", ragged.ids, np.int32)
+    _check("offsets", ragged.offsets, np.int64)
+    return PackedBatch(*_core.fill(ragged.ids, ragged.offsets, loss_mask, packing, capacity, pad_id))
+
+
+def _lengths(lengths: npt.ArrayLike) -> npt.NDArray[np.uint32]:
+    array = np.asarray(lengths)
+    if array.ndim != 1:
+        raise PackingError(f"lengths must be 1-D, got {array.ndim}-D")
+    if array.dtype == np.uint32:
+        return array
+    if array.size == 0:
+        return np.empty(0, np.uint32)
+    if array.dtype.kind not in "iu":
+        raise PackingError(f"lengths must be integers, got {array.dtype}")
+    wrong = (array < 0) | (array > np.iinfo(np.uint32).max)
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise PackingError(f"document {index} has length {array[index]}, it must be from 0 to 4294967295")
+    return array.astype(np.uint32)
+
+
+def _check(name: str, array: npt.NDArray[Any], dtype: type[np.generic]) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:  # pyright: ignore[reportUnnecessaryIsInstance]  # callers need not be typed
+        found = f"{array.ndim}-D {array.dtype}" if hasattr(array, "dtype") else type(array).__name__
+        raise PackingError(f"{name} must be a 1-D {dtype.__name__} array, got {found}")

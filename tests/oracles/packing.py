@@ -1,19 +1,79 @@
-"""Best-fit decreasing in a few lines: the specification of the fast one."""
+"""Packing, as one reads it in a book."""
 
-import numpy as np
+import bisect
+import itertools
 
 
-def best_fit(lengths: list[int], capacity: int) -> np.ndarray:
-    """Row of each document: longest first, each into the fullest row it fits, ties to earlier and lower."""
-    row_of = np.zeros(len(lengths), np.uint32)
-    free: list[int] = []
-    for document in sorted(range(len(lengths)), key=lambda d: -lengths[d]):
-        fitting = [(space, row) for row, space in enumerate(free) if space >= lengths[document]]
-        if fitting:
-            _, row = min(fitting)
+def best_fit(lengths, capacity):
+    """Row of each document and the documents in the order of their rows, by best-fit decreasing."""
+    longest_first = sorted(range(len(lengths)), key=lambda doc: -lengths[doc])
+    row_of = [0] * len(lengths)
+    open_rows = []  # (free tokens, row), sorted
+    num_rows = 0
+    for doc in longest_first:
+        fit = bisect.bisect_left(open_rows, (lengths[doc], 0))
+        if fit < len(open_rows):
+            free, row = open_rows.pop(fit)
         else:
-            row = len(free)
-            free.append(capacity)
-        free[row] -= lengths[document]
-        row_of[document] = row
-    return row_of
+            free, row = capacity, num_rows
+            num_rows += 1
+        bisect.insort(open_rows, (free - lengths[doc], row))
+        row_of[doc] = row
+    order = sorted(longest_first, key=lambda doc: row_of[doc])
+    return row_of, order
+
+
+def split(lengths, capacity):
+    """Documents cut into pieces of a row and a rest: (document, start, length) of each."""
+    return [
+        (doc, start, min(capacity, length - start))
+        for doc, length in enumerate(lengths)
+        for start in range(0, length, capacity)
+    ]
+
+
+def concat(lengths, capacity):
+    """Pieces (row, document, start, length) of documents end to end."""
+    tokens = [(doc, place) for doc, length in enumerate(lengths) for place in range(length)]
+    pieces = []
+    for at, (doc, place) in enumerate(tokens):
+        if pieces and pieces[-1][:2] == (at // capacity, doc):
+            row, _, start, length = pieces[-1]
+            pieces[-1] = (row, doc, start, length + 1)
+        else:
+            pieces.append((at // capacity, doc, place, 1))
+    return pieces
+
+
+def balance(costs, num_ranks):
+    """Rank of each item: costliest first, each to the least loaded rank."""
+    loads = [0.0] * num_ranks
+    rank_of = [0] * len(costs)
+    for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
+        rank = min(range(num_ranks), key=loads.__getitem__)
+        loads[rank] += costs[item]
+        rank_of[item] = rank
+    return rank_of
+
+
+def fill(documents, masks, pieces, num_rows, capacity, pad_id):
+    """Arrays of a batch, token by token; pieces are (row, document, start, length) by row."""
+    ids, labels, positions, mask, bounds = [], [], [], [], [0]
+    for row in range(num_rows):
+        for _, doc, start, length in (piece for piece in pieces if piece[0] == row):
+            for place in range(length):
+                ids.append(documents[doc][start + place])
+                mask.append(int(masks[doc][start + place] != 0))
+                positions.append(place)
+                learned = place + 1 < length and masks[doc][start + place + 1]
+                labels.append(documents[doc][start + place + 1] if learned else -100)
+            bounds.append(len(ids))
+        padding = (row + 1) * capacity - len(ids)
+        ids += [pad_id] * padding
+        labels += [-100] * padding
+        positions += range(padding)
+        mask += [0] * padding
+        if padding:
+            bounds.append(len(ids))
+    longest = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
+    return ids, labels, positions, mask, bounds, longest

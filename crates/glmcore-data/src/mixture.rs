@@ -1,5 +1,7 @@
 //! Drawing documents from several sources by weight.
 
+use std::sync::Arc;
+
 use crate::{Error, Shuffle};
 
 /// Documents that can be drawn: how many there are, and how long each is.
@@ -18,21 +20,7 @@ pub trait Lengths {
     fn length(&self, document: u64) -> Result<u32, Error>;
 }
 
-impl<L: Lengths + ?Sized> Lengths for &L {
-    fn num_documents(&self) -> u64 {
-        (**self).num_documents()
-    }
-
-    fn num_tokens(&self) -> u64 {
-        (**self).num_tokens()
-    }
-
-    fn length(&self, document: u64) -> Result<u32, Error> {
-        (**self).length(document)
-    }
-}
-
-impl<L: Lengths + ?Sized> Lengths for std::sync::Arc<L> {
+impl<L: Lengths + ?Sized> Lengths for Arc<L> {
     fn num_documents(&self) -> u64 {
         (**self).num_documents()
     }
@@ -78,6 +66,16 @@ pub struct Draws {
     pub length: Vec<u32>,
     /// Sum of the lengths.
     pub num_tokens: u64,
+}
+
+impl Draws {
+    /// Adds documents drawn later.
+    pub fn append(&mut self, mut later: Self) {
+        self.source.append(&mut later.source);
+        self.document.append(&mut later.document);
+        self.length.append(&mut later.length);
+        self.num_tokens += later.num_tokens;
+    }
 }
 
 /// Draws whole documents so that each source's share of the tokens follows its weight.

@@ -93,6 +93,8 @@ fn sign(file: &mut [u8]) {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
     #[test]
     fn documents_are_read_as_written((vocab_size, masked, documents) in shard()) {
         let dir = tempfile::tempdir().unwrap();

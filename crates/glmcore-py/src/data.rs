@@ -1,190 +1,321 @@
 //! Binding of `glmcore-data`.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use glmcore_data::{Lengths, Mixture, ShardWriter, Shuffle, Source, TokenShards, Tokens};
-use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use glmcore_data::{Draws, Lengths, Mixture, ShardWriter, Shuffle, Source, TokenShards, Tokens};
+use glmcore_packing::Piece;
+use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
 use crate::error::{DataError, OrRaise};
+use crate::packing::{BatchArrays, Pieces, batch_arrays, count};
+use crate::view::view;
 
-/// Writes one token shard; the file appears when it is finished.
-#[pyclass(frozen, name = "CoreShardWriter", module = "glmcore._core")]
-struct PyShardWriter {
-    /// None once finished or abandoned.
-    inner: Mutex<Option<ShardWriter>>,
+/// Documents drawn between two looks at Ctrl-C: about 20 ms.
+const DRAWS_PER_CHUNK: usize = 100_000;
+
+/// Writes one shard.
+#[pyclass(frozen, module = "glmcore._core")]
+struct CoreShardWriter(Mutex<Option<ShardWriter>>); // none once finished or dropped
+
+/// Token ids of either width.
+#[derive(FromPyObject)]
+enum Ids<'py> {
+    Narrow(PyReadonlyArray1<'py, i32>),
+    Wide(PyReadonlyArray1<'py, i64>),
 }
 
 #[pymethods]
-impl PyShardWriter {
-    /// A writer to `path`.
+impl CoreShardWriter {
+    /// Begin a shard.
     #[new]
     fn new(path: PathBuf, vocab_size: u32, with_loss_mask: bool) -> PyResult<Self> {
         let writer = ShardWriter::create(path, vocab_size, with_loss_mask).or_raise()?;
-        Ok(Self { inner: Mutex::new(Some(writer)) })
+        Ok(Self(Mutex::new(Some(writer))))
     }
 
     /// Add a document.
     fn append(
         &self,
         py: Python<'_>,
-        ids: PyReadonlyArray1<'_, i32>,
+        ids: Ids<'_>,
         loss_mask: Option<PyReadonlyArray1<'_, u8>>,
         source: u16,
         quality: f32,
     ) -> PyResult<()> {
-        let strided =
-            |_| DataError::new_err("arrays must be C-contiguous: pass np.ascontiguousarray(...)");
-        let ids = ids.as_slice().map_err(strided)?;
-        let loss_mask =
-            loss_mask.as_ref().map(|mask| mask.as_slice().map_err(strided)).transpose()?;
-        py.detach(|| match &mut *self.inner.lock().expect("no holder panics") {
-            Some(writer) => writer.append(ids, loss_mask, source, quality).or_raise(),
-            None => Err(DataError::new_err("the shard has been finished")),
+        let mask = loss_mask.as_ref().map(|mask| contiguous(mask, "loss_mask")).transpose()?;
+        match &ids {
+            Ids::Narrow(ids) => {
+                let ids = contiguous(ids, "ids")?;
+                self.with(py, |writer| writer.append(ids, mask, source, quality))
+            }
+            Ids::Wide(ids) => {
+                let ids = contiguous(ids, "ids")?;
+                self.with(py, |writer| writer.append(ids, mask, source, quality))
+            }
+        }
+    }
+
+    /// Complete the file and give it its name.
+    fn finish(&self, py: Python<'_>) -> PyResult<()> {
+        match py.detach(|| self.take()) {
+            Some(writer) => py.detach(|| writer.finish()).or_raise(),
+            None => Err(closed()),
+        }
+    }
+
+    /// Remove what was written, unless finished.
+    fn abort(&self, py: Python<'_>) {
+        py.detach(|| drop(self.take()));
+    }
+
+    /// Number of documents so far.
+    #[getter]
+    fn num_documents(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, |writer| Ok(writer.num_documents()))
+    }
+
+    /// Number of tokens so far.
+    #[getter]
+    fn num_tokens(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, |writer| Ok(writer.num_tokens()))
+    }
+}
+
+impl CoreShardWriter {
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        call: impl FnOnce(&mut ShardWriter) -> Result<T, glmcore_data::Error> + Send,
+    ) -> PyResult<T> {
+        py.detach(|| match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(writer) => call(writer).or_raise(),
+            None => Err(closed()),
         })
     }
 
-    /// Make the file durable under its name.
-    fn finish(&self, py: Python<'_>) -> PyResult<()> {
-        let writer = self.inner.lock().expect("no holder panics").take();
-        let writer = writer.ok_or_else(|| DataError::new_err("the shard has been finished"))?;
-        py.detach(|| writer.finish()).or_raise()
-    }
-
-    /// Drop what was written.
-    fn abandon(&self) {
-        self.inner.lock().expect("no holder panics").take();
+    fn take(&self) -> Option<ShardWriter> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// Shards of one vocabulary, memory-mapped, as one list of documents.
-#[pyclass(frozen, name = "CoreShards", module = "glmcore._core")]
-pub(crate) struct PyShards {
-    pub(crate) inner: Arc<TokenShards>,
+fn closed() -> PyErr {
+    DataError::new_err("the shard is closed: create another ShardWriter")
 }
+
+/// Shards of one vocabulary, read as one.
+#[pyclass(frozen, module = "glmcore._core")]
+struct CoreShards(Arc<TokenShards>);
 
 #[pymethods]
-impl PyShards {
-    /// Map the files.
+impl CoreShards {
+    /// Map shards.
     #[new]
     fn new(py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<Self> {
-        let inner = py.detach(|| TokenShards::open(paths)).or_raise()?;
-        Ok(Self { inner: Arc::new(inner) })
+        py.detach(|| TokenShards::open(paths)).or_raise().map(|shards| Self(Arc::new(shards)))
     }
 
     /// Number of documents.
-    #[getter]
-    fn num_documents(&self) -> u64 {
-        self.inner.num_documents()
+    fn __len__(&self) -> usize {
+        usize::try_from(self.0.num_documents())
+            .expect("every document has an index entry in memory")
     }
 
-    /// Number of tokens.
+    /// Number of tokens of all documents.
     #[getter]
     fn num_tokens(&self) -> u64 {
-        self.inner.num_tokens()
+        self.0.num_tokens()
     }
 
     /// Number of ids in the vocabulary.
     #[getter]
     fn vocab_size(&self) -> u32 {
-        self.inner.vocab_size()
+        self.0.vocab_size()
     }
 
-    /// Tokens of each document.
-    fn lengths<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u32>>> {
-        Ok(py.detach(|| self.inner.lengths()).or_raise()?.into_pyarray(py))
+    /// Whether a shard says which tokens are learned.
+    #[getter]
+    fn has_loss_mask(&self) -> bool {
+        self.0.has_loss_mask()
     }
 
-    /// Ids of a document, widened from the file.
-    fn tokens<'py>(&self, py: Python<'py>, document: u64) -> PyResult<Bound<'py, PyArray1<i32>>> {
-        let widen = |id: u32| i32::try_from(id).expect("vocabularies are below 2^31");
-        let ids: Vec<i32> = match self.inner.tokens(document).or_raise()? {
-            Tokens::U16(ids) => ids.iter().map(|&id| i32::from(id)).collect(),
-            Tokens::U32(ids) => ids.iter().map(|&id| widen(id)).collect(),
-        };
-        Ok(ids.into_pyarray(py))
+    /// Token ids of a document, in place.
+    fn tokens<'py>(slf: &Bound<'py, Self>, document: u64) -> PyResult<Bound<'py, PyAny>> {
+        let owner = slf.clone().into_any();
+        Ok(match slf.get().0.tokens(document).or_raise()? {
+            // SAFETY: the mapping lives in the frozen owner, and shards are never written again.
+            Tokens::U16(ids) => unsafe { view(ids, owner) }.into_any(),
+            Tokens::U32(ids) => {
+                // SAFETY: i32 has the layout of u32 and no invalid values; the slice is the same memory.
+                let ids =
+                    unsafe { std::slice::from_raw_parts(ids.as_ptr().cast::<i32>(), ids.len()) };
+                // SAFETY: the mapping lives in the frozen owner, and shards are never written again.
+                unsafe { view(ids, owner) }.into_any()
+            }
+        })
     }
 
-    /// 1 for each token of a document that is learned.
+    /// 1 for each token of a document that is learned, 0 for the rest.
     fn loss_mask<'py>(&self, py: Python<'py>, document: u64) -> PyResult<Bound<'py, PyArray1<u8>>> {
-        let length = self.inner.length(document).or_raise()? as usize;
-        let (mut ids, mut mask) = (vec![0; length], vec![0; length]);
-        self.inner.copy(document, 0, &mut ids, &mut mask).or_raise()?;
-        Ok(mask.into_pyarray(py))
+        let mask = py.detach(|| {
+            let len = self.0.length(document)? as usize;
+            let mut mask = vec![0; len];
+            self.0.copy(document, 0, &mut vec![0; len], &mut mask).map(|()| mask)
+        });
+        mask.or_raise().map(|mask| mask.into_pyarray(py))
     }
 
-    /// Check every checksum.
+    /// Source of a document.
+    fn source(&self, document: u64) -> PyResult<u16> {
+        self.0.source(document).or_raise()
+    }
+
+    /// Quality of a document.
+    fn quality(&self, document: u64) -> PyResult<f32> {
+        self.0.quality(document).or_raise()
+    }
+
+    /// Number of tokens of every document.
+    fn lengths<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u32>>> {
+        py.detach(|| self.0.lengths()).or_raise().map(|lengths| lengths.into_pyarray(py))
+    }
+
+    /// Check every byte.
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| self.inner.verify()).or_raise()
+        for shard in self.0.shards() {
+            py.detach(|| shard.verify()).or_raise()?;
+            py.check_signals()?;
+        }
+        Ok(())
     }
 }
 
-/// Source, document and length of each draw.
-type Draws<'py> = (Bound<'py, PyArray1<u16>>, Bound<'py, PyArray1<u64>>, Bound<'py, PyArray1<u32>>);
-
-/// Draws documents from several sources by weight.
-#[pyclass(frozen, name = "CoreMixture", module = "glmcore._core")]
-struct PyMixture {
-    inner: Mutex<Mixture<Arc<TokenShards>>>,
+/// Documents drawn from a mixture, and where their tokens are.
+#[pyclass(frozen, module = "glmcore._core")]
+struct CoreDraws {
+    draws: Draws,
+    shards: Vec<Arc<TokenShards>>,
 }
 
 #[pymethods]
-impl PyMixture {
-    /// A mixture at its beginning.
-    #[new]
-    fn new(sources: Vec<(String, f64, PyRef<'_, PyShards>)>, seed: u64) -> PyResult<Self> {
-        let sources = sources
-            .into_iter()
-            .map(|(name, weight, shards)| Source {
-                name,
-                weight,
-                documents: Arc::clone(&shards.inner),
-            })
-            .collect();
-        Ok(Self { inner: Mutex::new(Mixture::new(sources, seed).or_raise()?) })
+impl CoreDraws {
+    /// Number of the source of each document.
+    #[getter]
+    fn source<'py>(slf: &Bound<'py, Self>) -> Bound<'py, PyArray1<u16>> {
+        // SAFETY: the class is frozen and its vectors never change.
+        unsafe { view(&slf.get().draws.source, slf.clone().into_any()) }
     }
 
-    /// Draw documents until they have `min_tokens` tokens.
-    fn draw<'py>(&self, py: Python<'py>, min_tokens: u64) -> PyResult<Draws<'py>> {
-        let draws = py
-            .detach(|| self.inner.lock().expect("no holder panics").draw(min_tokens, usize::MAX))
-            .or_raise()?;
-        Ok((
-            draws.source.into_pyarray(py),
-            draws.document.into_pyarray(py),
-            draws.length.into_pyarray(py),
-        ))
+    /// Number of each document in its source.
+    #[getter]
+    fn document<'py>(slf: &Bound<'py, Self>) -> Bound<'py, PyArray1<u64>> {
+        // SAFETY: the class is frozen and its vectors never change.
+        unsafe { view(&slf.get().draws.document, slf.clone().into_any()) }
     }
 
-    /// How often all documents of each source were drawn.
-    fn epochs(&self) -> Vec<u64> {
-        self.inner.lock().expect("no holder panics").epochs()
+    /// Number of tokens of each document.
+    #[getter]
+    fn length<'py>(slf: &Bound<'py, Self>) -> Bound<'py, PyArray1<u32>> {
+        // SAFETY: the class is frozen and its vectors never change.
+        unsafe { view(&slf.get().draws.length, slf.clone().into_any()) }
+    }
+
+    /// Arrays of some rows of a packing of these documents.
+    fn fill<'py>(
+        &self,
+        py: Python<'py>,
+        pieces: &Bound<'py, Pieces>,
+        first_row: usize,
+        num_rows: usize,
+        capacity: i64,
+        pad_id: i32,
+    ) -> PyResult<BatchArrays<'py>> {
+        let (pieces, capacity) = (&pieces.get().0, count("capacity", capacity)?);
+        let rows = first_row..first_row.saturating_add(num_rows);
+        let copy = |piece: Piece, ids: &mut [i32], mask: &mut [u8]| self.copy(piece, ids, mask);
+        let batch = py.detach(|| glmcore_packing::fill(pieces, rows, capacity, pad_id, copy));
+        match batch {
+            Ok(batch) => Ok(batch_arrays(py, batch)),
+            Err(FillError::Packing(error)) => Err(error).or_raise(),
+            Err(FillError::Data(error)) => Err(error).or_raise(),
+        }
     }
 }
 
-/// The first `count` places of the shuffled order of `len` things that belongs to `seed` and `name`.
-#[pyfunction]
-fn shuffled(
-    py: Python<'_>,
-    len: u32,
-    count: u32,
-    seed: u64,
-    name: &str,
-) -> PyResult<Py<PyArray1<u32>>> {
-    if count > len {
-        return Err(DataError::new_err(format!("cannot take {count} of {len}")));
+impl CoreDraws {
+    fn copy(&self, piece: Piece, ids: &mut [i32], mask: &mut [u8]) -> Result<(), FillError> {
+        let draw = piece.doc as usize;
+        let Some(&source) = self.draws.source.get(draw) else {
+            let (packed, given) = (draw + 1, self.draws.source.len());
+            return Err(glmcore_packing::Error::DocumentCount { packed, given }.into());
+        };
+        let document = self.draws.document[draw];
+        self.shards[usize::from(source)]
+            .copy(document, piece.start, ids, mask)
+            .map_err(FillError::Data)
     }
+}
+
+/// What can go wrong while rows are filled from shards.
+enum FillError {
+    Packing(glmcore_packing::Error),
+    Data(glmcore_data::Error),
+}
+
+impl From<glmcore_packing::Error> for FillError {
+    fn from(error: glmcore_packing::Error) -> Self {
+        Self::Packing(error)
+    }
+}
+
+/// Documents of a mixture, from its beginning until there are enough tokens.
+#[pyfunction]
+fn draw(
+    py: Python<'_>,
+    names: Vec<String>,
+    weights: Vec<f64>,
+    shards: Vec<Bound<'_, CoreShards>>,
+    seed: u64,
+    min_tokens: u64,
+) -> PyResult<CoreDraws> {
+    let shards: Vec<_> = shards.iter().map(|shards| shards.get().0.clone()).collect();
+    let sources = names.into_iter().zip(weights).zip(&shards);
+    let sources =
+        sources.map(|((name, weight), shards)| Source { name, weight, documents: shards.clone() });
+    let mut mixture = Mixture::new(sources.collect(), seed).or_raise()?;
+    let mut draws = Draws::default();
+    while draws.num_tokens < min_tokens {
+        let missing = min_tokens - draws.num_tokens;
+        draws.append(py.detach(|| mixture.draw(missing, DRAWS_PER_CHUNK)).or_raise()?);
+        py.check_signals()?;
+    }
+    Ok(CoreDraws { draws, shards })
+}
+
+/// The numbers below `len` in the order that belongs to a seed and a name.
+#[pyfunction]
+fn shuffled<'py>(py: Python<'py>, len: u32, seed: u64, name: &str) -> Bound<'py, PyArray1<u32>> {
     let order: Vec<u32> = py.detach(|| {
         let shuffle = Shuffle::new(len.into(), seed, name, 0);
-        (0..u64::from(count)).map(|k| u32::try_from(shuffle.at(k)).expect("below len")).collect()
+        let at = |k: u32| u32::try_from(shuffle.at(k.into())).expect("places are below the length");
+        (0..len).map(at).collect()
     });
-    Ok(order.into_pyarray(py).unbind())
+    order.into_pyarray(py)
+}
+
+fn contiguous<'a, T: Element>(array: &'a PyReadonlyArray1<'_, T>, name: &str) -> PyResult<&'a [T]> {
+    array.as_slice().map_err(|_| {
+        DataError::new_err(format!(
+            "{name} must be C-contiguous: pass np.ascontiguousarray({name})"
+        ))
+    })
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<PyShardWriter>()?;
-    module.add_class::<PyShards>()?;
-    module.add_class::<PyMixture>()?;
+    module.add_class::<CoreShardWriter>()?;
+    module.add_class::<CoreShards>()?;
+    module.add_class::<CoreDraws>()?;
+    module.add_function(wrap_pyfunction!(draw, module)?)?;
     module.add_function(wrap_pyfunction!(shuffled, module)?)
 }

@@ -10,6 +10,7 @@ mod fp8;
 mod packing;
 mod tokenizer;
 mod trajectory;
+mod view;
 
 use pyo3::prelude::*;
 

@@ -1,15 +1,21 @@
-"""The rows of a training stage: documents of a mixture, packed, in a fixed order."""
+"""Packed rows of a training stage, drawn from a mixture of sources.
+
+The rows are planned once, as indices; tokens are gathered from the mapped files when a batch is asked for.
+Plan and batches follow from the arguments alone, so a run resumes from its step number, with any number of
+processes, on any machine.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from glmcore._core import CoreMixture, pack_best_fit_split, pack_concat, shuffled
+from glmcore._core import CoreDraws, draw, shuffled
 from glmcore.data.shards import TokenShards
-from glmcore.errors import DataError
-from glmcore.packing import PackedBatch
+from glmcore.errors import DataError, PackingError
+from glmcore.packing import PackedBatch, Pieces, pack_best_fit_split, pack_concat
 
 
 @dataclass(frozen=True)
@@ -17,30 +23,14 @@ class Source:
     """Documents with a share in a mixture."""
 
     name: str
-    """Decides, with the seed, the order of the documents."""
+    """Unique in its mixture; the order of the documents follows from it and the seed."""
     shards: TokenShards
     weight: float
     """Share of the tokens, relative to the other sources."""
 
 
 class PackedRows:
-    """All rows of a stage, planned at once; a pure function of its arguments, so a step number is all that resumes it.
-
-    Documents are drawn so that every source keeps its share of the tokens; a source whose documents are used up starts
-    again in a new order. Only the plan is in memory, tokens are read when a batch is made.
-
-    Args:
-        sources: The mixture.
-        capacity: Tokens of a row.
-        num_rows: Rows to plan.
-        packing: `concat` lays documents end to end and cuts at row ends; `best_fit` keeps those that fit whole and
-            shuffles the rows.
-        seed: Same seed, same rows.
-        pad_id: Fills the end of rows.
-
-    Raises:
-        DataError: A source is empty, or a shard is damaged.
-    """
+    """`num_rows` rows of `capacity` tokens. Building it plans all rows and reads no token."""
 
     def __init__(
         self,
@@ -52,47 +42,123 @@ class PackedRows:
         seed: int,
         pad_id: int,
     ) -> None:
-        if num_rows < 1:
-            raise DataError(f"num_rows must be at least 1, got {num_rows}")
+        """Draw whole documents by weight and pack them.
+
+        Args:
+            sources: What is mixed. The shares of the tokens follow the weights to within one document of
+                each source; a source that runs out begins anew in another order.
+            capacity: Tokens of a row.
+            num_rows: Rows of the stage.
+            packing: `best_fit` keeps documents whole (those longer than a row are cut into rows and a rest)
+                and shuffles the rows; `concat` lays them end to end in the order drawn and cuts at each
+                row's end.
+            seed: Decides the order, 0 to 2^64 - 1.
+            pad_id: Id behind the last document of a row.
+
+        Raises:
+            DataError: The sources cannot be mixed or a shard is damaged.
+            PackingError: The rows cannot be packed as asked.
+        """
+        if packing not in ("best_fit", "concat"):
+            raise PackingError(f"packing is {packing!r}, it must be 'best_fit' or 'concat'")
+        if num_rows < 1 or capacity < 1:
+            raise PackingError(f"num_rows={num_rows} and capacity={capacity} must be at least 1")
+        if not 0 <= seed < 2**64:
+            raise DataError(f"seed is {seed}, it must be from 0 to 2^64 - 1")
+        sizes = {source.name: source.shards.vocab_size for source in sources}
+        if len(set(sizes.values())) > 1:
+            raise DataError(f"sources of different vocabulary sizes cannot be mixed: {sizes}")
         self.capacity = capacity
         self.pad_id = pad_id
-        self._shards = [source.shards.core for source in sources]
-        names = [source.name for source in sources]
-        weights = [source.weight for source in sources]
-        mixture = CoreMixture(list(zip(names, weights, self._shards, strict=True)), seed)
-        self._source, self._document, lengths = mixture.draw(num_rows * capacity)
+        self._sources = tuple(sources)
+        self._draws = _draw(sources, seed, num_rows * capacity)
         if packing == "concat":
+            pieces = pack_concat(self._draws.length, capacity)
             rows = np.arange(num_rows, dtype=np.uint32)
-            pieces = pack_concat(lengths, capacity)
         else:
-            pieces = pack_best_fit_split(lengths, capacity)
-            # Tokens for num_rows full rows are never packed into fewer; the surplus goes at random.
-            rows = shuffled(pieces.num_rows, num_rows, seed, "rows")
+            pieces = _best_fit(self._draws.length, capacity, num_rows)
+            rows = _fullest(pieces, num_rows)[shuffled(num_rows, seed, "rows")]
         self._pieces = pieces.select_rows(rows)
-        self.epochs_by_source = dict(zip(names, mixture.epochs(), strict=True))
-        """How often all documents of each source were drawn."""
-        document, _, length, _ = self._pieces.arrays()
-        tokens = np.bincount(self._source[document], weights=length, minlength=len(names))
-        self.tokens_by_source = dict(zip(names, tokens.astype(int).tolist(), strict=True))
-        """Tokens of each source in the rows."""
-        self.padding_fraction = 1.0 - float(length.sum(dtype=np.int64)) / (num_rows * capacity)
-        """Share of padding in the rows."""
 
     def __len__(self) -> int:
         return self._pieces.num_rows
 
     def batch(self, first_row: int, num_rows: int) -> PackedBatch:
-        """Rows `first_row` to `first_row + num_rows`.
+        """Rows `first_row` to `first_row + num_rows - 1` of the stage.
 
         Raises:
-            PackingError: There are fewer rows.
+            PackingError: There are no such rows.
+            DataError: A shard is damaged.
         """
-        arrays = self._pieces.fill_from_shards(
-            self._shards,
-            self._source,
-            self._document,
-            (first_row, first_row + num_rows),
-            self.capacity,
-            self.pad_id,
-        )
-        return PackedBatch(*arrays)
+        if first_row < 0 or num_rows < 0 or first_row + num_rows > len(self):
+            raise PackingError(f"rows {first_row} to {first_row + num_rows} are not among the {len(self)} rows")
+        return PackedBatch(*self._draws.fill(self._pieces, first_row, num_rows, self.capacity, self.pad_id))
+
+    @property
+    def tokens_by_source(self) -> dict[str, int]:
+        """Tokens of each source in the rows."""
+        sources = self._draws.source[self._pieces.doc]
+        counts = np.bincount(sources, weights=self._pieces.length, minlength=len(self._sources))
+        return {source.name: int(count) for source, count in zip(self._sources, counts, strict=True)}
+
+    @property
+    def epochs_by_source(self) -> dict[str, float]:
+        """How often the rows go through the documents of each source."""
+        used = self._draws.source[np.unique(self._pieces.doc)]
+        counts = np.bincount(used, minlength=len(self._sources))
+        return {
+            source.name: float(count) / len(source.shards) for source, count in zip(self._sources, counts, strict=True)
+        }
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the rows, each time counted that one is drawn."""
+        return len(np.unique(self._pieces.doc))
+
+    @property
+    def num_split_documents(self) -> int:
+        """Documents that do not lie whole in one row."""
+        pieces = self._pieces
+        return len(np.unique(pieces.doc[pieces.length != self._draws.length[pieces.doc]]))
+
+    @property
+    def padding_fraction(self) -> float:
+        """Share of the rows that holds no document, 0 to 1."""
+        return 1.0 - int(self._pieces.length.sum(dtype=np.uint64)) / (len(self) * self.capacity)
+
+
+def _draw(sources: Sequence[Source], seed: int, min_tokens: int) -> CoreDraws:
+    names = [source.name for source in sources]
+    weights = [source.weight for source in sources]
+    return draw(names, weights, [source.shards.core for source in sources], seed, min_tokens)
+
+
+def _best_fit(lengths: npt.NDArray[np.uint32], capacity: int, num_rows: int) -> Pieces:
+    """The most documents, in the order drawn, that best fit packs into `num_rows` rows.
+
+    The documents given fill that many rows or more. Taking fewer of them, rather than dropping rows of all,
+    keeps the shares of the sources. Rows rise with the documents but for rare anomalies, so the end is found
+    by growing steps down from all documents, the first as long as the rows too many, and bisecting.
+    """
+    pieces = pack_best_fit_split(lengths, capacity)
+    if pieces.num_rows == num_rows:
+        return pieces
+    too_many = len(lengths)
+    step = max(1, too_many * (pieces.num_rows - num_rows) // pieces.num_rows)
+    while (fewer := pack_best_fit_split(lengths[: max(0, too_many - step)], capacity)).num_rows > num_rows:
+        pieces, too_many, step = fewer, too_many - step, 2 * step
+    fit = max(0, too_many - step)
+    while too_many - fit > 1:
+        middle = (fit + too_many) // 2
+        tried = pack_best_fit_split(lengths[:middle], capacity)
+        if tried.num_rows > num_rows:
+            pieces, too_many = tried, middle
+        else:
+            fewer, fit = tried, middle
+    return fewer if fewer.num_rows == num_rows else pieces  # one document can add several rows
+
+
+def _fullest(pieces: Pieces, num_rows: int) -> npt.NDArray[np.uint32]:
+    """The fullest rows, in rising order."""
+    tokens = np.add.reduceat(pieces.length, pieces.row_offsets[:-1].astype(np.intp), dtype=np.int64)
+    return np.sort(np.argsort(-tokens, kind="stable")[:num_rows]).astype(np.uint32)

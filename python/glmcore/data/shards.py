@@ -1,52 +1,96 @@
-"""Token shards: tokenized documents in memory-mapped files."""
+"""Token shards: memory-mapped files of tokenized documents.
 
-from pathlib import Path
+A shard is one immutable file with the ids of its documents (uint16 up to a vocabulary of 65,536, else 4
+bytes), a document index, source and quality of each document, an optional loss mask and a checksum for each
+part. It appears under its name when it is complete.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import Self
 
 from glmcore._core import CoreShards, CoreShardWriter
 from glmcore.errors import DataError
 
+PathLike = str | os.PathLike[str]
+TokenView = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
+"""Ids of one document in the mapped file: read-only, nothing copied."""
+
 
 class ShardWriter:
-    """Writes one shard. Leaving the `with` block well makes the file appear whole; an error leaves no trace.
+    """Writes one shard; use it in a `with` block, which finishes the file or, on an error, removes it.
 
-    Args:
-        path: File to make.
-        vocab_size: Ids are below it; up to 65,536 a token takes two bytes, else four.
-        with_loss_mask: Keep for each token whether it is learned.
-
-    Raises:
-        DataError: The file cannot be written.
+    Tokens go to disk as they come. Until it is finished the file is `PATH.partial`, which the next writer of
+    the same path overwrites, so a path has one writer at a time.
     """
 
-    def __init__(self, path: str | Path, vocab_size: int, *, with_loss_mask: bool = False) -> None:
-        self._core = CoreShardWriter(str(path), vocab_size, with_loss_mask)
+    def __init__(self, path: PathLike, vocab_size: int, with_loss_mask: bool = False) -> None:
+        """Begin a shard.
+
+        Args:
+            path: Where the finished file appears; a file there is replaced.
+            vocab_size: Number of ids; every id is below it.
+            with_loss_mask: Whether to store which tokens are learned.
+
+        Raises:
+            DataError: The file cannot be created or the vocabulary size is wrong.
+        """
+        if not 0 < vocab_size < 2**31:
+            raise DataError(f"vocab_size is {vocab_size}, it must be between 1 and 2147483647")
+        self._core = CoreShardWriter(os.fspath(path), vocab_size, with_loss_mask)
 
     def append(
         self,
-        ids: npt.NDArray[np.int32],
-        loss_mask: npt.NDArray[np.uint8] | None = None,
+        ids: npt.ArrayLike,
+        loss_mask: npt.ArrayLike | None = None,
         source: int = 0,
         quality: float = 1.0,
     ) -> None:
-        """Add a document.
+        """Add a document. After an error in its values the shard is as before.
 
         Args:
-            ids: int32 [n].
-            loss_mask: 1 for each learned token, uint8 [n]; None for all.
-            source: A number of the caller's, below 65,536.
-            quality: A score of the caller's.
+            ids: Token ids; int32 arrays are read in place.
+            loss_mask: For each token whether it is learned; without it all are.
+            source: Number of its source, 0 to 65535.
+            quality: Any number that later steps select by.
 
         Raises:
-            DataError: An id is outside the vocabulary, lengths differ, or the disk is full.
+            DataError: An id is outside the vocabulary, the mask does not pair with the ids or the shard has
+                none, a number is out of range, or the disk is full.
         """
-        self._core.append(ids, loss_mask, source, quality)
+        if not 0 <= source < 2**16:
+            raise DataError(f"source is {source}, it must be from 0 to 65535")
+        mask = None if loss_mask is None else _flat("loss_mask", loss_mask, "biu")
+        if mask is not None and mask.dtype != np.uint8:
+            mask = (mask != 0).view(np.uint8)
+        array = _flat("ids", ids, "iu")
+        if array.dtype != np.int32:
+            array = array.astype(np.int64)
+        self._core.append(array, mask, source, quality)
 
-    def __enter__(self) -> Self:
+    @property
+    def num_documents(self) -> int:
+        """Documents so far."""
+        return self._core.num_documents
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens so far."""
+        return self._core.num_tokens
+
+    def finish(self) -> None:
+        """Complete the file, make it durable and give it its name; needed only without a `with` block.
+
+        Raises:
+            DataError: It is finished already, or the disk is full.
+        """
+        self._core.finish()
+
+    def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(
@@ -55,57 +99,97 @@ class ShardWriter:
         if kind is None:
             self._core.finish()
         else:
-            self._core.abandon()
+            self._core.abort()
 
 
 class TokenShards:
-    """Documents of one or several shards of one vocabulary; item i is document i's ids, int32."""
+    """Documents of one or several shards: item i is a read-only view of document i's ids, uint16 or int32.
+
+    A view keeps the file mapped. Opening reads only headers, whatever the size of the files; `verify` reads
+    everything.
+    """
 
     def __init__(self, core: CoreShards) -> None:
-        self.core = core
+        self._core = core
 
     @classmethod
-    def open(cls, *paths: str | Path) -> Self:
-        """Map shards, in the given order. Opening reads their headers only.
+    def open(cls, paths: PathLike | Sequence[PathLike]) -> "TokenShards":
+        """Map shard files, their documents in the given order.
 
         Raises:
-            DataError: A file is missing, cut short or of another format, or vocabularies differ.
+            DataError: A file is missing, no shard, cut short or damaged, or has another vocabulary size.
         """
-        if not paths:
-            raise DataError("no shards are given, at least one is needed")
-        return cls(CoreShards([str(path) for path in paths]))
+        listed = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+        return cls(CoreShards([os.fspath(path) for path in listed]))
 
     def __len__(self) -> int:
-        return self.core.num_documents
+        return len(self._core)
 
-    def __getitem__(self, document: int) -> npt.NDArray[np.int32]:
-        if not 0 <= document < len(self):
-            raise IndexError(f"document {document} of {len(self)}")
-        return self.core.tokens(document)
+    def __getitem__(self, index: int) -> TokenView:
+        return self._core.tokens(self._place(index))
 
-    def loss_mask(self, document: int) -> npt.NDArray[np.uint8]:
-        """1 for each learned token of a document, uint8 [n]."""
-        return self.core.loss_mask(document)
+    def __iter__(self) -> Iterator[TokenView]:
+        return (self._core.tokens(document) for document in range(len(self)))
+
+    @property
+    def core(self) -> CoreShards:
+        """The mapped files, for other wrappers of the compiled core."""
+        return self._core
 
     @property
     def lengths(self) -> npt.NDArray[np.uint32]:
-        """Tokens of each document, uint32 [documents]."""
-        return self.core.lengths()
+        """Tokens of each document.
+
+        Raises:
+            DataError: The document index is damaged.
+        """
+        return self._core.lengths()
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all documents."""
-        return self.core.num_tokens
+        return self._core.num_tokens
 
     @property
     def vocab_size(self) -> int:
-        """Ids are below it."""
-        return self.core.vocab_size
+        """Number of ids that the shards were written for."""
+        return self._core.vocab_size
+
+    @property
+    def has_loss_mask(self) -> bool:
+        """Whether a shard stores which tokens are learned."""
+        return self._core.has_loss_mask
+
+    def loss_mask(self, index: int) -> npt.NDArray[np.uint8]:
+        """1 for each token of a document that is learned, 0 for the rest; all 1 without a stored mask."""
+        return self._core.loss_mask(self._place(index))
+
+    def source(self, index: int) -> int:
+        """Number of a document's source."""
+        return self._core.source(self._place(index))
+
+    def quality(self, index: int) -> float:
+        """Quality of a document."""
+        return self._core.quality(self._place(index))
 
     def verify(self) -> None:
-        """Read everything and check the checksums.
+        """Read every byte and compare it with the checksums.
 
         Raises:
-            DataError: A part is damaged; the error names file and place.
+            DataError: A file is damaged; the message names the file and the place.
         """
-        self.core.verify()
+        self._core.verify()
+
+    def _place(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        return index % len(self)
+
+
+def _flat(name: str, values: npt.ArrayLike, kinds: str) -> npt.NDArray[Any]:
+    array = np.asarray(values)
+    if array.size == 0:
+        array = array.astype(np.int32)
+    if array.ndim != 1 or array.dtype.kind not in kinds:
+        raise DataError(f"{name} must be 1-D integers, got {array.ndim}-D {array.dtype}")
+    return array
