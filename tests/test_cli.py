@@ -56,7 +56,7 @@ def test_help_is_quick():
         (["train", "nano", "model.hidden_size=wide"], "model.hidden_size: "),
         (["train", "nano", "train.stages.0.num_steps=0"], "train.stages.0.num_steps: "),
         (["train", "nano", "train.stages.9.num_steps=1"], "is not a position in a list of 4"),
-        (["train", "nano", "rl.tasks=['sudoku']"], "not in corpus.reasoning_tasks"),
+        (["train", "nano", "rl.tasks=['sudoku']"], "not in corpus.problems"),
         (["train", "nowhere.toml"], "no recipe 'nowhere.toml'"),
         (["train", "run.seed=1"], "no recipe given"),
         (["quickstart", "--corpus", "/nowhere", "run.dir={tmp}/run"], "/nowhere does not exist"),

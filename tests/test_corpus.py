@@ -30,8 +30,7 @@ def test_the_corpus_is_real_bounded_and_the_same_every_time():
         code_bytes=200_000,
         repository_bytes=200_000,
         git_bytes=20_000,
-        reasoning_tasks=["chain_sum"],
-        problems_per_task=50,
+        problems={"chain_sum": 50},
     )
     first = {name: list(documents) for name, documents in collect(config, seed=0).items()}
     second = {name: list(documents) for name, documents in collect(config, seed=0).items()}

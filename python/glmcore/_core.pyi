@@ -6,6 +6,30 @@ from typing import TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
+__all__ = [
+    "GLM4_SPECIAL_TOKENS",
+    "CoreDraws",
+    "CoreShardWriter",
+    "CoreShards",
+    "CoreStreamDecoder",
+    "CoreTokenizer",
+    "CoreTrainer",
+    "CoreTrajectoryBuffer",
+    "Packing",
+    "Pieces",
+    "__version__",
+    "balance",
+    "draw",
+    "fill",
+    "fp8_dequantize",
+    "fp8_quantize_bits",
+    "fp8_quantize_f32",
+    "pack_best_fit",
+    "pack_best_fit_split",
+    "pack_concat",
+    "shuffled",
+]
+
 __version__: str
 
 # ---- tokenizer ------------------------------------------------------------------------------------

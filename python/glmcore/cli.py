@@ -110,7 +110,7 @@ def _add_run_verbs(verbs: Any) -> None:
         actions,
         "prepare",
         "collect the corpus, train the tokenizer, write token shards",
-        "  glmcore data prepare nano run.dir=runs/mine corpus.problems_per_task=2000",
+        "  glmcore data prepare nano run.dir=runs/mine corpus.problems.chain_sum=2000",
     )
     _add_settings(prepare, _prepare)
     train = _verb(verbs, "train", "run the training stages of a recipe", "  glmcore train nano run.dir=runs/mine")

@@ -36,8 +36,8 @@ class CorpusConfig(Config):
     code_bytes: NonNegativeInt = 3_000_000
     repository_bytes: NonNegativeInt = 3_000_000
     git_bytes: NonNegativeInt = 500_000
-    reasoning_tasks: list[str] = Field(min_length=1)
-    problems_per_task: PositiveInt = 10_000
+    problems: dict[str, PositiveInt] = Field(min_length=1)
+    """Reasoning problems of each task; a task with fewer distinct questions gives what it has."""
     direct_answer_share: NonNegativeFloat = Field(default=0.5, le=1.0)
     """Share of the sft problems that are answered without thinking."""
     user_weight: NonNegativeFloat = 1.0
@@ -69,9 +69,9 @@ class Recipe(Config):
             raise ValueError(
                 f"model.vocab_size={self.model.vocab_size} is below tokenizer.vocab_size={self.tokenizer.vocab_size}"
             )
-        unknown = sorted(set(self.rl.tasks) - set(self.corpus.reasoning_tasks))
+        unknown = sorted(set(self.rl.tasks) - set(self.corpus.problems))
         if unknown:
-            raise ValueError(f"rl.tasks {unknown} are not in corpus.reasoning_tasks")
+            raise ValueError(f"rl.tasks {unknown} are not in corpus.problems")
         return self
 
 

@@ -57,7 +57,8 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
     metrics.truncate_after("rl", first_step - 1)
     with TrajectoryBuffer.open(
         str(run.trajectories),
-        capacity=2 * config.groups_per_step * config.rollouts_per_group,
+        # Consumed rollouts stay until the next checkpoint.
+        capacity=(config.checkpoint_every_steps + 1) * config.groups_per_step * config.rollouts_per_group,
         max_staleness=0,
         groups_per_step=config.groups_per_step,
     ) as buffer:

@@ -45,8 +45,8 @@ def collect(config: CorpusConfig, seed: int) -> dict[str, Iterable[Document]]:
 
 def _solved(config: CorpusConfig, seed: int) -> Iterator[tuple[Problem, Solution]]:
     """Training problems of all tasks that our solvers solve; none is held out."""
-    for task in config.reasoning_tasks:
-        for problem in generate_problems(task, config.problems_per_task, seed, held_out=False):
+    for task, count in config.problems.items():
+        for problem in generate_problems(task, count, seed, held_out=False):
             solution = solve(problem)
             if solution is not None:
                 yield problem, solution
