@@ -49,9 +49,9 @@ class PackedRows:
                 each source; a source that runs out begins anew in another order.
             capacity: Tokens of a row.
             num_rows: Rows of the stage.
-            packing: `best_fit` keeps documents whole (those longer than a row are cut into rows and a rest)
-                and shuffles the rows; `concat` lays them end to end in the order drawn and cuts at each
-                row's end.
+            packing: `best_fit` keeps documents whole (those longer than a row are cut into rows and a rest);
+                `concat` lays them end to end in the order drawn and cuts at each row's end. Rows are shuffled,
+                so that a long document does not fill a whole step.
             seed: Decides the order, 0 to 2^64 - 1.
             pad_id: Id behind the last document of a row.
 
@@ -77,8 +77,8 @@ class PackedRows:
             rows = np.arange(num_rows, dtype=np.uint32)
         else:
             pieces = _best_fit(self._draws.length, capacity, num_rows)
-            rows = _fullest(pieces, num_rows)[shuffled(num_rows, seed, "rows")]
-        self._pieces = pieces.select_rows(rows)
+            rows = _fullest(pieces, num_rows)
+        self._pieces = pieces.select_rows(rows[shuffled(num_rows, seed, "rows")])
 
     def __len__(self) -> int:
         return self._pieces.num_rows
