@@ -6,10 +6,13 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from glmcore.cli import main
+
+TINY = Path(__file__).parent / "tiny.toml"
 
 NO_TORCH = ("glmcore", "glmcore.tokenizer", "glmcore.chat", "glmcore.packing", "glmcore.trajectory", "glmcore.fp8",
             "glmcore.cli", "glmcore.recipe", "glmcore.data.loader", "glmcore.report")  # fmt: skip
@@ -79,6 +82,14 @@ def test_what_users_get_wrong_is_one_line_and_exit_code_1(tmp_path, capsys, argu
     assert message in lines[0]
     left = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
     assert all(path.name in ("run", ".lock", "recipe.toml", "stations.json") for path in left)
+
+
+def test_a_mistake_in_the_corpus_path_can_be_mended_in_the_same_run(tmp_path, capsys):
+    settings = ["data", "prepare", str(TINY), f"run.dir={tmp_path}/run"]
+    assert main([*settings, "corpus.path=/nowhere"]) == 1
+    assert main(settings) == 0
+    assert (tmp_path / "run" / "shards" / "sft.tokens").exists()
+    capsys.readouterr()
 
 
 def test_wrong_usage_is_exit_code_2(capsys):

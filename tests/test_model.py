@@ -173,3 +173,14 @@ def test_the_balance_loss_is_one_when_even_and_grows_when_not():
 def test_a_wrong_model_section_names_the_field(fields, message):
     with pytest.raises(ConfigError, match=message):
         GlmConfig.from_dict({**TINY, **fields}, origin="model")
+
+
+def test_the_packages_entry_points_are_callable_and_load_no_torch_by_themselves():
+    import subprocess
+    import sys
+
+    check = (
+        "import sys, glmcore.train, glmcore.rl; assert callable(glmcore.train.run) and callable(glmcore.rl.run);"
+        "assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", check], check=False, timeout=60).returncode == 0

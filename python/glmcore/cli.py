@@ -245,27 +245,27 @@ def _quickstart(args: argparse.Namespace) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     recipe = _recipe_or_print(args)
     if recipe:
-        from glmcore.data.prepare import run
+        from glmcore.data import prepare
 
-        run(recipe)
+        prepare.run(recipe)
 
 
 def _train(args: argparse.Namespace) -> None:
     recipe = _recipe_or_print(args)
     if recipe:
-        from glmcore.data.prepare import run as prepare
-        from glmcore.train.run import run
+        from glmcore import train
+        from glmcore.data import prepare
 
-        prepare(recipe)
-        run(recipe)
+        prepare.run(recipe)
+        train.run(recipe)
 
 
 def _rl(args: argparse.Namespace) -> None:
     recipe = _recipe_or_print(args)
     if recipe:
-        from glmcore.rl.run import run
+        from glmcore import rl
 
-        run(recipe)
+        rl.run(recipe)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -25,8 +25,7 @@ class ProgressBar:
 
     def advance(self, count: int, **values: float) -> None:
         """Add `count` units and show the latest `values`, such as a loss."""
-        if count > 0:
-            self.done += count
+        self.done += count
         self._show(values)
 
     def skip(self, count: int) -> None:

@@ -10,10 +10,10 @@ from glmcore.progress import say
 from glmcore.recipe import Recipe
 from glmcore.report import format_table, summarize, write_report
 from glmcore.rl.rollout import RolloutWorker
-from glmcore.rl.run import load_policy, reinforce, transcript
+from glmcore.rl.stage import load_policy, reinforce, transcript
 from glmcore.rundir import RunDirectory, open_run, timed
 from glmcore.tokenizer import Tokenizer
-from glmcore.train.run import train_stages
+from glmcore.train.stages import train_stages
 
 NUM_ANSWERS = 3
 """Held-out problems that the exported model answers at the end."""

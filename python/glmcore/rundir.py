@@ -118,8 +118,9 @@ def open_run(recipe: Recipe) -> Generator[RunDirectory, None, None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise RunError(f"another process works in {path}") from None
-        resolved = _resolve(recipe, file)
-        if not file.exists():
+        begun = file.exists() and bool(RunDirectory(path, recipe).stations()["stations"])
+        resolved = _resolve(recipe, file, begun=begun)
+        if not begun:
             write_file(file, tomli_w.dumps(resolved.model_dump(exclude_none=True)))
         run = RunDirectory(path, resolved)
         if "machine" not in run.stations():
@@ -147,17 +148,16 @@ def load_run(path: Path) -> RunDirectory:
     return RunDirectory(path, Recipe.load([path / "recipe.toml"]))
 
 
-def _resolve(recipe: Recipe, file: Path) -> Recipe:
-    """Fill in what the recipe leaves to the machine; a run that has begun keeps what it began with."""
-    if not file.exists():
-        threads = recipe.run.num_threads or os.cpu_count() or 1
-        return _with_run(recipe, num_threads=threads, dir=str(Path(recipe.run.dir)))
-    begun = Recipe.load([file])
-    wanted = _with_run(recipe, num_threads=recipe.run.num_threads or begun.run.num_threads, dir=begun.run.dir)
-    place = _first_difference(begun, wanted)
+def _resolve(recipe: Recipe, file: Path, *, begun: bool) -> Recipe:
+    """Fill in what the recipe leaves to the machine; a run with a finished station keeps what it began with."""
+    if not begun:
+        return _with_run(recipe, num_threads=recipe.run.num_threads or os.cpu_count() or 1)
+    first = Recipe.load([file])
+    wanted = _with_run(recipe, num_threads=recipe.run.num_threads or first.run.num_threads, dir=first.run.dir)
+    place = _first_difference(first, wanted)
     if place is not None:
         raise RunError(f"{file.parent} was begun with another {place}: repeat it, or choose another run.dir=PATH")
-    return _with_run(begun, dir=recipe.run.dir)  # the directory may have been moved
+    return _with_run(first, dir=recipe.run.dir)  # the directory may have been moved
 
 
 def _with_run(recipe: Recipe, **values: Any) -> Recipe:

@@ -65,7 +65,7 @@ class SynchronousLoop:
         """
         config = self.config
         with progress("train rl", total=config.num_steps, unit="steps") as bar:
-            bar.advance(first_step - 1)
+            bar.skip(first_step - 1)
             for step in range(first_step, config.num_steps + 1):
                 started = time.perf_counter()
                 groups = slice((step - 1) * config.groups_per_step, step * config.groups_per_step)

@@ -116,7 +116,7 @@ class StageLoop:
         self.model.rope_theta = stage.rope_theta
         tokens_per_step = stage.rows_per_step * stage.sequence_length
         with progress(f"train {stage.name}", total=stage.num_steps * tokens_per_step, unit="tokens") as bar:
-            bar.advance((first_step - 1) * tokens_per_step)
+            bar.skip((first_step - 1) * tokens_per_step)
             for step in range(first_step, stage.num_steps + 1):
                 started = time.perf_counter()
                 result = train_step(self.model, list(self._batches(rows, step)), stage)

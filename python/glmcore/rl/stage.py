@@ -19,7 +19,7 @@ from glmcore.rundir import RunDirectory, open_run
 from glmcore.tokenizer import Tokenizer
 from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.optim import Optimizer
-from glmcore.train.run import configure_torch, new_model
+from glmcore.train.stages import configure_torch, new_model
 from glmcore.trajectory import TrajectoryBuffer
 
 SHOWN_SAMPLES = 6
