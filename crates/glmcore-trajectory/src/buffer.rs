@@ -106,7 +106,7 @@ impl Buffer {
         tokens: &Tokens<'_>,
         policy_version: u64,
     ) -> Result<(), Error> {
-        self.lock().state.rollout_mut(rollout)?.append(tokens, policy_version)
+        self.lock().state.append(rollout, tokens, policy_version)
     }
 
     /// Ends a rollout with a reward.

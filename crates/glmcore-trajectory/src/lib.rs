@@ -74,7 +74,7 @@ pub enum Error {
     #[error("{ids} ids come with {loss_mask} loss mask entries and {logprobs} log-probabilities")]
     Lengths { ids: usize, loss_mask: usize, logprobs: usize },
     /// Weights never go back during a rollout.
-    #[error("rollout {rollout} has tokens of version {latest}, version {given} cannot follow")]
+    #[error("rollout {rollout} is at version {latest}, version {given} cannot follow")]
     VersionWentBack { rollout: RolloutId, latest: u64, given: u64 },
     /// A reward that cannot be averaged.
     #[error("reward {reward} of rollout {rollout} is not finite")]

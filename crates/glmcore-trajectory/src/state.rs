@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::event::Event;
-use crate::trajectory::{Group, Outcome, Rollout};
+use crate::trajectory::{Group, Outcome, Rollout, Tokens};
 use crate::{Error, GroupId, RolloutId};
 
 /// How much the buffer may hold and how old it may get.
@@ -180,6 +180,21 @@ impl State {
         let rollouts = &self.held.get(&group).ok_or(Error::NoSuchGroup(group))?.group.rollouts;
         let first = rollouts[0].id;
         Ok(first..first + rollouts.len() as u64)
+    }
+
+    /// Adds tokens; none may be older than its group's admission, or the bound of the admission would not hold.
+    pub(crate) fn append(
+        &mut self,
+        rollout: RolloutId,
+        tokens: &Tokens<'_>,
+        version: u64,
+    ) -> Result<(), Error> {
+        let group = *self.group_of.get(&rollout).ok_or(Error::NoSuchRollout(rollout))?;
+        let admitted = self.held[&group].group.policy_version;
+        if version < admitted {
+            return Err(Error::VersionWentBack { rollout, latest: admitted, given: version });
+        }
+        self.rollout_mut(rollout)?.append(tokens, version)
     }
 
     pub(crate) fn rollout_mut(&mut self, rollout: RolloutId) -> Result<&mut Rollout, Error> {

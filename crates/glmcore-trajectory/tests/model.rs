@@ -301,3 +301,13 @@ fn disk_use_is_bounded_when_groups_are_consumed() {
     let again = Buffer::open(directory.path(), limits).unwrap();
     assert!(again.admit("next", 1, 12).unwrap() >= 12);
 }
+
+#[test]
+fn tokens_older_than_the_admission_are_refused() {
+    let buffer = Buffer::in_memory(LIMITS).unwrap();
+    let rollout = buffer.rollouts(buffer.admit("task", 1, 3).unwrap()).unwrap().start;
+    let tokens = Tokens { ids: &[1], loss_mask: &[1], logprobs: &[0.0] };
+    let refused = buffer.append_tokens(rollout, &tokens, 2);
+    assert!(matches!(refused, Err(Error::VersionWentBack { latest: 3, given: 2, .. })));
+    buffer.append_tokens(rollout, &tokens, 4).unwrap();
+}

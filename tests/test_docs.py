@@ -1,0 +1,35 @@
+"""What the documents say holds."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from glmcore.recipe import RECIPES, Recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_python_of_the_readme_runs_without_torch():
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    check = code + "\nimport sys\nassert 'torch' not in sys.modules\n"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1.0 some text [ 0")
+
+
+def test_links_lead_somewhere():
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_every_packaged_recipe_is_valid_and_the_folder_at_the_root_shows_them():
+    for file in RECIPES.glob("*.toml"):
+        assert Recipe.load([file]).train.stages
+        assert (ROOT / "recipes" / file.name).samefile(file)
+
+
+def test_python_files_stay_readable():
+    for file in [*ROOT.glob("python/**/*.py"), *ROOT.glob("crates/*/src/*.rs")]:
+        assert len(file.read_text().splitlines()) <= 400, f"{file} is longer than one idea"
