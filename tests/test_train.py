@@ -13,6 +13,7 @@ from glmcore.errors import CheckpointError, ConfigError
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.packing import PackedBatch
+from glmcore.tensors import write_tensors
 from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.config import OptimizerConfig, StageConfig, TrainConfig
 from glmcore.train.loop import train_step
@@ -213,6 +214,16 @@ def test_resuming_equals_not_stopping_bit_for_bit(tmp_path):
         assert torch.equal(a, b), name
 
 
+def test_tied_embeddings_survive_a_checkpoint(tmp_path):
+    tied = GlmConfig(**{**TINY, "tie_word_embeddings": True})
+    model = Glm(tied).init_weights(0)
+    path = CheckpointStore(tmp_path, keep=1).save(Progress(0, 1), model, Optimizer(model, OptimizerConfig()))
+    again = Glm(tied)
+    CheckpointStore.load(path, again, Optimizer(again, OptimizerConfig()))
+    assert torch.equal(again.lm_head.weight, model.model.embed_tokens.weight)
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
 def test_only_the_newest_checkpoints_stay(tmp_path):
     model = Glm(GlmConfig(**TINY)).init_weights(0)
     optimizer = Optimizer(model, OptimizerConfig())
@@ -235,6 +246,11 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, file):
     (path / file).unlink()
     with pytest.raises(CheckpointError, match=rf"{file}: file is missing"):
         CheckpointStore.load(path, model, optimizer)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_clear_error(tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot write .*model.safetensors"):
+        write_tensors(tmp_path / "missing" / "model.safetensors", {"a": torch.zeros(2)})
 
 
 def test_a_checkpoint_of_another_model_names_the_tensor(tmp_path):

@@ -10,6 +10,7 @@ from glmcore.durable import atomic_directory, write_file
 from glmcore.errors import CheckpointError
 from glmcore.fp8.quantize import quantize_blocks
 from glmcore.progress import progress as show_progress
+from glmcore.tensors import open_tensors, write_tensors
 
 _QUANTIZED = re.compile(
     r"\.(self_attn\.[qkvo]_proj|mlp\.(experts\.\d+\.|shared_experts\.)?(gate|up|down)_proj)\.weight$"
@@ -82,25 +83,19 @@ def quantize_checkpoint(
 
 def _quantize_file(source: Path, target: Path, block: tuple[int, int], bar: Any) -> tuple[dict[str, int], list[str]]:
     """Bytes of each tensor written, and the modules whose matrices keep their precision."""
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import save_file
-
     tensors: dict[str, Any] = {}
     kept: list[str] = []
-    try:
-        with safe_open(source, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                tensor: Any = file.get_tensor(name)
-                if is_quantized(name):
-                    tensors[name], tensors[f"{name}_scale_inv"] = _quantize_tensor(source, name, tensor, block)
-                else:
-                    tensors[name] = tensor
-                    if name.endswith(".weight") and tensor.ndim == 2:
-                        kept.append(name.removesuffix(".weight"))
-                bar.advance(1)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{source}: cannot be read, it may be cut short: {error}") from None
-    save_file(tensors, target, metadata={"format": "pt"})
+    with open_tensors(source) as file:
+        for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+            tensor: Any = file.get_tensor(name)
+            if is_quantized(name):
+                tensors[name], tensors[f"{name}_scale_inv"] = _quantize_tensor(source, name, tensor, block)
+            else:
+                tensors[name] = tensor
+                if name.endswith(".weight") and tensor.ndim == 2:
+                    kept.append(name.removesuffix(".weight"))
+            bar.advance(1)
+    write_tensors(target, tensors)
     return {name: tensor.nbytes for name, tensor in tensors.items()}, kept
 
 

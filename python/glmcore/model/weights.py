@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from glmcore.durable import atomic_directory, write_file
@@ -18,6 +16,7 @@ from glmcore.fp8 import dequantize_blocks
 from glmcore.fp8.checkpoint import quantize_checkpoint
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
+from glmcore.tensors import open_tensors, write_tensors
 
 MAX_SHARD_BYTES = 5 * 2**30
 FP8_BLOCK = (128, 128)
@@ -77,12 +76,12 @@ def _write_shards(directory: Path, tensors: list[tuple[str, Tensor]]) -> None:
         shards[-1][name] = tensor
         size += tensor.nbytes
     if len(shards) == 1:
-        save_file(shards[0], directory / "model.safetensors", metadata={"format": "pt"})
+        write_tensors(directory / "model.safetensors", shards[0])
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, directory / file, metadata={"format": "pt"})
+        write_tensors(directory / file, shard)
         weight_map |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for _, tensor in tensors)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -112,7 +111,7 @@ class _Source:
         self.file_names: dict[str, str] = {}
         index = _read_index(directory)
         for file in sorted(set(index.values())) if index else ["model.safetensors"]:
-            handle = stack.enter_context(_open(directory / file))
+            handle = stack.enter_context(open_tensors(directory / file))
             for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
                 self.files[name] = handle
                 self.file_names[name] = file
@@ -171,12 +170,3 @@ def _read_index(directory: Path) -> dict[str, str]:
         return dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{file}: not a safetensors index") from None
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: file is missing") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read, it may be cut short: {error}") from None

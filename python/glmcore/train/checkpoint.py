@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from glmcore.durable import atomic_directory, write_file
 from glmcore.errors import CheckpointError
+from glmcore.tensors import read_tensors, write_tensors
 from glmcore.train.optim import Optimizer
 
 
@@ -44,8 +43,9 @@ class CheckpointStore:
             return path
         self.directory.mkdir(parents=True, exist_ok=True)
         with atomic_directory(path) as temporary:
-            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary / "model.safetensors")
-            save_file(optimizer.state_tensors(), temporary / "optimizer.safetensors")
+            weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+            write_tensors(temporary / "model.safetensors", weights)
+            write_tensors(temporary / "optimizer.safetensors", optimizer.state_tensors())
             write_file(temporary / "progress.json", json.dumps(asdict(progress)))
         for old in sorted(self.directory.glob("[0-9]*-[0-9]*"))[: -self.keep]:
             shutil.rmtree(old)
@@ -58,7 +58,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: A file is missing or cut short, or a tensor is missing, extra or misshapen.
         """
-        weights = _read_tensors(path / "model.safetensors")
+        weights = read_tensors(path / "model.safetensors")
         own = model.state_dict()
         for name in sorted(set(own) | set(weights)):
             if name not in weights or name not in own:
@@ -70,17 +70,8 @@ class CheckpointStore:
                 )
         model.load_state_dict(weights)
         if optimizer is not None:
-            optimizer.load_state_tensors(_read_tensors(path / "optimizer.safetensors"))
+            optimizer.load_state_tensors(read_tensors(path / "optimizer.safetensors"))
 
 
 def _fault(name: str, weights: dict[str, torch.Tensor]) -> str:
     return "not part of the recipe's model" if name in weights else "missing"
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: file is missing") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read, it may be cut short: {error}") from None
