@@ -6,7 +6,6 @@ import re
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -43,11 +42,9 @@ def test_help_has_every_verb_with_examples(capsys):
 
 
 def test_help_is_quick():
-    started = time.process_time()
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert run("--help").returncode == 0
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert time.process_time() >= started
     # Processor seconds, not wall-clock: torch alone takes over one.
     assert after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime < 0.6
 
