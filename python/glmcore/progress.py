@@ -38,11 +38,6 @@ class ProgressBar:
         """Units a second."""
         return (self.done - self._first) / max(time.monotonic() - self._started, 1e-9)
 
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._started
-
     def _show(self, values: dict[str, float]) -> None:
         """Bring `values` to the screen."""
 

@@ -137,17 +137,6 @@ def timed(run: RunDirectory, name: str) -> Generator[dict[str, Any], None, None]
     run.record_station(name, time.perf_counter() - started, **details)
 
 
-def load_run(path: Path) -> RunDirectory:
-    """A run to look at, without owning it.
-
-    Raises:
-        RunError: `path` holds no run.
-    """
-    if not (path / "recipe.toml").is_file():
-        raise RunError(f"{path} is not a run directory: it has no recipe.toml")
-    return RunDirectory(path, Recipe.load([path / "recipe.toml"]))
-
-
 def _resolve(recipe: Recipe, file: Path, *, begun: bool) -> Recipe:
     """Fill in what the recipe leaves to the machine; a run with a finished station keeps what it began with."""
     if not begun:
