@@ -68,6 +68,7 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
         loop.run(_training_problems(recipe), first_step, metrics)
     if "after" not in run.stations()["rl"]:
         _evaluate(run, worker, model, "after", version=config.num_steps)
+    if "seconds" not in run.stations()["rl"]:
         _record_seconds(run, metrics)
     rewards = run.stations()["rl"]
     return RewardEstimate(**rewards["before"]), RewardEstimate(**rewards["after"])

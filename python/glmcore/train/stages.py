@@ -42,14 +42,17 @@ def train_stages(run: RunDirectory) -> None:
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
     found = store.latest()
     progress = found[0] if found else Progress(0, 0)
-    if progress.stage_index >= len(config.stages) or progress == _end(config.stages):
+    metrics = MetricLog(run.metrics)
+    for index, stage in enumerate(config.stages):  # a kill can fall between a stage's last checkpoint and its record
+        if Progress(index, stage.num_steps) <= progress and not run.station_done(stage.name):
+            record_stage(run, stage, metrics)
+    if progress >= _end(config.stages):
         return
     model = new_model(run)
     optimizer = Optimizer(model, config.optimizer)
     if found:
         say(f"resuming {config.stages[progress.stage_index].name} after step {progress.step}")
         store.load(found[1], model, optimizer)
-    metrics = MetricLog(run.metrics)
     for index in range(progress.stage_index, len(config.stages)):
         stage = config.stages[index]
         first_step = progress.step + 1 if index == progress.stage_index else 1
