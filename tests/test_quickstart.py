@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,8 +159,6 @@ def test_a_run_is_not_gone_on_with_by_another_recipe(finished, capsys):
 
 
 def test_a_damaged_checkpoint_stops_with_one_line(finished, tmp_path, capsys):
-    import shutil
-
     directory, _ = finished
     copy = tmp_path / "copy"
     shutil.copytree(directory / "export" / "bf16", copy)
@@ -190,3 +189,20 @@ def test_a_users_corpus_joins_the_mixture(tmp_path):
     assert main(["train", *arguments]) == 0
     assert (directory / "corpus" / "user.jsonl").exists()
     assert (directory / "shards" / "user.tokens").exists()
+
+
+def test_a_kill_between_a_last_checkpoint_and_its_record_loses_no_line_of_the_report(finished, tmp_path, capsys):
+    directory, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    file = copy / "stations.json"
+    content = json.loads(file.read_text())
+    content["stations"] = [s for s in content["stations"] if s["name"] not in ("sft", "rl", "evaluation")]
+    del content["rl"]["seconds"]
+    file.write_text(json.dumps(content))
+    assert main(["quickstart", str(TINY), f"run.dir={copy}"]) == 0
+    capsys.readouterr()
+    assert main(["report", str(copy), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert {s["name"] for s in summary["stations"]} >= {"sft", "rl", "evaluation"}
+    assert summary["rl"]["seconds"] > 0
