@@ -1,14 +1,18 @@
 //! Binding of `glmcore-tokenizer`.
 
-use std::sync::{Arc, Mutex};
+use std::borrow::Cow;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use glmcore_tokenizer::{
-    EncodedBatch, GLM4_SPECIAL_TOKENS, Merger, Special, StreamDecoder, Tokenizer, Trainer,
-    encode_batch,
+    AddedToken, CL100K_PATTERN, EncodedBatch, GLM4_PATTERN, GLM4_SPECIAL_TOKENS, GPT2_PATTERN, Merger,
+    O200K_PATTERN, QWEN2_PATTERN, Special, StreamDecoder, Tokenizer, Trainer,
 };
-use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use numpy::ndarray::Array2;
+use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1};
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyDict, PyInt, PyList, PyString};
 
 use crate::error::{OrRaise, TokenizerError};
 
@@ -16,18 +20,70 @@ use crate::error::{OrRaise, TokenizerError};
 #[pyclass(frozen, name = "CoreTokenizer", module = "glmcore._core")]
 struct PyTokenizer {
     inner: Arc<Tokenizer>,
+    /// A Python integer for each id, made for the first long list.
+    integers: OnceLock<Vec<Py<PyInt>>>,
 }
 
 /// Ids of a batch and the bounds of its texts.
 type FlatBatch<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<i64>>);
+/// Ids of a text and where each begins and ends in it.
+type IdsAndSpans<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray2<i64>>);
+
+/// Lists up to this length are not worth a table of integers.
+const SHORT_LIST: usize = 256;
+
+impl PyTokenizer {
+    fn new(inner: Tokenizer) -> Self {
+        Self { inner: Arc::new(inner), integers: OnceLock::new() }
+    }
+
+    fn to_list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
+        if ids.len() <= SHORT_LIST && self.integers.get().is_none() {
+            return PyList::new(py, ids);
+        }
+        let integers = self.integers.get_or_init(|| {
+            let integer = |id: usize| PyInt::new(py, id).unbind();
+            (0..self.inner.vocab_size()).map(integer).collect()
+        });
+        PyList::new(py, ids.iter().map(|&id| integers[id as usize].bind(py)))
+    }
+
+    fn decode_to_bytes(&self, ids: &[u32], skip_special: bool) -> PyResult<Vec<u8>> {
+        let decoded = if skip_special { self.inner.decode_without_special(ids) } else { self.inner.decode(ids) };
+        decoded.or_raise()
+    }
+}
 
 #[pymethods]
 impl PyTokenizer {
     /// Read the text of a tokenizer.json.
     #[staticmethod]
     fn from_json(py: Python<'_>, text: &str) -> PyResult<Self> {
-        let inner = py.detach(|| Tokenizer::from_json(text)).or_raise()?;
-        Ok(Self { inner: Arc::new(inner) })
+        py.detach(|| Tokenizer::from_json(text)).or_raise().map(Self::new)
+    }
+
+    /// Read a tokenizer.json.
+    #[staticmethod]
+    fn from_json_file(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        py.detach(|| Tokenizer::from_json_file(&path)).or_raise().map(Self::new)
+    }
+
+    /// Read a rank file of tiktoken.
+    #[staticmethod]
+    fn from_tiktoken_file(
+        py: Python<'_>,
+        path: PathBuf,
+        pattern: &str,
+        special_tokens: Vec<String>,
+    ) -> PyResult<Self> {
+        let special: Vec<&str> = special_tokens.iter().map(String::as_str).collect();
+        py.detach(|| Tokenizer::from_tiktoken_file(&path, pattern, &special)).or_raise().map(Self::new)
+    }
+
+    /// Read the compiled form.
+    #[staticmethod]
+    fn from_compiled_file(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        py.detach(|| Tokenizer::from_compiled_file(&path)).or_raise().map(Self::new)
     }
 
     /// The text of a tokenizer.json.
@@ -35,69 +91,164 @@ impl PyTokenizer {
         py.detach(|| self.inner.to_json())
     }
 
-    /// Ids of `text`; special tokens in it stay text unless `parse_special`.
+    /// The compiled form.
+    fn to_compiled<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        let bytes = py.detach(|| self.inner.to_compiled());
+        PyBytes::new(py, &bytes)
+    }
+
+    /// Ids of `text`; added tokens in it stay text unless `parse_special`.
     fn encode<'py>(
         &self,
         py: Python<'py>,
-        text: &str,
+        text: &Bound<'py, PyString>,
         parse_special: bool,
     ) -> Bound<'py, PyArray1<i32>> {
-        let ids = py.detach(|| signed(self.inner.encode(text, special(parse_special))));
-        ids.into_pyarray(py)
+        let text = to_str(text);
+        let ids = py.detach(|| self.inner.encode(&text, special(parse_special)));
+        signed(ids).into_pyarray(py)
+    }
+
+    /// Ids of `text` as a list.
+    fn encode_to_list<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyString>,
+        parse_special: bool,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let text = to_str(text);
+        let ids = py.detach(|| self.inner.encode(&text, special(parse_special)));
+        self.to_list(py, &ids)
+    }
+
+    /// Ids of bytes of which some may be no UTF-8.
+    fn encode_bytes<'py>(&self, py: Python<'py>, data: &[u8]) -> Bound<'py, PyArray1<i32>> {
+        let ids = py.detach(|| self.inner.encode_bytes(data));
+        signed(ids).into_pyarray(py)
+    }
+
+    /// Ids of a file's text.
+    fn encode_file<'py>(
+        &self,
+        py: Python<'py>,
+        path: PathBuf,
+        parse_special: bool,
+        num_threads: usize,
+    ) -> PyResult<Bound<'py, PyArray1<i32>>> {
+        let ids = py.detach(|| self.inner.encode_file(&path, special(parse_special), num_threads)).or_raise()?;
+        Ok(signed(ids).into_pyarray(py))
+    }
+
+    /// Ids of `text` and where each begins and ends in it: in characters if `characters`, else in bytes of UTF-8.
+    fn encode_with_offsets<'py>(
+        &self,
+        py: Python<'py>,
+        text: &Bound<'py, PyString>,
+        parse_special: bool,
+        characters: bool,
+    ) -> IdsAndSpans<'py> {
+        let text = to_str(text);
+        let (ids, spans) = py.detach(|| {
+            let (ids, mut spans) = self.inner.encode_with_spans(&text, special(parse_special));
+            if characters && !text.is_ascii() {
+                to_characters(&text, &mut spans);
+            }
+            (ids, spans)
+        });
+        let place = |at: usize| i64::try_from(at).expect("memory is below 2^63");
+        let spans = Array2::from_shape_fn((ids.len(), 2), |(token, side)| {
+            place(if side == 0 { spans[token].start } else { spans[token].end })
+        });
+        (signed(ids).into_pyarray(py), spans.into_pyarray(py))
     }
 
     /// Ids of all texts and the bounds of each.
     fn encode_batch<'py>(
         &self,
         py: Python<'py>,
-        texts: Vec<String>,
+        texts: Vec<Bound<'py, PyString>>,
         parse_special: bool,
         num_threads: usize,
     ) -> FlatBatch<'py> {
-        let (ids, offsets) = py.detach(|| {
-            let EncodedBatch { ids, offsets } =
-                encode_batch(&self.inner, &texts, special(parse_special), num_threads);
-            let offsets: Vec<i64> = offsets
-                .into_iter()
-                .map(|offset| i64::try_from(offset).expect("memory is below 2^63"))
-                .collect();
-            (signed(ids), offsets)
-        });
-        (ids.into_pyarray(py), offsets.into_pyarray(py))
+        let texts: Vec<Cow<'_, str>> = texts.iter().map(to_str).collect();
+        let EncodedBatch { ids, offsets } =
+            py.detach(|| self.inner.encode_batch(&texts, special(parse_special), num_threads));
+        let place = |offset| i64::try_from(offset).expect("memory is below 2^63");
+        let offsets: Vec<i64> = offsets.into_iter().map(place).collect();
+        (signed(ids).into_pyarray(py), offsets.into_pyarray(py))
     }
 
     /// Bytes of `ids`, without the tokens flagged special if `skip_special`.
     fn decode<'py>(
         &self,
         py: Python<'py>,
-        ids: PyReadonlyArray1<'py, i32>,
+        ids: &Bound<'py, PyAny>,
         skip_special: bool,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let ids = ids.as_slice().map_err(|_| {
-            TokenizerError::new_err("ids must be C-contiguous: pass np.ascontiguousarray(ids)")
-        })?;
-        let bytes = py.detach(|| {
-            let ids = unsigned(ids)?;
-            let decoded = if skip_special {
-                self.inner.decode_without_special(&ids)
-            } else {
-                self.inner.decode(&ids)
-            };
-            decoded.or_raise()
-        })?;
+        let ids = Ids::of(ids)?;
+        let slice = ids.as_slice();
+        let bytes = py.detach(|| self.decode_to_bytes(slice, skip_special))?;
         Ok(PyBytes::new(py, &bytes))
     }
 
-    /// Number of ids, special tokens included.
+    /// Text of `ids`, bytes that are no UTF-8 as U+FFFD.
+    fn decode_to_text<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &Bound<'py, PyAny>,
+        skip_special: bool,
+    ) -> PyResult<Bound<'py, PyString>> {
+        let ids = Ids::of(ids)?;
+        let slice = ids.as_slice();
+        let bytes = py.detach(|| self.decode_to_bytes(slice, skip_special))?;
+        Ok(PyString::new(py, &String::from_utf8_lossy(&bytes)))
+    }
+
+    /// Text of each item of a batch.
+    fn decode_batch<'py>(
+        &self,
+        py: Python<'py>,
+        ids: &Bound<'py, PyAny>,
+        offsets: PyReadonlyArray1<'py, i64>,
+        skip_special: bool,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let ids = Ids::of(ids)?;
+        let list = PyList::empty(py);
+        for bounds in offsets.as_array().windows(2) {
+            let item = usize::try_from(bounds[0]).ok().zip(usize::try_from(bounds[1]).ok());
+            let item = item.and_then(|(start, end)| ids.as_slice().get(start..end)).ok_or_else(|| {
+                TokenizerError::new_err(format!("offsets {} to {} leave the ids", bounds[0], bounds[1]))
+            })?;
+            let bytes = self.decode_to_bytes(item, skip_special)?;
+            list.append(PyString::new(py, &String::from_utf8_lossy(&bytes)))?;
+        }
+        Ok(list)
+    }
+
+    /// Number of ids, added tokens included.
     #[getter]
     fn vocab_size(&self) -> usize {
         self.inner.vocab_size()
     }
 
-    /// Text of each added token, by id.
+    /// Text, id and flag of each added token.
     #[getter]
-    fn added_tokens(&self) -> Vec<String> {
-        self.inner.added_tokens().iter().map(|token| token.text.clone()).collect()
+    fn added_tokens(&self) -> Vec<(String, u32, bool)> {
+        let entry = |token: &AddedToken| (token.text.clone(), token.id, token.special);
+        self.inner.added_tokens().iter().map(entry).collect()
+    }
+
+    /// Ids that the post-processor puts before and after a text.
+    #[getter]
+    fn template(&self) -> (Vec<u32>, Vec<u32>) {
+        let template = self.inner.template();
+        (template.before.clone(), template.after.clone())
+    }
+
+    /// Patterns that split text, in order.
+    #[getter]
+    fn patterns(&self) -> Vec<String> {
+        self.inner.patterns().map(str::to_owned).collect()
     }
 
     /// Id of the token with exactly these bytes.
@@ -108,6 +259,66 @@ impl PyTokenizer {
     /// Bytes of a token.
     fn id_to_bytes<'py>(&self, py: Python<'py>, id: u32) -> Option<Bound<'py, PyBytes>> {
         self.inner.token_bytes(id).map(|bytes| PyBytes::new(py, bytes))
+    }
+}
+
+/// Ids from Python: an array is taken as it stands, everything else is copied.
+enum Ids<'py> {
+    Array(PyReadonlyArray1<'py, i32>),
+    Copied(Vec<u32>),
+}
+
+impl<'py> Ids<'py> {
+    fn of(ids: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if let Ok(array) = ids.extract::<PyReadonlyArray1<'py, i32>>() {
+            return match array.as_slice() {
+                Ok(_) => Ok(Self::Array(array)),
+                Err(_) => Ok(Self::Copied(array.as_array().iter().map(|&id| id.cast_unsigned()).collect())),
+            };
+        }
+        let mut copied = Vec::with_capacity(ids.len().unwrap_or(0));
+        for (position, id) in ids.try_iter().map_err(|_| not_ids())?.enumerate() {
+            let id: i64 = id?.extract().map_err(|_| not_ids())?;
+            let id = u32::try_from(id).map_err(|_| not_an_id(id, position))?;
+            copied.push(id);
+        }
+        Ok(Self::Copied(copied))
+    }
+
+    fn as_slice(&self) -> &[u32] {
+        match self {
+            // A negative id becomes one that no vocabulary has.
+            Self::Array(array) => bytemuck::cast_slice(array.as_slice().expect("this has been checked")),
+            Self::Copied(ids) => ids,
+        }
+    }
+}
+
+fn not_ids() -> PyErr {
+    TokenizerError::new_err("ids must be a flat sequence of integers")
+}
+
+fn not_an_id(id: i64, position: usize) -> PyErr {
+    TokenizerError::new_err(format!("token id {id} at position {position} is not an id"))
+}
+
+/// The UTF-8 of a string; lone surrogates, which no UTF-8 can hold, become U+FFFD.
+fn to_str<'t>(text: &'t Bound<'_, PyString>) -> Cow<'t, str> {
+    text.to_str().map_or_else(|_| text.to_string_lossy(), Cow::Borrowed)
+}
+
+/// Turns bytes of UTF-8 into characters; a token that holds a part of a character spans all of it.
+fn to_characters(text: &str, spans: &mut [Range<usize>]) {
+    let mut number_of = vec![0; text.len() + 1]; // number of the character that a byte belongs to
+    let mut count = 0;
+    for (at, c) in text.char_indices() {
+        number_of[at..at + c.len_utf8()].fill(count);
+        count += 1;
+    }
+    number_of[text.len()] = count;
+    for span in spans {
+        let end = if span.start >= span.end { number_of[span.start] } else { number_of[span.end - 1] + 1 };
+        *span = number_of[span.start]..end;
     }
 }
 
@@ -128,7 +339,7 @@ impl PyStreamDecoder {
 
     /// Text that `id` completes.
     fn push(&self, id: i64) -> PyResult<String> {
-        let [id] = unsigned(&[id])?.try_into().expect("one id gives one id");
+        let id = u32::try_from(id).map_err(|_| not_an_id(id, 0))?;
         self.inner.lock().expect("no holder panics").push(&self.tokenizer, id).or_raise()
     }
 
@@ -211,9 +422,7 @@ impl PyTrainer {
             };
             let training = merger.finish(learned).or_raise()?;
             let special: Vec<&str> = special_tokens.iter().map(String::as_str).collect();
-            Ok(PyTokenizer {
-                inner: Arc::new(Tokenizer::from_training(&training, &special).or_raise()?),
-            })
+            Tokenizer::from_training(&training, &special).or_raise().map(PyTokenizer::new)
         })
     }
 }
@@ -223,21 +432,22 @@ fn special(parse: bool) -> Special {
 }
 
 fn signed(ids: Vec<u32>) -> Vec<i32> {
-    ids.into_iter().map(|id| i32::try_from(id).expect("vocabularies are below 2^31")).collect()
-}
-
-fn unsigned<I: Copy + Into<i64>>(ids: &[I]) -> PyResult<Vec<u32>> {
-    let convert = |(position, &id): (usize, &I)| {
-        let id: i64 = id.into();
-        u32::try_from(id).map_err(|_| {
-            TokenizerError::new_err(format!("token id {id} at position {position} is not an id"))
-        })
-    };
-    ids.iter().enumerate().map(convert).collect()
+    bytemuck::cast_vec(ids) // vocabularies are below 2^24
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("GLM4_SPECIAL_TOKENS", GLM4_SPECIAL_TOKENS.to_vec())?;
+    let patterns = PyDict::new(module.py());
+    for (name, pattern) in [
+        ("glm4", GLM4_PATTERN),
+        ("cl100k", CL100K_PATTERN),
+        ("o200k", O200K_PATTERN),
+        ("qwen2", QWEN2_PATTERN),
+        ("gpt2", GPT2_PATTERN),
+    ] {
+        patterns.set_item(name, pattern)?;
+    }
+    module.add("PATTERNS", patterns)?;
     module.add_class::<PyTokenizer>()?;
     module.add_class::<PyStreamDecoder>()?;
     module.add_class::<PyTrainer>()

@@ -1,9 +1,10 @@
-//! Many texts at once, in parallel, into one flat array.
+//! Many texts, or one long text, at once on several threads.
 
-use rayon::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::tokenizer::WordCache;
-use crate::{Special, TokenId, Tokenizer};
+use crate::threads::on_threads;
+use crate::tokenizer::{Special, Tokenizer};
+use crate::{Error, TokenId};
 
 /// Tokens of many texts, one after the other.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -14,41 +15,141 @@ pub struct EncodedBatch {
     pub offsets: Vec<usize>,
 }
 
-/// Encodes `texts` on `num_threads` threads (0 for all cores). The result does not depend on the number of threads.
-///
-/// # Panics
-///
-/// If the operating system refuses to start threads.
-pub fn encode_batch<T: AsRef<str> + Sync>(
-    tokenizer: &Tokenizer,
-    texts: &[T],
-    special: Special,
-    num_threads: usize,
-) -> EncodedBatch {
-    let encode = |texts: &[T]| {
-        let mut cache = WordCache::default();
-        let mut batch = EncodedBatch { ids: Vec::new(), offsets: vec![0] };
-        for text in texts {
-            tokenizer.encode_into(text.as_ref(), special, &mut cache, &mut batch.ids);
-            batch.offsets.push(batch.ids.len());
+/// Bytes of text that a thread takes at a time: enough to be worth it, little enough that no thread ends late.
+const CHUNK_BYTES: usize = 1 << 18;
+
+/// Texts, or a piece of a long text, that one thread encodes in one go.
+#[derive(Debug, Clone)]
+enum Chunk {
+    Texts(std::ops::Range<usize>),
+    /// Bytes of a text; the last piece of it ends it.
+    Piece { text: usize, bytes: std::ops::Range<usize>, last: bool },
+}
+
+impl Tokenizer {
+    /// Encodes `texts` on at most `num_threads` threads (0 for all cores). The result does not depend on their number.
+    ///
+    /// # Panics
+    ///
+    /// If the operating system refuses to start threads.
+    pub fn encode_batch<T: AsRef<str> + Sync>(
+        &self,
+        texts: &[T],
+        special: Special,
+        num_threads: usize,
+    ) -> EncodedBatch {
+        let size: usize = texts.iter().map(|text| text.as_ref().len()).sum();
+        if num_threads == 1 || size < CHUNK_BYTES {
+            let mut batch = EncodedBatch { ids: Vec::with_capacity(size / 3 + 8), offsets: vec![0] };
+            self.with_cache(|cache| {
+                for text in texts {
+                    self.encode_into(text.as_ref(), special, cache, &mut batch.ids);
+                    batch.offsets.push(batch.ids.len());
+                }
+            });
+            return batch;
+        }
+        let chunks = self.chunks(texts);
+        let next = AtomicUsize::new(0);
+        let encoded = on_threads(num_threads, chunks.len(), || {
+            let mut done = Vec::new();
+            self.with_cache(|cache| {
+                loop {
+                    let place = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(chunk) = chunks.get(place) else { break };
+                    let mut ids = Vec::with_capacity(CHUNK_BYTES / 3);
+                    let mut lens = Vec::new();
+                    match chunk {
+                        Chunk::Texts(range) => {
+                            for text in &texts[range.clone()] {
+                                self.encode_into(text.as_ref(), special, cache, &mut ids);
+                                lens.push(ids.len());
+                            }
+                        }
+                        Chunk::Piece { text, bytes, last } => {
+                            self.encode_into(&texts[*text].as_ref()[bytes.clone()], special, cache, &mut ids);
+                            lens.extend(last.then_some(ids.len()));
+                        }
+                    }
+                    done.push((place, ids, lens));
+                }
+            });
+            done
+        });
+        let mut encoded: Vec<_> = encoded.into_iter().flatten().collect();
+        encoded.sort_unstable_by_key(|&(place, ..)| place);
+        let total = encoded.iter().map(|(_, ids, _)| ids.len()).sum();
+        let mut batch = EncodedBatch { ids: Vec::with_capacity(total), offsets: Vec::with_capacity(texts.len() + 1) };
+        batch.offsets.push(0);
+        for (_, ids, lens) in encoded {
+            let start = batch.ids.len();
+            batch.ids.extend_from_slice(&ids);
+            batch.offsets.extend(lens.into_iter().map(|len| start + len));
         }
         batch
-    };
-    if num_threads == 1 || texts.len() < 2 {
-        return encode(texts);
     }
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(num_threads)
-        .build()
-        .expect("the system starts a thread for each core");
-    // Some pieces a thread, so that long texts do not leave the others idle.
-    let chunk = texts.len().div_ceil(pool.current_num_threads() * 8).max(1);
-    let parts: Vec<EncodedBatch> = pool.install(|| texts.par_chunks(chunk).map(encode).collect());
-    let mut whole = EncodedBatch { ids: Vec::new(), offsets: vec![0] };
-    for part in parts {
-        let start = whole.ids.len();
-        whole.ids.extend_from_slice(&part.ids);
-        whole.offsets.extend(part.offsets[1..].iter().map(|offset| start + offset));
+
+    /// Encodes the UTF-8 text of a file, which is mapped, not read; at most `num_threads` threads (0 for all cores).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`] if it cannot be opened, [`Error::NotUtf8`] with the place of the first byte that is no text.
+    #[expect(unsafe_code, reason = "a file that changes while it is mapped is the caller's to avoid")]
+    pub fn encode_file(
+        &self,
+        path: &std::path::Path,
+        special: Special,
+        num_threads: usize,
+    ) -> Result<Vec<TokenId>, Error> {
+        let failed = |source| Error::File { path: path.to_owned(), source };
+        let file = std::fs::File::open(path).map_err(failed)?;
+        if file.metadata().map_err(failed)?.len() == 0 {
+            return Ok(Vec::new());
+        }
+        // SAFETY: the mapping is private to this call; the documentation asks for files that do not change meanwhile.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed)?;
+        let text = std::str::from_utf8(&map)
+            .map_err(|error| Error::NotUtf8 { path: path.to_owned(), at: error.valid_up_to() })?;
+        Ok(self.encode_batch(&[text], special, num_threads).ids)
     }
-    whole
+
+    /// Cuts the work: short texts together, long texts where a cut cannot change their tokens.
+    fn chunks<T: AsRef<str>>(&self, texts: &[T]) -> Vec<Chunk> {
+        let mut chunks = Vec::new();
+        let (mut first, mut size) = (0, 0);
+        for (place, text) in texts.iter().enumerate() {
+            let text = text.as_ref();
+            if text.len() > 2 * CHUNK_BYTES && self.can_be_cut() {
+                if first < place {
+                    chunks.push(Chunk::Texts(first..place));
+                }
+                let mut start = 0;
+                while start < text.len() {
+                    let end = next_cut(text, start + CHUNK_BYTES);
+                    chunks.push(Chunk::Piece { text: place, bytes: start..end, last: end == text.len() });
+                    start = end;
+                }
+                (first, size) = (place + 1, 0);
+                continue;
+            }
+            size += text.len();
+            if size >= CHUNK_BYTES {
+                chunks.push(Chunk::Texts(first..place + 1));
+                (first, size) = (place + 1, 0);
+            }
+        }
+        if first < texts.len() {
+            chunks.push(Chunk::Texts(first..texts.len()));
+        }
+        chunks
+    }
+}
+
+/// The first place from `from` on between a line break and an ASCII letter or digit: there every known pattern ends a
+/// word, whatever stands around it. Else the end.
+fn next_cut(text: &str, from: usize) -> usize {
+    let bytes = text.as_bytes();
+    let is_cut = |pair: &[u8]| pair[0] == b'\n' && pair[1].is_ascii_alphanumeric();
+    let rest = bytes.get(from..).unwrap_or_default();
+    rest.windows(2).position(is_cut).map_or(bytes.len(), |place| from + place + 1)
 }

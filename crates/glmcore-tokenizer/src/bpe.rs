@@ -1,4 +1,6 @@
-//! The merge loop: a scan for short pieces, a heap for long ones.
+//! The merge loop: the lowest-ranked pair is merged, leftmost first, until none is left.
+//!
+//! Short pieces keep their symbols in place and scan for the lowest rank; long ones queue the places of each rank.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -6,142 +8,227 @@ use std::collections::BinaryHeap;
 use rustc_hash::FxHashMap;
 
 use crate::TokenId;
+use crate::characters::Characters;
+use crate::merges::{Merge, Merges};
 
-/// Pieces up to this many bytes are merged by scanning for the best pair: quadratic, but without allocation.
-const MAX_SCANNED_BYTES: usize = 64;
+/// Pieces of so many symbols fit the bits of a word.
+const MAX_SCANNED: usize = 64;
 
-/// A learned merge: its place in the order of merges, and the token that it makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Merge {
-    pub(crate) rank: u32,
-    pub(crate) id: TokenId,
+/// Appends the tokens of `piece`, which need not be UTF-8.
+#[inline(always)]
+pub(crate) fn encode(merges: &Merges, characters: &Characters, piece: &[u8], ids: &mut Vec<TokenId>) {
+    if piece.len() <= MAX_SCANNED {
+        let mut scanned = Scanned::new();
+        scanned.fill(merges, characters, piece);
+        scanned.merge(merges);
+        scanned.emit(ids);
+    } else {
+        encode_long(merges, characters, piece, ids);
+    }
 }
 
-/// The merges of a vocabulary and the tokens of single bytes.
-#[derive(Debug, Default)]
-pub(crate) struct Merges {
-    pub(crate) byte_ids: Vec<TokenId>,
-    pub(crate) by_pair: FxHashMap<(TokenId, TokenId), Merge>,
+/// Symbols of a short piece.
+struct Scanned {
+    ids: [TokenId; MAX_SCANNED],
+    /// Rank of the pair that starts at a symbol, with the symbol's place in the low bits: the least is the leftmost of
+    /// the lowest rank.
+    keys: [u32; MAX_SCANNED],
+    /// What the pair that starts at a symbol becomes.
+    merged: [TokenId; MAX_SCANNED],
+    /// Places that still begin a symbol.
+    alive: u64,
+    len: usize,
 }
 
-impl Merges {
-    fn get(&self, left: TokenId, right: TokenId) -> Option<Merge> {
-        self.by_pair.get(&(left, right)).copied()
+const NO_MERGE: u32 = u32::MAX;
+
+#[inline(always)]
+fn key(merge: Merge, place: usize) -> u32 {
+    if merge == Merge::NONE { NO_MERGE } else { merge.rank << 6 | place as u32 }
+}
+
+impl Scanned {
+    #[inline(always)]
+    fn new() -> Self {
+        Self {
+            ids: [0; MAX_SCANNED],
+            keys: [NO_MERGE; MAX_SCANNED],
+            merged: [0; MAX_SCANNED],
+            alive: 0,
+            len: 0,
+        }
     }
 
-    /// Appends the tokens of `piece`: the lowest-ranked pair is merged, leftmost first, until none is left.
-    pub(crate) fn encode(&self, piece: &[u8], ids: &mut Vec<TokenId>) {
-        if piece.len() <= MAX_SCANNED_BYTES {
-            self.encode_by_scan(piece, ids);
+    #[inline(always)]
+    fn fill(&mut self, merges: &Merges, characters: &Characters, piece: &[u8]) {
+        if piece.is_ascii() {
+            self.len = piece.len();
+            for (id, &byte) in self.ids.iter_mut().zip(piece) {
+                *id = merges.byte_ids[usize::from(byte)];
+            }
+            for place in 0..self.len.saturating_sub(1) {
+                let merge = merges.of_bytes(piece[place], piece[place + 1]);
+                self.keys[place] = key(merge, place);
+                self.merged[place] = merge.id;
+            }
         } else {
-            self.encode_by_heap(piece, ids);
+            let mut len = 0;
+            characters.symbols(merges, piece, |id| {
+                self.ids[len] = id;
+                len += 1;
+            });
+            self.len = len;
+            for place in 0..len - 1 {
+                self.look_up(merges, place, place + 1);
+            }
+        }
+        self.alive = u64::MAX >> (64 - self.len.max(1));
+    }
+
+    #[inline(always)]
+    fn look_up(&mut self, merges: &Merges, left: usize, right: usize) {
+        let merge = merges.get(self.ids[left], self.ids[right]);
+        self.keys[left] = key(merge, left);
+        self.merged[left] = merge.id;
+    }
+
+    #[inline(always)]
+    fn merge(&mut self, merges: &Merges) {
+        let scanned = self.len.next_multiple_of(16).min(MAX_SCANNED);
+        loop {
+            let lowest = self.keys[..scanned].iter().copied().fold(NO_MERGE, u32::min);
+            if lowest == NO_MERGE {
+                return;
+            }
+            let place = (lowest & 63) as usize;
+            let after = self.alive & (u64::MAX << place << 1);
+            let right = after.trailing_zeros() as usize; // a pair has a right half
+            self.alive &= !(1 << right);
+            self.ids[place] = self.merged[place];
+            self.keys[right & 63] = NO_MERGE;
+            let next = after & after.wrapping_sub(1);
+            if next == 0 {
+                self.keys[place] = NO_MERGE;
+            } else {
+                self.look_up(merges, place, next.trailing_zeros() as usize);
+            }
+            let before = self.alive & !(u64::MAX << place);
+            if before != 0 {
+                self.look_up(merges, 63 - before.leading_zeros() as usize, place);
+            }
         }
     }
 
-    fn encode_by_scan(&self, piece: &[u8], ids: &mut Vec<TokenId>) {
-        let mut symbols = [0; MAX_SCANNED_BYTES];
-        let mut ranks = [u32::MAX; MAX_SCANNED_BYTES]; // rank of the pair that starts here
-        let mut len = piece.len();
-        for (symbol, &byte) in symbols.iter_mut().zip(piece) {
-            *symbol = self.byte_ids[usize::from(byte)];
+    #[inline(always)]
+    fn emit(&self, ids: &mut Vec<TokenId>) {
+        let mut left = self.alive;
+        if self.len == 0 {
+            return;
         }
-        let rank_at = |symbols: &[TokenId], at: usize| {
-            self.get(symbols[at], symbols[at + 1]).map_or(u32::MAX, |merge| merge.rank)
-        };
-        for (at, rank) in ranks[..len.saturating_sub(1)].iter_mut().enumerate() {
-            *rank = rank_at(&symbols, at);
+        while left != 0 {
+            ids.push(self.ids[left.trailing_zeros() as usize]);
+            left &= left - 1;
         }
-        while len > 1 {
-            let (best, &rank) = ranks[..len - 1]
-                .iter()
-                .enumerate()
-                .min_by_key(|&(_, rank)| rank)
-                .expect("a pair is left");
-            if rank == u32::MAX {
-                break;
-            }
-            let merge =
-                self.get(symbols[best], symbols[best + 1]).expect("a ranked pair has a merge");
-            symbols[best] = merge.id;
-            symbols.copy_within(best + 2..len, best + 1);
-            ranks.copy_within(best + 2..len, best + 1);
-            len -= 1;
-            ranks[len - 1] = u32::MAX;
-            if best + 1 < len {
-                ranks[best] = rank_at(&symbols, best);
-            }
-            if best > 0 {
-                ranks[best - 1] = rank_at(&symbols, best - 1);
-            }
-        }
-        ids.extend_from_slice(&symbols[..len]);
     }
+}
 
-    fn encode_by_heap(&self, piece: &[u8], ids: &mut Vec<TokenId>) {
-        let mut list = SymbolList::new(piece.iter().map(|&byte| self.byte_ids[usize::from(byte)]));
-        let mut heap = BinaryHeap::new(); // (rank, left place, left id, right id), lowest first
-        let push = |heap: &mut BinaryHeap<_>, list: &SymbolList, left: usize| {
-            let Some(right) = list.next(left) else { return };
-            let pair = (list.ids[left], list.ids[right]);
-            if let Some(merge) = self.get(pair.0, pair.1) {
-                heap.push(Reverse((merge.rank, left, pair.0, pair.1)));
-            }
-        };
-        for left in 0..piece.len() {
-            push(&mut heap, &list, left);
+const END: u32 = u32::MAX;
+
+/// A symbol of a long piece, linked to its neighbours.
+#[derive(Clone, Copy)]
+struct Symbol {
+    id: TokenId,
+    previous: u32,
+    next: u32,
+    /// What the pair that starts here becomes, and when.
+    merge: Merge,
+}
+
+/// Symbols that have become part of their left neighbour.
+const DEAD: TokenId = u32::MAX;
+
+/// Places of the pairs of each rank. Whole ranks are taken at a time, so that the queue holds ranks and not places.
+#[derive(Default)]
+struct Places {
+    ranks: BinaryHeap<Reverse<u32>>,
+    of_rank: FxHashMap<u32, Vec<u32>>,
+}
+
+impl Places {
+    fn add(&mut self, rank: u32, place: u32) {
+        let places = self.of_rank.entry(rank).or_default();
+        if places.is_empty() {
+            self.ranks.push(Reverse(rank));
         }
-        while let Some(Reverse((_, left, left_id, right_id))) = heap.pop() {
-            let Some(right) = list.next(left) else { continue };
-            if !list.alive[left] || list.ids[left] != left_id || list.ids[right] != right_id {
+        places.push(place);
+    }
+}
+
+#[inline(never)]
+fn encode_long(merges: &Merges, characters: &Characters, piece: &[u8], ids: &mut Vec<TokenId>) {
+    let mut symbols: Vec<Symbol> = Vec::with_capacity(piece.len());
+    characters.symbols(merges, piece, |id| {
+        let place = symbols.len() as u32;
+        symbols.push(Symbol { id, previous: place.wrapping_sub(1), next: place + 1, merge: Merge::NONE });
+    });
+    if let Some(last) = symbols.last_mut() {
+        last.next = END;
+    }
+    let mut places = Places::default();
+    let mut known = (DEAD, DEAD, Merge::NONE); // a run of one character asks for one pair again and again
+    let mut look_up = |left: TokenId, right: TokenId| {
+        if (known.0, known.1) != (left, right) {
+            known = (left, right, merges.get(left, right));
+        }
+        known.2
+    };
+    for left in 0..symbols.len() - 1 {
+        let merge = look_up(symbols[left].id, symbols[left + 1].id);
+        symbols[left].merge = merge;
+        if merge != Merge::NONE {
+            places.add(merge.rank, left as u32);
+        }
+    }
+    while let Some(Reverse(rank)) = places.ranks.pop() {
+        let mut of_rank = places.of_rank.remove(&rank).expect("a queued rank has places");
+        if !of_rank.is_sorted() {
+            of_rank.sort_unstable();
+        }
+        let mut done = 0;
+        let mut overtaken = false; // a new pair has a lower rank and goes first
+        while done < of_rank.len() && !overtaken {
+            let place = of_rank[done] as usize;
+            done += 1;
+            let Symbol { id, previous, next, merge } = symbols[place];
+            if id == DEAD || merge.rank != rank {
                 continue; // one of the two has been merged since
             }
-            list.ids[left] = self.get(left_id, right_id).expect("a queued pair has a merge").id;
-            list.remove(right);
-            push(&mut heap, &list, left);
-            if let Some(before) = list.previous(left) {
-                push(&mut heap, &list, before);
+            let after = symbols[next as usize].next;
+            symbols[next as usize].id = DEAD;
+            let mut merge_after = Merge::NONE;
+            if after != END {
+                symbols[after as usize].previous = place as u32;
+                merge_after = look_up(merge.id, symbols[after as usize].id);
+                if merge_after != Merge::NONE {
+                    places.add(merge_after.rank, place as u32);
+                    overtaken |= merge_after.rank < rank;
+                }
+            }
+            symbols[place] = Symbol { id: merge.id, previous, next: after, merge: merge_after };
+            if previous != END {
+                let before = look_up(symbols[previous as usize].id, merge.id);
+                symbols[previous as usize].merge = before;
+                if before != Merge::NONE {
+                    places.add(before.rank, previous);
+                    overtaken |= before.rank < rank;
+                }
             }
         }
-        ids.extend((0..piece.len()).filter(|&at| list.alive[at]).map(|at| list.ids[at]));
-    }
-}
-
-/// A doubly linked list over fixed places.
-struct SymbolList {
-    ids: Vec<TokenId>,
-    alive: Vec<bool>,
-    next: Vec<usize>,
-    previous: Vec<usize>,
-}
-
-const NONE: usize = usize::MAX;
-
-impl SymbolList {
-    fn new(ids: impl Iterator<Item = TokenId>) -> Self {
-        let ids: Vec<TokenId> = ids.collect();
-        let len = ids.len();
-        Self {
-            ids,
-            alive: vec![true; len],
-            next: (1..=len).map(|at| if at == len { NONE } else { at }).collect(),
-            previous: (0..len).map(|at| at.wrapping_sub(1)).collect(),
+        if done < of_rank.len() {
+            of_rank.drain(..done);
+            places.ranks.push(Reverse(rank));
+            places.of_rank.insert(rank, of_rank);
         }
     }
-
-    fn next(&self, at: usize) -> Option<usize> {
-        Some(self.next[at]).filter(|&next| next != NONE)
-    }
-
-    fn previous(&self, at: usize) -> Option<usize> {
-        Some(self.previous[at]).filter(|&previous| previous != NONE)
-    }
-
-    fn remove(&mut self, at: usize) {
-        self.alive[at] = false;
-        let (previous, next) = (self.previous[at], self.next[at]);
-        self.next[previous] = next; // only right halves are removed, so there is a left neighbour
-        if next != NONE {
-            self.previous[next] = previous;
-        }
-    }
+    ids.extend(symbols.iter().filter(|symbol| symbol.id != DEAD).map(|symbol| symbol.id));
 }

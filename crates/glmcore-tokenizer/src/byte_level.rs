@@ -4,7 +4,8 @@
 
 use std::sync::LazyLock;
 
-use rustc_hash::FxHashMap;
+/// Code points of the alphabet lie below this.
+const NUM_CODES: usize = 256 + 68;
 
 static CHAR_OF: LazyLock<[char; 256]> = LazyLock::new(|| {
     let mut next = 256_u32;
@@ -18,17 +19,27 @@ static CHAR_OF: LazyLock<[char; 256]> = LazyLock::new(|| {
     })
 });
 
-static BYTE_OF: LazyLock<FxHashMap<char, u8>> =
-    LazyLock::new(|| (0..=255).map(|byte| (CHAR_OF[usize::from(byte)], byte)).collect());
+static BYTE_OF: LazyLock<[Option<u8>; NUM_CODES]> = LazyLock::new(|| {
+    let mut bytes = [None; NUM_CODES];
+    for (&c, byte) in CHAR_OF.iter().zip(0..=255) {
+        bytes[c as usize] = Some(byte);
+    }
+    bytes
+});
 
 /// `bytes` in the alphabet.
 pub(crate) fn to_text(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| CHAR_OF[usize::from(byte)]).collect()
 }
 
-/// The bytes that `text` stands for, or `None` if it leaves the alphabet.
-pub(crate) fn to_bytes(text: &str) -> Option<Vec<u8>> {
-    text.chars().map(|c| BYTE_OF.get(&c).copied()).collect()
+/// Appends the bytes that `text` stands for; false if it leaves the alphabet, with some of them appended.
+pub(crate) fn push_bytes(text: &str, bytes: &mut Vec<u8>) -> bool {
+    let byte_of = &*BYTE_OF;
+    text.chars().all(|c| {
+        let byte = byte_of.get(c as usize).copied().flatten();
+        bytes.extend(byte);
+        byte.is_some()
+    })
 }
 
 /// The 256 bytes in the order of their characters, which is the order of their ids.

@@ -1,6 +1,34 @@
 //! Token ids back to bytes and text.
 
+use crate::vocabulary::Vocabulary;
 use crate::{Error, TokenId, Tokenizer};
+
+/// Tokens of up to 15 bytes in slots of 16, the last of which tells how many there are.
+#[derive(Debug)]
+pub(crate) struct Slots(Box<[[u8; SLOT]]>);
+
+const SLOT: usize = 16;
+/// Stands in a slot for a token that does not fit.
+const LONG: u8 = u8::MAX;
+/// Bytes that are gathered before they go to the output.
+const GATHERED: usize = 4096;
+
+impl Slots {
+    fn new(vocabulary: &Vocabulary) -> Self {
+        let slot = |id| {
+            let token = vocabulary.token(id);
+            let mut slot = [0; SLOT];
+            if token.len() < SLOT {
+                slot[..token.len()].copy_from_slice(token);
+                slot[SLOT - 1] = token.len() as u8;
+            } else {
+                slot[SLOT - 1] = LONG;
+            }
+            slot
+        };
+        Self((0..vocabulary.len() as TokenId).map(slot).collect())
+    }
+}
 
 impl Tokenizer {
     /// Bytes of `ids`, special tokens as their text.
@@ -9,7 +37,7 @@ impl Tokenizer {
     ///
     /// [`Error::UnknownId`] for the first id outside the vocabulary.
     pub fn decode(&self, ids: &[TokenId]) -> Result<Vec<u8>, Error> {
-        self.decode_where(ids, |_| true)
+        self.decode_where::<false>(ids)
     }
 
     /// Bytes of `ids` without the tokens flagged special.
@@ -18,23 +46,36 @@ impl Tokenizer {
     ///
     /// [`Error::UnknownId`] for the first id outside the vocabulary.
     pub fn decode_without_special(&self, ids: &[TokenId]) -> Result<Vec<u8>, Error> {
-        self.decode_where(ids, |id| !self.is_special(id))
+        self.decode_where::<true>(ids)
     }
 
-    fn decode_where(
-        &self,
-        ids: &[TokenId],
-        keep: impl Fn(TokenId) -> bool,
-    ) -> Result<Vec<u8>, Error> {
+    fn decode_where<const SKIP_SPECIAL: bool>(&self, ids: &[TokenId]) -> Result<Vec<u8>, Error> {
+        let Slots(slots) = self.slots.get_or_init(|| Slots::new(&self.vocabulary));
         let mut bytes = Vec::with_capacity(ids.len() * 4);
+        let mut gathered = [0; GATHERED + SLOT];
+        let mut len = 0;
         for (position, &id) in ids.iter().enumerate() {
-            let vocab_size = self.vocab_size();
-            let token =
-                self.token_bytes(id).ok_or(Error::UnknownId { id, position, vocab_size })?;
-            if keep(id) {
-                bytes.extend_from_slice(token);
+            let Some(slot) = slots.get(id as usize) else {
+                return Err(Error::UnknownId { id, position, vocab_size: self.vocab_size() });
+            };
+            if SKIP_SPECIAL && self.is_special(id) {
+                continue;
+            }
+            let size = slot[SLOT - 1];
+            if size == LONG {
+                bytes.extend_from_slice(&gathered[..len]);
+                bytes.extend_from_slice(self.vocabulary.token(id));
+                len = 0;
+                continue;
+            }
+            gathered[len..len + SLOT].copy_from_slice(slot);
+            len += usize::from(size);
+            if len >= GATHERED {
+                bytes.extend_from_slice(&gathered[..len]);
+                len = 0;
             }
         }
+        bytes.extend_from_slice(&gathered[..len]);
         Ok(bytes)
     }
 }

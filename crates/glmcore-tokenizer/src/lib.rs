@@ -13,24 +13,40 @@
 //! assert_eq!(tokenizer.decode(&ids)?, b"a newer <|user|>");
 //! # Ok::<(), glmcore_tokenizer::Error>(())
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+mod added;
 mod batch;
 mod bpe;
 mod byte_level;
+mod cache;
+mod characters;
 mod decode;
+mod encode;
 mod file;
-mod pretokenize;
-mod special;
+mod hash;
+mod merges;
+mod normalize;
+mod prefetch;
+mod split;
+mod threads;
 mod tokenizer;
 mod train;
+mod unicode;
+mod vocabulary;
 
-pub use batch::{EncodedBatch, encode_batch};
+use std::path::PathBuf;
+
+pub use added::AddedToken;
+pub use batch::EncodedBatch;
 pub use decode::StreamDecoder;
+pub use encode::IdsAndSpans;
 pub use file::{GLM4_SPECIAL_TOKENS, NUM_SPECIAL_FLAGGED};
-pub use pretokenize::{GLM4_PATTERN, pretokens};
-pub use tokenizer::{AddedToken, Special, TokenId, Tokenizer};
+pub use split::{
+    CL100K_PATTERN, DEEPSEEK_PATTERNS, GLM4_PATTERN, GPT2_PATTERN, O200K_PATTERN, QWEN2_PATTERN,
+};
+pub use tokenizer::{Special, Template, TokenId, Tokenizer, pretokens};
 pub use train::{Merger, Trainer, Training};
 
 /// Why a tokenizer cannot be loaded, trained or used.
@@ -44,6 +60,21 @@ pub enum Error {
     #[error("{component} is not supported: {value}")]
     #[expect(missing_docs, reason = "the message names every field")]
     Unsupported { component: &'static str, value: String },
+    /// A file cannot be opened or read.
+    #[error("cannot read {}: {source}", path.display())]
+    #[expect(missing_docs, reason = "the message names every field")]
+    File { path: PathBuf, source: std::io::Error },
+    /// A file is larger than any tokenizer.
+    #[error("{} has {size} bytes, more than the {limit} that a tokenizer may have", path.display())]
+    #[expect(missing_docs, reason = "the message names every field")]
+    FileTooLarge { path: PathBuf, size: u64, limit: u64 },
+    /// A file is not text.
+    #[error("{}: no UTF-8 text at byte {at}", path.display())]
+    #[expect(missing_docs, reason = "the message names every field")]
+    NotUtf8 { path: PathBuf, at: usize },
+    /// A compiled tokenizer is not what was written.
+    #[error("damaged compiled tokenizer: {0}")]
+    Damaged(&'static str),
     /// The vocabulary or the merges of a tokenizer.json contradict themselves.
     #[error("inconsistent vocabulary: {0}")]
     Inconsistent(String),

@@ -1,17 +1,22 @@
-//! The tokenizer: vocabulary, merges and special tokens together.
+//! The tokenizer: vocabulary, merges, the splitting of text and the added tokens together.
 
-use rustc_hash::FxHashMap;
+use std::sync::{Mutex, OnceLock};
 
-use crate::Error;
-use crate::bpe::{Merge, Merges};
-use crate::pretokenize::pretokens;
-use crate::special::{Part, SpecialFinder};
+use crate::added::{AddedToken, AddedTokens};
+use crate::cache::WordCache;
+use crate::characters::Characters;
+use crate::decode::Slots;
+use crate::merges::{MAX_MERGES, Merges};
+use crate::normalize::nfc;
+use crate::split::{GLM4_PATTERN, General, Known, Splitter, Stage};
 use crate::train::Training;
+use crate::vocabulary::Vocabulary;
+use crate::{Error, NUM_SPECIAL_FLAGGED};
 
 /// Number of a token in the vocabulary.
 pub type TokenId = u32;
 
-/// What becomes of special tokens that stand in a text.
+/// What becomes of added tokens that stand in a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Special {
     /// They stay text, so no input can forge one.
@@ -20,28 +25,55 @@ pub enum Special {
     Parse,
 }
 
-/// A token outside the learned vocabulary.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AddedToken {
-    /// Its text.
-    pub text: String,
-    /// Its id.
-    pub id: TokenId,
-    /// Whether decoding may skip it.
-    pub special: bool,
+/// Everything that a tokenizer is made of.
+#[derive(Debug)]
+pub(crate) struct Definition {
+    pub(crate) vocabulary: Vocabulary,
+    /// Left, right and merged token of each merge, in order.
+    pub(crate) merges: Vec<(TokenId, TokenId, TokenId)>,
+    /// Merges rank by the token that they make, as in tiktoken, not by their place.
+    pub(crate) rank_by_id: bool,
+    pub(crate) added: Vec<AddedToken>,
+    pub(crate) stages: Vec<Stage>,
+    /// A text that does not begin with a space gets one.
+    pub(crate) add_prefix_space: bool,
+    pub(crate) nfc: bool,
+    /// A word that is a token as a whole becomes it, whatever the merges say.
+    pub(crate) ignore_merges: bool,
+    pub(crate) template: Template,
+}
+
+/// Tokens that a post-processor puts around a text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Template {
+    /// Ids before the text.
+    pub before: Vec<TokenId>,
+    /// Ids after it.
+    pub after: Vec<TokenId>,
 }
 
 /// A byte-level BPE tokenizer.
 #[derive(Debug)]
 pub struct Tokenizer {
+    pub(crate) vocabulary: Vocabulary,
     pub(crate) merges: Merges,
-    /// Bytes of each token; special tokens hold their text.
-    pub(crate) bytes_of: Vec<Vec<u8>>,
-    /// Learned tokens by their bytes.
-    pub(crate) id_of: FxHashMap<Vec<u8>, TokenId>,
-    pub(crate) added: Vec<AddedToken>,
+    pub(crate) rank_by_id: bool,
+    pub(crate) characters: Characters,
+    pub(crate) splitter: Splitter,
+    pub(crate) stages: Vec<(String, bool)>,
+    pub(crate) added: AddedTokens,
+    pub(crate) add_prefix_space: bool,
+    pub(crate) nfc: bool,
     pub(crate) ignore_merges: bool,
-    finder: SpecialFinder,
+    pub(crate) template: Template,
+    /// Bytes of the longest token.
+    pub(crate) longest_token: usize,
+    /// Bit i: token i is flagged special.
+    special: Box<[u64]>,
+    /// What decoding reads, made when it is first asked for.
+    pub(crate) slots: OnceLock<Slots>,
+    /// Caches that no call is using.
+    caches: Mutex<Vec<WordCache>>,
 }
 
 impl Tokenizer {
@@ -49,183 +81,171 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Inconsistent`] if an id is missing or doubled, a byte has no token, or a merge makes none.
-    pub(crate) fn new(
-        vocab: FxHashMap<Vec<u8>, TokenId>,
-        pairs: &[(TokenId, TokenId)],
-        added: Vec<AddedToken>,
-        ignore_merges: bool,
-    ) -> Result<Self, Error> {
-        let bytes_of = index_tokens(&vocab, &added)?;
-        let byte_ids = (0..=255_u8)
-            .map(|byte| {
-                let id = vocab.get([byte].as_slice()).copied();
-                id.ok_or_else(|| Error::Inconsistent(format!("byte {byte:#04x} has no token")))
-            })
-            .collect::<Result<_, _>>()?;
-        let mut by_pair = FxHashMap::default();
-        by_pair.reserve(pairs.len());
-        for (rank, &(left, right)) in (0_u32..).zip(pairs) {
-            let bytes = [bytes_of[left as usize].as_slice(), &bytes_of[right as usize]].concat();
-            let Some(&id) = vocab.get(&bytes) else {
-                return Err(Error::Inconsistent(format!(
-                    "merge {rank} makes no token of the vocabulary"
-                )));
-            };
-            by_pair.entry((left, right)).or_insert(Merge { rank, id });
+    /// [`Error::Inconsistent`] if a byte has no token or there are too many merges.
+    pub(crate) fn new(definition: Definition) -> Result<Self, Error> {
+        let Definition { vocabulary, merges, rank_by_id, added, stages, add_prefix_space, nfc, ignore_merges, template } =
+            definition;
+        if merges.len() >= MAX_MERGES {
+            return Err(Error::Inconsistent(format!("{} merges are more than {MAX_MERGES}", merges.len())));
         }
-        let finder = SpecialFinder::new(added.iter().map(|token| (token.text.clone(), token.id)));
+        let mut byte_ids = [0; 256];
+        for (id, byte) in byte_ids.iter_mut().zip(0..=255_u8) {
+            *id = vocabulary
+                .id(&[byte])
+                .ok_or_else(|| Error::Inconsistent(format!("byte {byte:#04x} has no token")))?;
+        }
+        let merges = Merges::new(byte_ids, merges, |place, id| if rank_by_id { id } else { place as u32 });
+        let characters = Characters::new(&vocabulary, &merges);
+        let mut special = vec![0_u64; vocabulary.len().div_ceil(64)];
+        for token in added.iter().filter(|token| token.special) {
+            special[token.id as usize / 64] |= 1 << (token.id % 64);
+        }
+        let added = AddedTokens::new(added, |text| if nfc { crate::normalize::nfc(text).into_owned() } else { text.to_owned() })?;
+        let kept: Vec<(String, bool)> =
+            stages.iter().map(|stage| (stage.pattern().to_owned(), stage.keeps_gaps())).collect();
+        let longest_token = vocabulary.learned().map(|(_, token)| token.len()).max().unwrap_or(0);
         Ok(Self {
-            merges: Merges { byte_ids, by_pair },
-            bytes_of,
-            id_of: vocab,
+            vocabulary,
+            merges,
+            rank_by_id,
+            characters,
+            splitter: splitter(stages),
+            stages: kept,
             added,
+            add_prefix_space,
+            nfc,
             ignore_merges,
-            finder,
+            template,
+            longest_token,
+            special: special.into(),
+            slots: OnceLock::new(),
+            caches: Mutex::default(),
         })
     }
 
-    /// A tokenizer from learned merges. Special tokens take the ids after the learned ones.
+    /// A tokenizer from learned merges, with the pattern that they were learned with. Special tokens take the ids after
+    /// the learned ones; the first 18 are flagged special, as GLM-4 flags its own.
     ///
     /// # Errors
     ///
     /// [`Error::Inconsistent`] if two tokens are equal.
     pub fn from_training(training: &Training, special_tokens: &[&str]) -> Result<Self, Error> {
-        let mut vocab = FxHashMap::default();
-        for (id, bytes) in (0..).zip(&training.tokens) {
-            vocab.insert(bytes.clone(), id);
+        let learned = training.tokens.len();
+        let mut added: Vec<AddedToken> = Vec::new();
+        for text in special_tokens {
+            if added.iter().any(|token| token.text == *text) {
+                return Err(Error::Inconsistent(format!("special token {text:?} is given twice")));
+            }
+            let id = (learned + added.len()) as TokenId;
+            added.push(AddedToken::new(*text, id, added.len() < NUM_SPECIAL_FLAGGED));
         }
-        let first = u32::try_from(training.tokens.len()).expect("ids are 32-bit");
-        let added = (first..)
-            .zip(special_tokens)
-            .enumerate()
-            .map(|(index, (id, text))| AddedToken {
-                text: (*text).to_owned(),
-                id,
-                special: index < crate::NUM_SPECIAL_FLAGGED,
-            })
-            .collect();
-        Self::new(vocab, &training.merges, added, true)
+        let learned = (0..).zip(&training.tokens).map(|(id, bytes)| (id, bytes.as_slice(), true));
+        let outside = added.iter().map(|token| (token.id, token.text.as_bytes(), false));
+        let vocabulary = Vocabulary::new(learned.chain(outside))?;
+        let mut merges = Vec::with_capacity(training.merges.len());
+        for &(left, right) in &training.merges {
+            let bytes = [vocabulary.token(left), vocabulary.token(right)].concat();
+            let id = vocabulary
+                .id(&bytes)
+                .ok_or_else(|| Error::Inconsistent("a merge makes no token of the vocabulary".to_owned()))?;
+            merges.push((left, right, id));
+        }
+        Self::new(Definition {
+            vocabulary,
+            merges,
+            rank_by_id: false,
+            added,
+            stages: vec![Stage::new(training.pattern, true)?],
+            add_prefix_space: false,
+            nfc: false,
+            ignore_merges: true,
+            template: Template::default(),
+        })
     }
 
-    /// Number of ids, special tokens included.
+    /// Number of ids, added tokens included.
     pub fn vocab_size(&self) -> usize {
-        self.bytes_of.len()
+        self.vocabulary.len()
     }
 
-    /// Tokens outside the learned vocabulary, by id.
+    /// Tokens outside the learned vocabulary, in the order in which they were given.
     pub fn added_tokens(&self) -> &[AddedToken] {
-        &self.added
+        self.added.tokens()
+    }
+
+    /// What the post-processor of the file puts around a text; [`Tokenizer::encode`] leaves it to the caller.
+    pub fn template(&self) -> &Template {
+        &self.template
+    }
+
+    /// Patterns that split text, in order.
+    pub fn patterns(&self) -> impl Iterator<Item = &str> {
+        self.stages.iter().map(|(pattern, _)| pattern.as_str())
     }
 
     /// Bytes of a token, or `None` outside the vocabulary.
     pub fn token_bytes(&self, id: TokenId) -> Option<&[u8]> {
-        self.bytes_of.get(id as usize).map(Vec::as_slice)
+        self.vocabulary.get(id)
     }
 
-    /// Id of the token with exactly these bytes; a special token by its text.
+    /// Id of the token with exactly these bytes; an added token by its text.
     pub fn token_id(&self, bytes: &[u8]) -> Option<TokenId> {
-        let added =
-            self.added.iter().find(|token| token.text.as_bytes() == bytes).map(|token| token.id);
-        added.or_else(|| self.id_of.get(bytes).copied())
+        let added = self.added.tokens().iter().find(|token| token.text.as_bytes() == bytes);
+        added.map(|token| token.id).or_else(|| self.vocabulary.id(bytes))
     }
 
     /// Whether `id` is an added token that decoding may skip.
-    pub(crate) fn is_special(&self, id: TokenId) -> bool {
-        self.added.iter().any(|token| token.id == id && token.special)
+    #[inline]
+    pub fn is_special(&self, id: TokenId) -> bool {
+        self.special.get(id as usize / 64).is_some_and(|bits| bits >> (id % 64) & 1 != 0)
     }
 
-    /// Tokens of `text`.
-    pub fn encode(&self, text: &str, special: Special) -> Vec<TokenId> {
-        let mut ids = Vec::with_capacity(text.len() / 3);
-        self.encode_into(text, special, &mut WordCache::default(), &mut ids);
-        ids
+    /// The text as it is split and merged, with normalisation where the tokenizer asks for it.
+    pub fn normalized<'t>(&self, text: &'t str) -> std::borrow::Cow<'t, str> {
+        if self.nfc { nfc(text) } else { text.into() }
     }
 
-    /// Appends the tokens of `text`; `cache` remembers words between calls.
-    pub(crate) fn encode_into(
-        &self,
-        text: &str,
-        special: Special,
-        cache: &mut WordCache,
-        ids: &mut Vec<TokenId>,
-    ) {
-        match special {
-            Special::AsText => self.encode_plain(text, cache, ids),
-            Special::Parse => self.finder.split(text, |part| match part {
-                Part::Text(text) => self.encode_plain(text, cache, ids),
-                Part::Special(id) => ids.push(id),
-            }),
+    /// Calls `work` with a cache of words, which is kept for later calls.
+    pub(crate) fn with_cache<R>(&self, work: impl FnOnce(&mut WordCache) -> R) -> R {
+        // A fork may have left the lock held for ever: then this call goes without the pool.
+        let pooled = self.caches.try_lock().ok().and_then(|mut caches| caches.pop());
+        let mut cache = pooled.unwrap_or_else(|| WordCache::new(&self.vocabulary, self.ignore_merges));
+        let result = work(&mut cache);
+        if let Ok(mut caches) = self.caches.try_lock() {
+            caches.push(cache);
         }
+        result
     }
 
-    fn encode_plain(&self, text: &str, cache: &mut WordCache, ids: &mut Vec<TokenId>) {
-        for word in pretokens(text) {
-            let word = word.as_bytes();
-            if self.ignore_merges
-                && let Some(&id) = self.id_of.get(word)
-            {
-                ids.push(id);
-                continue;
-            }
-            if let Some(known) = cache.get(word) {
-                ids.extend_from_slice(known);
-                continue;
-            }
-            let start = ids.len();
-            self.merges.encode(word, ids);
-            cache.insert(word, &ids[start..]);
-        }
+    /// Whether a text may be cut between a line break and an ASCII letter or digit.
+    pub(crate) fn can_be_cut(&self) -> bool {
+        matches!(self.splitter, Splitter::Known(_)) && !self.add_prefix_space && self.added.stay_in_lines()
     }
 }
 
-/// Bytes of each id, after checking that ids are 0, 1, 2, ... without gap or repetition.
-fn index_tokens(
-    vocab: &FxHashMap<Vec<u8>, TokenId>,
-    added: &[AddedToken],
-) -> Result<Vec<Vec<u8>>, Error> {
-    let learned = vocab.iter().map(|(bytes, &id)| (bytes.as_slice(), id));
-    let outside = added
-        .iter()
-        .filter(|token| vocab.get(token.text.as_bytes()) != Some(&token.id))
-        .map(|token| (token.text.as_bytes(), token.id));
-    let tokens: Vec<(&[u8], TokenId)> = learned.chain(outside).collect();
-    let mut bytes_of: Vec<Option<Vec<u8>>> = vec![None; tokens.len()];
-    for (bytes, id) in tokens {
-        match bytes_of.get_mut(id as usize) {
-            Some(place @ None) => *place = Some(bytes.to_vec()),
-            Some(Some(_)) => return Err(Error::Inconsistent(format!("id {id} is given twice"))),
-            None => {
-                return Err(Error::Inconsistent(format!(
-                    "id {id} leaves a gap in the ids below it"
-                )));
-            }
-        }
+fn splitter(stages: Vec<Stage>) -> Splitter {
+    let patterns: Vec<&str> = stages.iter().map(Stage::pattern).collect();
+    match Known::of_patterns(&patterns) {
+        // A known pattern leaves nothing out, so there are no gaps to keep or drop.
+        Some(known) => Splitter::Known(known),
+        None => Splitter::General(General { stages }),
     }
-    Ok(bytes_of
-        .into_iter()
-        .map(|bytes| bytes.expect("as many distinct ids as places fill them all"))
-        .collect())
 }
 
-/// Tokens of words that were merged before, bounded.
-#[derive(Debug, Default)]
-pub(crate) struct WordCache {
-    ids: FxHashMap<Box<[u8]>, Box<[TokenId]>>,
-}
-
-/// Longer words are rare and would fill the cache.
-const MAX_CACHED_WORD_BYTES: usize = 48;
-const MAX_CACHED_WORDS: usize = 1 << 16;
-
-impl WordCache {
-    fn get(&self, word: &[u8]) -> Option<&[TokenId]> {
-        self.ids.get(word).map(Box::as_ref)
-    }
-
-    fn insert(&mut self, word: &[u8], ids: &[TokenId]) {
-        if word.len() <= MAX_CACHED_WORD_BYTES && self.ids.len() < MAX_CACHED_WORDS {
-            self.ids.insert(word.into(), ids.into());
-        }
-    }
+/// Splits `text` into words as GLM-4 does. They cover the text without gaps.
+///
+/// ```
+/// let parts: Vec<&str> = glmcore_tokenizer::pretokens("It's 2024,  ok\n").collect();
+/// assert_eq!(parts, ["It", "'s", " ", "202", "4", ",", " ", " ok", "\n"]);
+/// ```
+pub fn pretokens(text: &str) -> impl Iterator<Item = &str> {
+    let known = Known::of_patterns(&[GLM4_PATTERN]).expect("GLM-4's pattern is known");
+    let mut cuts = crate::split::Cuts::new(known, text);
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let end = cuts.next_end()?;
+        let word = &text[start..end];
+        start = end;
+        Some(word)
+    })
 }

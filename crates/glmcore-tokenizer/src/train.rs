@@ -10,7 +10,8 @@ use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
 use crate::byte_level::alphabet;
-use crate::pretokenize::pretokens;
+use crate::split::GLM4_PATTERN;
+use crate::tokenizer::pretokens;
 use crate::{Error, TokenId};
 
 type Pair = (TokenId, TokenId);
@@ -22,6 +23,8 @@ pub struct Training {
     pub tokens: Vec<Vec<u8>>,
     /// Merged pairs, in order.
     pub merges: Vec<(TokenId, TokenId)>,
+    /// Pattern that split the text.
+    pub pattern: &'static str,
 }
 
 /// Counts the words of a corpus. Feed it all text, then take the merges.
@@ -206,7 +209,7 @@ impl Merger {
             let possible = self.tokens.len() - 256;
             return Err(Error::TooLittleText { possible, wanted: num_tokens - 256 });
         }
-        Ok(Training { tokens: self.tokens, merges: self.merges })
+        Ok(Training { tokens: self.tokens, merges: self.merges, pattern: GLM4_PATTERN })
     }
 }
 

@@ -1,0 +1,156 @@
+//! Where merging may begin with whole characters instead of bytes.
+//!
+//! A character of two or three bytes may stand as one symbol from the start if that cannot change the result:
+//!
+//! 1. merging its bytes alone gives one token, the last merge of which has rank r;
+//! 2. every merge that makes a token in which the character stands whole, beside others, has a rank above r: so the
+//!    character is whole before anything can happen to it as a whole;
+//! 3. no token crosses a border of the character and leaves out a part of it: so nothing else can happen to its parts.
+//!
+//! Vocabularies learned by byte-pair encoding fulfil (2) nearly always; what does not is found here and starts from bytes.
+
+use crate::TokenId;
+use crate::merges::{Merge, Merges};
+use crate::vocabulary::Vocabulary;
+
+/// Code points of up to three bytes.
+const NUM_CODES: usize = 1 << 16;
+const NOT_WHOLE: TokenId = u32::MAX;
+
+/// Tokens of characters that may stand whole from the start.
+#[derive(Debug)]
+pub(crate) struct Characters {
+    /// By code point; [`NOT_WHOLE`] where the character starts from its bytes.
+    whole: Box<[TokenId]>,
+    /// Borders, by last byte before and first byte after, over which a token reaches for a part of a character.
+    crossed: Box<[u64; 1024]>,
+}
+
+impl Characters {
+    pub(crate) fn new(vocabulary: &Vocabulary, merges: &Merges) -> Self {
+        let mut characters =
+            Self { whole: vec![NOT_WHOLE; NUM_CODES].into(), crossed: Box::new([0; 1024]) };
+        let mut last_rank = vec![0_u32; NUM_CODES];
+        for (id, token) in vocabulary.learned() {
+            if let Some(code) = code_of(token)
+                && let Some(rank) = rank_of_character(merges, token, id)
+            {
+                characters.whole[code] = id;
+                last_rank[code] = rank;
+            }
+        }
+        for &(left, right, _) in merges.pairs() {
+            let rank = merges.get(left, right).rank;
+            let token = [vocabulary.token(left), vocabulary.token(right)].concat();
+            if !token.is_ascii() {
+                characters.restrict(&token, rank, &last_rank);
+            }
+        }
+        characters
+    }
+
+    /// Takes note of a merge that makes `token`.
+    fn restrict(&mut self, token: &[u8], rank: u32, last_rank: &[u32]) {
+        let mut start = 0;
+        while start < token.len() {
+            let end = character_end(token, start);
+            let character = &token[start..end];
+            let complete = std::str::from_utf8(character).is_ok();
+            if !complete {
+                // A part of a character: what it touches inside the token is a border that is crossed.
+                if start > 0 {
+                    self.cross(token[start - 1], token[start]);
+                }
+                if end < token.len() {
+                    self.cross(token[end - 1], token[end]);
+                }
+            } else if character.len() < token.len()
+                && let Some(code) = code_of(character)
+                && self.whole[code] != NOT_WHOLE
+                && rank <= last_rank[code]
+            {
+                self.whole[code] = NOT_WHOLE;
+            }
+            start = end;
+        }
+    }
+
+    fn cross(&mut self, before: u8, after: u8) {
+        let border = usize::from(before) << 8 | usize::from(after);
+        self.crossed[border / 64] |= 1 << (border % 64);
+    }
+
+    #[inline(always)]
+    fn is_crossed(&self, before: u8, after: u8) -> bool {
+        let border = usize::from(before) << 8 | usize::from(after);
+        self.crossed[border / 64] >> (border % 64) & 1 != 0
+    }
+
+    /// Calls `push` with each symbol from which the merging of `piece` may begin.
+    #[inline(always)]
+    pub(crate) fn symbols(&self, merges: &Merges, piece: &[u8], mut push: impl FnMut(TokenId)) {
+        let mut start = 0;
+        while start < piece.len() {
+            let end = character_end(piece, start);
+            if let Some(code) = code_of(&piece[start..end])
+                && self.whole[code] != NOT_WHOLE
+                && (start == 0 || !self.is_crossed(piece[start - 1], piece[start]))
+                && (end == piece.len() || !self.is_crossed(piece[end - 1], piece[end]))
+            {
+                push(self.whole[code]);
+            } else {
+                for &byte in &piece[start..end] {
+                    push(merges.byte_ids[usize::from(byte)]);
+                }
+            }
+            start = end;
+        }
+    }
+}
+
+/// End of the run that starts at `start`: a byte and the continuation bytes after it, three at most.
+#[inline(always)]
+fn character_end(bytes: &[u8], start: usize) -> usize {
+    let mut end = start + 1;
+    if bytes[start] >= 0xc0 {
+        let longest = match bytes[start] {
+            0xc0..=0xdf => 2,
+            0xe0..=0xef => 3,
+            _ => 4,
+        };
+        while end < bytes.len() && end < start + longest && bytes[end] & 0xc0 == 0x80 {
+            end += 1;
+        }
+    }
+    end
+}
+
+/// Code point of a character of two or three bytes.
+#[inline(always)]
+fn code_of(bytes: &[u8]) -> Option<usize> {
+    match *bytes {
+        [a @ 0xc2..=0xdf, b] => Some(usize::from(a & 0x1f) << 6 | usize::from(b & 0x3f)),
+        [a @ 0xe0..=0xef, b, c] => {
+            let code = usize::from(a & 0x0f) << 12 | usize::from(b & 0x3f) << 6 | usize::from(c & 0x3f);
+            (code >= 0x800 && !(0xd800..0xe000).contains(&code)).then_some(code)
+        }
+        _ => None,
+    }
+}
+
+/// Highest rank among the merges that turn the bytes of a character into its token, if they do.
+fn rank_of_character(merges: &Merges, character: &[u8], id: TokenId) -> Option<u32> {
+    let mut symbols: Vec<TokenId> =
+        character.iter().map(|&byte| merges.byte_ids[usize::from(byte)]).collect();
+    let mut highest = 0;
+    while symbols.len() > 1 {
+        let (place, merge) = (0..symbols.len() - 1)
+            .map(|place| (place, merges.get(symbols[place], symbols[place + 1])))
+            .min_by_key(|(_, merge)| merge.rank)
+            .filter(|&(_, merge)| merge != Merge::NONE)?;
+        symbols[place] = merge.id;
+        symbols.remove(place + 1);
+        highest = highest.max(merge.rank);
+    }
+    (symbols[0] == id).then_some(highest)
+}
