@@ -4,14 +4,14 @@
 //! entry. Longer words are found by hash and then compared, longer lists of tokens stand outside.
 
 use bytemuck::{Pod, Zeroable};
-use memmap2::MmapMut;
 
 use crate::hash::{hash_bytes, hash_u128};
+use crate::memory::Table;
 use crate::prefetch::prefetch;
 use crate::{TokenId, vocabulary::Vocabulary};
 
 /// Words of more bytes are merged anew each time.
-const MAX_CACHED_BYTES: usize = 256;
+const MAX_CACHED_BYTES: usize = 1024;
 /// Words up to this length are their own key.
 const MAX_KEY_BYTES: usize = 15;
 const MAX_INLINE_IDS: usize = 4;
@@ -21,7 +21,7 @@ const MIN_ENTRIES: usize = 1 << 12;
 /// What stands outside the table may take so many ids and so many bytes.
 const MAX_OUTSIDE: usize = 1 << 22;
 /// A word that finds no place in so many buckets is not remembered: an adversary's words cannot make look-ups slow.
-const MAX_BUCKETS_SEARCHED: usize = 8;
+const MAX_BUCKETS_SEARCHED: usize = 64;
 
 const ID_BITS: u32 = 24;
 const LONG: u128 = 0xff << 120;
@@ -88,19 +88,31 @@ fn last_word(word: &[u8]) -> u128 {
     u128::from_le_bytes(bytes)
 }
 
-/// Tokens that a look-up has found.
-pub(crate) enum Found<'c> {
-    /// So many of the four.
-    Few([TokenId; MAX_INLINE_IDS], usize),
-    Many(&'c [TokenId]),
-    Nothing,
+/// What a table entry tells of a word's tokens.
+#[derive(Clone, Copy)]
+pub(crate) struct Entered<'c>(&'c [TokenId; MAX_INLINE_IDS]);
+
+impl Entered<'_> {
+    /// Number of tokens that stand in the entry; 0 if they stand outside.
+    #[inline(always)]
+    pub(crate) fn count(self) -> usize {
+        (self.0[0] >> ID_BITS) as usize
+    }
+
+    /// Writes four ids, of which the first [`Self::count`] count.
+    #[inline(always)]
+    pub(crate) fn write(self, ids: &mut [TokenId; MAX_INLINE_IDS]) {
+        *ids = *self.0;
+        ids[0] = self.0[0] & ((1 << ID_BITS) - 1);
+    }
 }
 
 /// Words and their tokens, bounded.
 #[derive(Debug)]
 pub(crate) struct WordCache {
-    table: MmapMut,
+    table: Table<Bucket>,
     mask: usize,
+    all_entered: bool,
     num_entries: usize,
     ids: Vec<TokenId>,
     bytes: Vec<u8>,
@@ -119,7 +131,8 @@ impl WordCache {
 
     fn with_entries(num_entries: usize) -> Self {
         Self {
-            table: zeroed(num_entries * size_of::<Entry>()),
+            table: Table::zeroed(num_entries / 2),
+            all_entered: true,
             mask: num_entries / 2 - 1,
             num_entries: 0,
             ids: Vec::new(),
@@ -129,7 +142,7 @@ impl WordCache {
 
     fn seed(&mut self, vocabulary: &Vocabulary) {
         for (id, token) in vocabulary.learned() {
-            if !token.is_empty() && token.len() <= MAX_CACHED_BYTES {
+            if !token.is_empty() {
                 self.insert(Key::of(token, 0, token.len()), token, &[id]);
             }
         }
@@ -137,7 +150,13 @@ impl WordCache {
 
     #[inline(always)]
     fn buckets(&self) -> &[Bucket] {
-        bytemuck::cast_slice(&self.table)
+        self.table.as_slice()
+    }
+
+    /// Whether every token that may be a word of its own is known, so that a word which is not found is none.
+    #[inline(always)]
+    pub(crate) fn knows_all_tokens(&self) -> bool {
+        self.all_entered
     }
 
     /// Brings the key's bucket near.
@@ -146,41 +165,36 @@ impl WordCache {
         prefetch(self.buckets(), key.hash as usize & self.mask);
     }
 
-    /// Tokens of the word with this key.
+    /// What is known of the word with this key.
     #[inline(always)]
-    pub(crate) fn find(&self, key: Key, word: impl FnOnce() -> (usize, usize), text: &[u8]) -> Found<'_> {
+    pub(crate) fn find(&self, key: Key) -> Option<Entered<'_>> {
         let bucket = &self.buckets()[key.hash as usize & self.mask];
-        let ids = if bucket[0].key == key.key {
-            bucket[0].ids
+        if bucket[0].key == key.key {
+            Some(Entered(&bucket[0].ids))
         } else if bucket[1].key == key.key {
-            bucket[1].ids
+            Some(Entered(&bucket[1].ids))
+        } else if bucket[1].key == 0 {
+            None
         } else {
-            match self.find_further(key) {
-                Some(ids) => ids,
-                None => return Found::Nothing,
-            }
-        };
-        let count = (ids[0] >> ID_BITS) as usize;
-        if count > 0 {
-            return Found::Few([ids[0] & ((1 << ID_BITS) - 1), ids[1], ids[2], ids[3]], count);
+            self.find_further(key)
         }
-        let (start, end) = word();
-        self.find_outside(key, ids, &text[start..end])
+    }
+
+    /// Tokens of a word that stand outside the table; `None` if it is another word with the same hash.
+    #[inline(never)]
+    pub(crate) fn outside(&self, key: Key, entered: Entered<'_>, word: &[u8]) -> Option<&[TokenId]> {
+        let [_, start, len, bytes] = *entered.0;
+        let same = !key.is_long() || self.bytes.get(bytes as usize..).is_some_and(|bytes| bytes.starts_with(word));
+        same.then(|| &self.ids[start as usize..][..len as usize])
     }
 
     #[inline(never)]
-    fn find_outside(&self, key: Key, ids: [u32; 4], word: &[u8]) -> Found<'_> {
-        let same = !key.is_long() || self.bytes.get(ids[3] as usize..).is_some_and(|bytes| bytes.starts_with(word));
-        if same { Found::Many(&self.ids[ids[1] as usize..][..ids[2] as usize]) } else { Found::Nothing }
-    }
-
-    #[inline(never)]
-    fn find_further(&self, key: Key) -> Option<[TokenId; MAX_INLINE_IDS]> {
+    fn find_further(&self, key: Key) -> Option<Entered<'_>> {
         let buckets = self.buckets();
-        for step in 0..MAX_BUCKETS_SEARCHED {
+        for step in 1..MAX_BUCKETS_SEARCHED {
             for entry in &buckets[(key.hash as usize + step) & self.mask] {
                 if entry.key == key.key {
-                    return Some(entry.ids);
+                    return Some(Entered(&entry.ids));
                 }
                 if entry.key == 0 {
                     return None;
@@ -192,7 +206,8 @@ impl WordCache {
 
     /// Remembers the tokens of a word that was not found.
     pub(crate) fn insert(&mut self, key: Key, word: &[u8], ids: &[TokenId]) {
-        if key.key == UNCACHED.key || ids.is_empty() {
+        if key.key == UNCACHED.key {
+            self.all_entered &= ids.len() > 1; // a token so long is looked for in the vocabulary
             return;
         }
         let mut stored = [0; MAX_INLINE_IDS];
@@ -203,11 +218,11 @@ impl WordCache {
             stored = [0, self.ids.len() as u32, ids.len() as u32, self.bytes.len() as u32];
         }
         let mask = self.mask;
-        let buckets: &mut [Bucket] = bytemuck::cast_slice_mut(&mut self.table);
+        let buckets = self.table.as_mut_slice();
         for step in 0..MAX_BUCKETS_SEARCHED {
             for entry in &mut buckets[(key.hash as usize + step) & mask] {
                 if entry.key == key.key {
-                    return; // another long word with the same hash
+                    return; // it stands twice among unknown words, or another long word has the same hash
                 }
                 if entry.key == 0 {
                     *entry = Entry { key: key.key, ids: stored };
@@ -222,6 +237,7 @@ impl WordCache {
                 }
             }
         }
+        self.all_entered = false;
     }
 
     /// Makes room if there is little: the table doubles up to its bound, then starts anew. To be called between texts
@@ -239,12 +255,17 @@ impl WordCache {
         let capacity = (self.mask + 1) * 2;
         if capacity < MAX_ENTRIES && self.ids.len() <= MAX_OUTSIDE && self.bytes.len() <= MAX_OUTSIDE {
             let mut larger = Self::with_entries(capacity * 2);
+            larger.all_entered = self.all_entered;
             larger.copy_entries(self);
             larger.ids = std::mem::take(&mut self.ids);
             larger.bytes = std::mem::take(&mut self.bytes);
             *self = larger;
         } else {
-            *self = Self::with_entries(capacity);
+            self.table.as_mut_slice().fill(Bucket::zeroed());
+            self.num_entries = 0;
+            self.all_entered = true;
+            self.ids.clear();
+            self.bytes.clear();
             if seeded {
                 self.seed(vocabulary);
             }
@@ -253,7 +274,7 @@ impl WordCache {
 
     fn copy_entries(&mut self, other: &Self) {
         let mask = self.mask;
-        let buckets: &mut [Bucket] = bytemuck::cast_slice_mut(&mut self.table);
+        let buckets = self.table.as_mut_slice();
         for entry in other.buckets().iter().flatten().filter(|entry| entry.key != 0) {
             let long = entry.key >> 120 == LONG >> 120;
             let hash = if long { entry.key as u64 } else { hash_u128(entry.key) };
@@ -263,18 +284,9 @@ impl WordCache {
             if let Some((bucket, side)) = free {
                 buckets[bucket][side] = *entry;
                 self.num_entries += 1;
+            } else {
+                self.all_entered = false;
             }
         }
     }
-}
-
-/// Zeroed memory on large pages where the system has them: a table of this size misses the small ones' look-aside buffer.
-fn zeroed(len: usize) -> MmapMut {
-    let memory = MmapMut::map_anon(len).expect("the system gives memory");
-    #[cfg(target_os = "linux")]
-    if len >= 1 << 21 {
-        // A hint: without large pages the table is slower, not wrong.
-        drop(memory.advise(memmap2::Advice::HugePage));
-    }
-    memory
 }

@@ -9,6 +9,8 @@
 //!
 //! Vocabularies learned by byte-pair encoding fulfil (2) nearly always; what does not is found here and starts from bytes.
 
+use rustc_hash::FxHashSet;
+
 use crate::TokenId;
 use crate::merges::{Merge, Merges};
 use crate::vocabulary::Vocabulary;
@@ -24,12 +26,14 @@ pub(crate) struct Characters {
     whole: Box<[TokenId]>,
     /// Borders, by last byte before and first byte after, over which a token reaches for a part of a character.
     crossed: Box<[u64; 1024]>,
+    /// The same by the two bytes on each side that the token holds, 0 where it holds one only.
+    crossings: FxHashSet<[u8; 4]>,
 }
 
 impl Characters {
     pub(crate) fn new(vocabulary: &Vocabulary, merges: &Merges) -> Self {
         let mut characters =
-            Self { whole: vec![NOT_WHOLE; NUM_CODES].into(), crossed: Box::new([0; 1024]) };
+            Self { whole: vec![NOT_WHOLE; NUM_CODES].into(), crossed: Box::new([0; 1024]), crossings: FxHashSet::default() };
         let mut last_rank = vec![0_u32; NUM_CODES];
         for (id, token) in vocabulary.learned() {
             if let Some(code) = code_of(token)
@@ -59,10 +63,10 @@ impl Characters {
             if !complete {
                 // A part of a character: what it touches inside the token is a border that is crossed.
                 if start > 0 {
-                    self.cross(token[start - 1], token[start]);
+                    self.cross(token, start);
                 }
                 if end < token.len() {
-                    self.cross(token[end - 1], token[end]);
+                    self.cross(token, end);
                 }
             } else if character.len() < token.len()
                 && let Some(code) = code_of(character)
@@ -75,35 +79,49 @@ impl Characters {
         }
     }
 
-    fn cross(&mut self, before: u8, after: u8) {
+    fn cross(&mut self, token: &[u8], at: usize) {
+        let (before, after) = (token[at - 1], token[at]);
         let border = usize::from(before) << 8 | usize::from(after);
         self.crossed[border / 64] |= 1 << (border % 64);
+        let further = |place: Option<usize>| place.and_then(|place| token.get(place)).copied().unwrap_or(0);
+        self.crossings.insert([further(at.checked_sub(2)), before, after, further(Some(at + 1))]);
     }
 
+    /// Whether a token may cross the border at `at` and hold a part of a character only.
     #[inline(always)]
-    fn is_crossed(&self, before: u8, after: u8) -> bool {
-        let border = usize::from(before) << 8 | usize::from(after);
-        self.crossed[border / 64] >> (border % 64) & 1 != 0
+    fn is_crossed(&self, piece: &[u8], at: usize) -> bool {
+        let border = usize::from(piece[at - 1]) << 8 | usize::from(piece[at]);
+        self.crossed[border / 64] >> (border % 64) & 1 != 0 && self.is_crossed_exactly(piece, at)
+    }
+
+    #[inline(never)]
+    fn is_crossed_exactly(&self, piece: &[u8], at: usize) -> bool {
+        let before = [at.checked_sub(2).map_or(0, |place| piece[place]), 0];
+        let after = [piece.get(at + 1).copied().unwrap_or(0), 0];
+        before.into_iter().any(|before| {
+            after.into_iter().any(|after| self.crossings.contains(&[before, piece[at - 1], piece[at], after]))
+        })
     }
 
     /// Calls `push` with each symbol from which the merging of `piece` may begin.
     #[inline(always)]
     pub(crate) fn symbols(&self, merges: &Merges, piece: &[u8], mut push: impl FnMut(TokenId)) {
         let mut start = 0;
+        let mut crossed_before = false;
         while start < piece.len() {
             let end = character_end(piece, start);
-            if let Some(code) = code_of(&piece[start..end])
-                && self.whole[code] != NOT_WHOLE
-                && (start == 0 || !self.is_crossed(piece[start - 1], piece[start]))
-                && (end == piece.len() || !self.is_crossed(piece[end - 1], piece[end]))
-            {
-                push(self.whole[code]);
-            } else {
-                for &byte in &piece[start..end] {
-                    push(merges.byte_ids[usize::from(byte)]);
+            let crossed_behind = end < piece.len() && self.is_crossed(piece, end);
+            let code = if crossed_before || crossed_behind { None } else { code_of(&piece[start..end]) };
+            match code.map(|code| self.whole[code]) {
+                Some(id) if id != NOT_WHOLE => push(id),
+                _ => {
+                    for &byte in &piece[start..end] {
+                        push(merges.byte_ids[usize::from(byte)]);
+                    }
                 }
             }
             start = end;
+            crossed_before = crossed_behind;
         }
     }
 }

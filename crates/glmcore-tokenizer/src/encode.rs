@@ -4,11 +4,12 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::added::Part;
-use crate::cache::{Found, Key, WordCache};
+use crate::cache::{Entered, Key, WordCache};
 use crate::normalize::{nfc, nfc_stretches};
 use crate::split::{BATCH, Cuts, Instructions, Known, Splitter, Task, dispatch};
+use crate::bpe::{self, Merger};
 use crate::tokenizer::{Special, Tokenizer};
-use crate::{TokenId, bpe};
+use crate::TokenId;
 
 /// Ids of a text and the bytes of the text that each stands for.
 pub type IdsAndSpans = (Vec<TokenId>, Vec<Range<usize>>);
@@ -161,29 +162,31 @@ impl Tokenizer {
         cache.make_room(&self.vocabulary, self.ignore_merges);
         let bytes = text.as_bytes();
         let key = Key::of(bytes, start, end);
-        match cache.find(key, || (start, end), bytes) {
-            Found::Few(few, count) => ids.extend_from_slice(&few[..count]),
-            Found::Many(many) => ids.extend_from_slice(many),
-            Found::Nothing => self.merge_word(key, &bytes[start..end], cache, ids),
+        let word = &bytes[start..end];
+        if let Some(entered) = cache.find(key) {
+            if entered.count() > 0 {
+                let mut few = [0; 4];
+                entered.write(&mut few);
+                ids.extend_from_slice(&few[..entered.count()]);
+                return;
+            }
+            if let Some(many) = cache.outside(key, entered, word) {
+                ids.extend_from_slice(many);
+                return;
+            }
         }
-    }
-
-    /// Appends the tokens of a word that the cache does not know.
-    #[inline(always)]
-    fn merge_word(&self, key: Key, word: &[u8], cache: &mut WordCache, ids: &mut Vec<TokenId>) {
         let before = ids.len();
-        match self.vocabulary_entry(word) {
+        match self.whole_token(word, cache) {
             Some(id) => ids.push(id),
             None => bpe::encode(&self.merges, &self.characters, word, ids),
         }
         cache.insert(key, word, &ids[before..]);
     }
 
-    /// The token that a word is as a whole. The cache is seeded with all but those that are too long for it.
-    #[inline(always)]
-    fn vocabulary_entry(&self, word: &[u8]) -> Option<TokenId> {
-        let longest = self.longest_token;
-        if self.ignore_merges && word.len() > 15 && word.len() <= longest { self.vocabulary.id(word) } else { None }
+    /// The token that a word is as a whole, if such tokens go before the merges and the cache does not know all of them.
+    #[inline]
+    fn whole_token(&self, word: &[u8], cache: &WordCache) -> Option<TokenId> {
+        if self.ignore_merges && !cache.knows_all_tokens() { self.vocabulary.id(word) } else { None }
     }
 }
 
@@ -227,23 +230,55 @@ struct Words<'a> {
     ids: &'a mut Vec<TokenId>,
 }
 
-/// Ids of a batch of words that each have four at most.
-struct Staged {
-    ids: [TokenId; 4 * BATCH + 4],
-    len: usize,
+/// Ids of a batch of words.
+struct Batch {
+    /// Ids of the words that have four at most, one after the other.
+    few: [TokenId; 4 * BATCH + 4],
+    num_few: usize,
+    /// Ids of the others.
+    many: Vec<TokenId>,
+    /// The others: how many of `few` stand before, and the range in `many`.
+    others: Vec<(usize, usize, usize)>,
+    /// Words that must be merged: key, start and end in the text, number among the others.
+    unknown: Vec<(Key, usize, usize, usize)>,
 }
 
-impl Staged {
-    #[inline(always)]
-    fn push(&mut self, few: [TokenId; 4], count: usize) {
-        self.ids[self.len..self.len + 4].copy_from_slice(&few);
-        self.len += count;
+impl Batch {
+    fn new() -> Self {
+        Self { few: [0; 4 * BATCH + 4], num_few: 0, many: Vec::new(), others: Vec::new(), unknown: Vec::new() }
     }
 
     #[inline(always)]
+    fn push_few(&mut self, entered: Entered<'_>) {
+        let place = self.few[self.num_few..].first_chunk_mut().expect("each word has at most four");
+        entered.write(place);
+        self.num_few += entered.count();
+    }
+
+    #[inline(never)]
+    fn push_other(&mut self, found: Option<&[TokenId]>, key: Key, start: usize, end: usize) {
+        let first = self.many.len();
+        match found {
+            Some(ids) => self.many.extend_from_slice(ids),
+            None => self.unknown.push((key, start, end, self.others.len())),
+        }
+        self.others.push((self.num_few, first, self.many.len()));
+    }
+
+    /// Appends all ids in order and starts anew.
+    #[inline(always)]
     fn flush(&mut self, ids: &mut Vec<TokenId>) {
-        ids.extend_from_slice(&self.ids[..self.len]);
-        self.len = 0;
+        let mut done = 0;
+        for &(before, first, end) in &self.others {
+            ids.extend_from_slice(&self.few[done..before]);
+            ids.extend_from_slice(&self.many[first..end]);
+            done = before;
+        }
+        ids.extend_from_slice(&self.few[done..self.num_few]);
+        self.num_few = 0;
+        self.many.clear();
+        self.others.clear();
+        self.unknown.clear();
     }
 }
 
@@ -255,7 +290,8 @@ impl Task for Words<'_> {
         let mut cuts = Cuts::new(known, text);
         let mut ends = [0; BATCH];
         let mut keys = [Key::default(); BATCH];
-        let mut staged = Staged { ids: [0; 4 * BATCH + 4], len: 0 };
+        let mut batch = Batch::new();
+        let mut merger = Merger::new(&tokenizer.merges, &tokenizer.characters);
         let mut batch_start = 0;
         loop {
             let count = cuts.fill(instructions, &mut ends);
@@ -271,21 +307,47 @@ impl Task for Words<'_> {
             }
             start = batch_start;
             for (&key, &end) in keys[..count].iter().zip(&ends[..count]) {
-                match cache.find(key, || (start, end), bytes) {
-                    Found::Few(few, count) => staged.push(few, count),
-                    Found::Many(many) => {
-                        staged.flush(ids);
-                        ids.extend_from_slice(many);
-                    }
-                    Found::Nothing => {
-                        staged.flush(ids);
-                        tokenizer.merge_word(key, &bytes[start..end], cache, ids);
-                    }
+                match cache.find(key) {
+                    Some(entered) if entered.count() > 0 => batch.push_few(entered),
+                    Some(entered) => batch.push_other(cache.outside(key, entered, &bytes[start..end]), key, start, end),
+                    None => batch.push_other(None, key, start, end),
                 }
                 start = end;
             }
-            staged.flush(ids);
             batch_start = start;
+            if !batch.unknown.is_empty() {
+                tokenizer.merge_unknown(bytes, &mut batch, &mut merger, cache);
+            }
+            batch.flush(ids);
         }
+    }
+}
+
+impl Tokenizer {
+    /// Finds the ids of the words that the cache does not know, and makes them known.
+    #[inline(always)]
+    fn merge_unknown(&self, text: &[u8], batch: &mut Batch, merger: &mut Merger<'_>, cache: &mut WordCache) {
+        let Batch { many, others, unknown, .. } = batch;
+        if self.ignore_merges && !cache.knows_all_tokens() {
+            unknown.retain(|&(_, start, end, other)| {
+                let whole = self.vocabulary.id(&text[start..end]);
+                many.extend(whole);
+                others[other].1 = many.len() - usize::from(whole.is_some());
+                others[other].2 = many.len();
+                whole.is_none()
+            });
+        }
+        let mut first = many.len();
+        let word = |number: usize| {
+            let (_, start, end, _): (Key, usize, usize, usize) = unknown[number];
+            &text[start..end]
+        };
+        merger.merge(unknown.len(), word, many, |number, many| {
+            let (key, _, _, other) = unknown[number];
+            others[other].1 = first;
+            others[other].2 = many.len();
+            cache.insert(key, word(number), &many[first..]);
+            first = many.len();
+        });
     }
 }

@@ -2,6 +2,7 @@
 
 const LOW: u64 = 0x9e37_79b9_7f4a_7c15;
 const HIGH: u64 = 0xd6e8_feb8_6659_fd93;
+const LAST: u64 = 0xff51_afd7_ed55_8ccd;
 
 /// Hash of a value of 128 bits.
 #[inline(always)]
@@ -26,5 +27,7 @@ pub(crate) fn hash_bytes(bytes: &[u8]) -> u64 {
 #[inline(always)]
 fn fold(a: u64, b: u64) -> u64 {
     let product = u128::from(a) * u128::from(b);
-    (product as u64) ^ (product >> 64) as u64
+    let folded = (product as u64) ^ (product >> 64) as u64;
+    // The best bits of a product are its high ones, tables use the low ones.
+    folded.wrapping_mul(LAST).rotate_left(26)
 }

@@ -26,6 +26,7 @@ mod decode;
 mod encode;
 mod file;
 mod hash;
+mod memory;
 mod merges;
 mod normalize;
 mod prefetch;

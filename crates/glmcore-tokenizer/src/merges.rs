@@ -1,7 +1,13 @@
 //! The learned merges: which pairs of tokens become which token, and in which order.
+//!
+//! Most look-ups find nothing, and most of the table is far from the processor. So a look-up touches one cache line,
+//! whether it finds something or not, and tells in advance which: many can be under way at a time.
+
+use rustc_hash::FxHashMap;
 
 use crate::TokenId;
-use crate::hash::hash_u128;
+use crate::memory::Table;
+use crate::prefetch::prefetch;
 
 /// A learned merge: its place in the order of merges, and the token that it makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,43 +18,72 @@ pub(crate) struct Merge {
 
 impl Merge {
     /// No merge: its rank is above all others.
-    pub(crate) const NONE: Self = Self { rank: u32::MAX, id: u32::MAX };
+    pub(crate) const NONE: Self = Self { rank: u32::MAX, id: 0 };
 }
 
-/// Ranks must leave six bits of a word free.
-pub(crate) const MAX_MERGES: usize = 1 << 26;
-/// Bits of the filter: 512 KiB, which fit the second-level cache.
-const FILTER_BITS: u64 = 1 << 22;
+/// Ranks must leave six bits of a word free, and three ids with a rank must nearly fit a word of 64 bits.
+pub(crate) const MAX_MERGES: usize = 1 << 22;
 
-/// The merges of a vocabulary, for look-ups of which most find nothing.
+/// Entries that share a cache line, filled from the first. An entry holds, from the top, what the pair's place in the
+/// table does not tell of the pair, the rank plus one, and the merged token; 0 is a free place.
+type Bucket = [u64; 8];
+/// Merges per bucket, on average at most: so few that one in hundreds is full.
+const MERGES_PER_BUCKET: usize = 4;
+
+/// The merges of a vocabulary.
 #[derive(Debug)]
 pub(crate) struct Merges {
     /// Tokens of single bytes.
     pub(crate) byte_ids: [TokenId; 256],
     /// Merges of two single bytes, by the bytes.
     byte_pairs: Box<[Merge]>,
-    /// A bit for each hash of a pair that is there.
-    filter: Box<[u64]>,
-    /// Open addressing; the pair as left << 32 | right, `u64::MAX` for a free slot.
-    table: Box<[(u64, Merge)]>,
-    /// Pairs in the order of their ranks.
+    table: Table<Bucket>,
+    /// Merges whose buckets are full.
+    spilled: FxHashMap<(TokenId, TokenId), Merge>,
+    /// Bits of an id, of a rank plus one, and of a bucket's place.
+    id_bits: u32,
+    rank_bits: u32,
+    bucket_bits: u32,
+    /// Left, right and merged token in the order of ranks.
     pairs: Vec<(TokenId, TokenId, TokenId)>,
+}
+
+/// Where a pair would stand.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    bucket: u32,
+    /// What an entry of this pair has at its top.
+    tag: u64,
+}
+
+impl Place {
+    /// A place to begin with, which is looked at in vain.
+    pub(crate) const NOWHERE: Self = Self { bucket: 0, tag: 0 };
 }
 
 impl Merges {
     /// `pairs` holds left, right and merged token of each merge, in order. Where a pair stands twice the last counts,
-    /// as in Hugging Face's map of merges. `rank_of` gives the rank of the merge at a place.
+    /// as in Hugging Face's map of merges. `rank_of` gives the rank of the merge at a place, below [`MAX_MERGES`].
     pub(crate) fn new(
         byte_ids: [TokenId; 256],
         pairs: Vec<(TokenId, TokenId, TokenId)>,
+        num_tokens: usize,
         rank_of: impl Fn(usize, TokenId) -> u32,
     ) -> Self {
-        let size = (pairs.len() * 3 / 2).next_power_of_two().max(16);
+        let bits = |count: usize| usize::BITS - count.leading_zeros();
+        let id_bits = bits(num_tokens).max(8);
+        let highest = pairs.iter().enumerate().map(|(place, &(_, _, id))| rank_of(place, id)).max().unwrap_or(0);
+        let rank_bits = bits(highest as usize + 1);
+        // A pair has two ids; what the place does not tell of them must fit beside rank and id.
+        let bucket_bits = bits(pairs.len() / MERGES_PER_BUCKET).max((3 * id_bits + rank_bits).saturating_sub(64)).max(1);
         let mut merges = Self {
             byte_ids,
             byte_pairs: vec![Merge::NONE; 1 << 16].into(),
-            filter: vec![0; (FILTER_BITS / 64) as usize].into(),
-            table: vec![(u64::MAX, Merge::NONE); size].into(),
+            table: Table::zeroed(1 << bucket_bits),
+            spilled: FxHashMap::default(),
+            id_bits,
+            rank_bits,
+            bucket_bits,
             pairs,
         };
         for place in 0..merges.pairs.len() {
@@ -65,37 +100,58 @@ impl Merges {
     }
 
     fn insert(&mut self, left: TokenId, right: TokenId, merge: Merge) {
-        let (key, hash) = key_and_hash(left, right);
-        let bit = hash >> 42;
-        self.filter[(bit / 64) as usize] |= 1 << (bit % 64);
-        let mask = self.table.len() - 1;
-        let mut slot = hash as usize & mask;
-        while self.table[slot].0 != u64::MAX && self.table[slot].0 != key {
-            slot = (slot + 1) & mask;
+        let Place { bucket, tag } = self.place(left, right);
+        let shift = self.tag_shift();
+        let bucket = &mut self.table.as_mut_slice()[bucket as usize];
+        match bucket.iter_mut().find(|entry| **entry == 0 || **entry >> shift == tag) {
+            Some(entry) => *entry = tag << shift | u64::from(merge.rank + 1) << self.id_bits | u64::from(merge.id),
+            None => drop(self.spilled.insert((left, right), merge)),
         }
-        self.table[slot] = (key, merge);
+    }
+
+    fn tag_shift(&self) -> u32 {
+        self.id_bits + self.rank_bits
+    }
+
+    /// Where the pair stands if it is there: a mixture of its bits that can be undone, the low part of which is the
+    /// place and the high part the tag. So pairs in one bucket have different tags.
+    #[inline(always)]
+    pub(crate) fn place(&self, left: TokenId, right: TokenId) -> Place {
+        let bits = 2 * self.id_bits;
+        let mask = u64::MAX >> (64 - bits);
+        let pair = u64::from(left) << self.id_bits | u64::from(right);
+        let mixed = pair.wrapping_mul(0x9e37_79b9_7f4a_7c15) & mask;
+        let mixed = (mixed ^ mixed >> self.id_bits).wrapping_mul(0xd6e8_feb8_6659_fd93) & mask;
+        let mixed = mixed ^ mixed >> self.id_bits;
+        Place { bucket: (mixed & ((1 << self.bucket_bits) - 1)) as u32, tag: mixed >> self.bucket_bits }
+    }
+
+    /// Brings the place near.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, place: Place) {
+        prefetch(self.table.as_slice(), place.bucket as usize);
+    }
+
+    /// The merge of the pair whose place this is, or [`Merge::NONE`].
+    #[inline(always)]
+    pub(crate) fn at(&self, place: Place, pair: impl FnOnce() -> (TokenId, TokenId)) -> Merge {
+        let bucket = &self.table.as_slice()[place.bucket as usize];
+        let shift = self.tag_shift();
+        let found = bucket.iter().fold(0, |found, &entry| {
+            found | if entry >> shift == place.tag { entry } else { 0 }
+        });
+        if bucket[bucket.len() - 1] != 0 && found == 0 {
+            return self.spilled.get(&pair()).copied().unwrap_or(Merge::NONE);
+        }
+        // Where nothing was found the rank is that of no merge.
+        let rank = (found >> self.id_bits & ((1 << self.rank_bits) - 1)) as u32;
+        Merge { rank: rank.wrapping_sub(1), id: (found & ((1 << self.id_bits) - 1)) as TokenId }
     }
 
     /// The merge of two tokens, or [`Merge::NONE`].
     #[inline(always)]
     pub(crate) fn get(&self, left: TokenId, right: TokenId) -> Merge {
-        let (key, hash) = key_and_hash(left, right);
-        let bit = hash >> 42;
-        if self.filter[(bit / 64) as usize] >> (bit % 64) & 1 == 0 {
-            return Merge::NONE;
-        }
-        let mask = self.table.len() - 1;
-        let mut slot = hash as usize & mask;
-        loop {
-            let (found, merge) = self.table[slot];
-            if found == key {
-                return merge;
-            }
-            if found == u64::MAX {
-                return Merge::NONE;
-            }
-            slot = (slot + 1) & mask;
-        }
+        self.at(self.place(left, right), || (left, right))
     }
 
     /// The merge of two single bytes.
@@ -112,10 +168,4 @@ impl Merges {
 
 fn pair_of_bytes(left: u8, right: u8) -> usize {
     usize::from(left) << 8 | usize::from(right)
-}
-
-#[inline(always)]
-fn key_and_hash(left: TokenId, right: TokenId) -> (u64, u64) {
-    let key = u64::from(left) << 32 | u64::from(right);
-    (key, hash_u128(u128::from(left) | u128::from(right) << 64))
 }

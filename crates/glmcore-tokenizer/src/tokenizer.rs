@@ -66,8 +66,6 @@ pub struct Tokenizer {
     pub(crate) nfc: bool,
     pub(crate) ignore_merges: bool,
     pub(crate) template: Template,
-    /// Bytes of the longest token.
-    pub(crate) longest_token: usize,
     /// Bit i: token i is flagged special.
     special: Box<[u64]>,
     /// What decoding reads, made when it is first asked for.
@@ -94,7 +92,7 @@ impl Tokenizer {
                 .id(&[byte])
                 .ok_or_else(|| Error::Inconsistent(format!("byte {byte:#04x} has no token")))?;
         }
-        let merges = Merges::new(byte_ids, merges, |place, id| if rank_by_id { id } else { place as u32 });
+        let merges = Merges::new(byte_ids, merges, vocabulary.len(), |place, id| if rank_by_id { id } else { place as u32 });
         let characters = Characters::new(&vocabulary, &merges);
         let mut special = vec![0_u64; vocabulary.len().div_ceil(64)];
         for token in added.iter().filter(|token| token.special) {
@@ -103,7 +101,6 @@ impl Tokenizer {
         let added = AddedTokens::new(added, |text| if nfc { crate::normalize::nfc(text).into_owned() } else { text.to_owned() })?;
         let kept: Vec<(String, bool)> =
             stages.iter().map(|stage| (stage.pattern().to_owned(), stage.keeps_gaps())).collect();
-        let longest_token = vocabulary.learned().map(|(_, token)| token.len()).max().unwrap_or(0);
         Ok(Self {
             vocabulary,
             merges,
@@ -116,7 +113,6 @@ impl Tokenizer {
             nfc,
             ignore_merges,
             template,
-            longest_token,
             special: special.into(),
             slots: OnceLock::new(),
             caches: Mutex::default(),

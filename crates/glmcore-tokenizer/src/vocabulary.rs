@@ -5,8 +5,8 @@ use crate::{Error, TokenId};
 
 /// The longest token that a file may hold, in bytes.
 const MAX_TOKEN_BYTES: usize = 1 << 16;
-/// Ids must leave the top byte of a word free.
-pub(crate) const MAX_TOKENS: usize = 1 << 24;
+/// Ids must leave the top byte of a word free, and three of them with a rank must nearly fit a word of 64 bits.
+pub(crate) const MAX_TOKENS: usize = 1 << 20;
 
 /// The bytes of every token in one array, and a hash table from bytes to id.
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ impl Vocabulary {
     /// # Errors
     ///
     /// [`Error::Inconsistent`] for an id that is missing or given twice, equal learned tokens, a token of more than
-    /// 64 KiB, more than 2^24 tokens.
+    /// 64 KiB, more than 2^20 tokens.
     pub(crate) fn new<'t>(tokens: impl Iterator<Item = (TokenId, &'t [u8], bool)> + Clone) -> Result<Self, Error> {
         let len = tokens.clone().count();
         if len > MAX_TOKENS {

@@ -41,11 +41,12 @@ pub(super) fn cut<I: Instructions>(
     whole_tail: bool,
 ) -> Found {
     let bytes = text.as_bytes();
-    let mut last = [b' '; WINDOW];
+    let mut last;
     let (window, len) = match bytes.get(at..at + WINDOW) {
         Some(window) => (window.try_into().expect("a window has 64 bytes"), WINDOW),
         None => {
             let rest = &bytes[at..];
+            last = [b' '; WINDOW];
             last[..rest.len()].copy_from_slice(rest);
             (&last, rest.len())
         }
