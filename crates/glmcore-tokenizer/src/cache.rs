@@ -245,7 +245,7 @@ impl WordCache {
     #[inline]
     pub(crate) fn make_room(&mut self, vocabulary: &Vocabulary, seeded: bool) {
         let capacity = (self.mask + 1) * 2;
-        if self.num_entries * 2 > capacity || self.ids.len() > MAX_OUTSIDE || self.bytes.len() > MAX_OUTSIDE {
+        if self.num_entries * 10 > capacity * 7 || self.ids.len() > MAX_OUTSIDE || self.bytes.len() > MAX_OUTSIDE {
             self.grow_or_clear(vocabulary, seeded);
         }
     }

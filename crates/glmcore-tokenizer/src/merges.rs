@@ -1,7 +1,8 @@
 //! The learned merges: which pairs of tokens become which token, and in which order.
 //!
-//! Most look-ups find nothing, and most of the table is far from the processor. So a look-up touches one cache line,
-//! whether it finds something or not, and tells in advance which: many can be under way at a time.
+//! Most look-ups find nothing, and most of the table is far from the processor. So a filter that fits the second-level
+//! cache answers most of those, the others touch one cache line, and which one is told in advance: many look-ups can be
+//! under way at a time.
 
 use rustc_hash::FxHashMap;
 
@@ -29,6 +30,7 @@ pub(crate) const MAX_MERGES: usize = 1 << 22;
 type Bucket = [u64; 8];
 /// Merges per bucket, on average at most: so few that one in hundreds is full.
 const MERGES_PER_BUCKET: usize = 4;
+const FILTER_WORDS: usize = 1 << 16;
 
 /// The merges of a vocabulary.
 #[derive(Debug)]
@@ -37,6 +39,9 @@ pub(crate) struct Merges {
     pub(crate) byte_ids: [TokenId; 256],
     /// Merges of two single bytes, by the bytes.
     byte_pairs: Box<[Merge]>,
+    /// Two bits of a word for each pair that is there: 512 KiB, which stay near.
+    filter: Box<[u64]>,
+    /// Buckets, and one more that is always empty.
     table: Table<Bucket>,
     /// Merges whose buckets are full.
     spilled: FxHashMap<(TokenId, TokenId), Merge>,
@@ -79,7 +84,8 @@ impl Merges {
         let mut merges = Self {
             byte_ids,
             byte_pairs: vec![Merge::NONE; 1 << 16].into(),
-            table: Table::zeroed(1 << bucket_bits),
+            filter: vec![0; FILTER_WORDS].into(),
+            table: Table::zeroed((1 << bucket_bits) + 1),
             spilled: FxHashMap::default(),
             id_bits,
             rank_bits,
@@ -100,6 +106,8 @@ impl Merges {
     }
 
     fn insert(&mut self, left: TokenId, right: TokenId, merge: Merge) {
+        let mixed = self.mix(left, right);
+        self.filter[self.filter_word(mixed)] |= filter_bits(mixed);
         let Place { bucket, tag } = self.place(left, right);
         let shift = self.tag_shift();
         let bucket = &mut self.table.as_mut_slice()[bucket as usize];
@@ -113,17 +121,31 @@ impl Merges {
         self.id_bits + self.rank_bits
     }
 
-    /// Where the pair stands if it is there: a mixture of its bits that can be undone, the low part of which is the
-    /// place and the high part the tag. So pairs in one bucket have different tags.
+    /// A mixture of the pair's bits that can be undone.
     #[inline(always)]
-    pub(crate) fn place(&self, left: TokenId, right: TokenId) -> Place {
-        let bits = 2 * self.id_bits;
-        let mask = u64::MAX >> (64 - bits);
+    fn mix(&self, left: TokenId, right: TokenId) -> u64 {
+        let mask = u64::MAX >> (64 - 2 * self.id_bits);
         let pair = u64::from(left) << self.id_bits | u64::from(right);
         let mixed = pair.wrapping_mul(0x9e37_79b9_7f4a_7c15) & mask;
         let mixed = (mixed ^ mixed >> self.id_bits).wrapping_mul(0xd6e8_feb8_6659_fd93) & mask;
-        let mixed = mixed ^ mixed >> self.id_bits;
-        Place { bucket: (mixed & ((1 << self.bucket_bits) - 1)) as u32, tag: mixed >> self.bucket_bits }
+        mixed ^ mixed >> self.id_bits
+    }
+
+    #[inline(always)]
+    fn filter_word(&self, mixed: u64) -> usize {
+        (mixed >> (2 * self.id_bits - FILTER_WORDS.ilog2())) as usize
+    }
+
+    /// Where the pair stands if it is there: the low part of its mixture is the bucket, the high part the tag. So pairs
+    /// in one bucket have different tags. Most pairs that are not there are sent to a bucket that is always empty.
+    #[inline(always)]
+    pub(crate) fn place(&self, left: TokenId, right: TokenId) -> Place {
+        let mixed = self.mix(left, right);
+        let bits = filter_bits(mixed);
+        let may_be = self.filter[self.filter_word(mixed)] & bits == bits;
+        let empty = 1 << self.bucket_bits;
+        let bucket = if may_be { mixed & (empty - 1) } else { empty };
+        Place { bucket: bucket as u32, tag: mixed >> self.bucket_bits }
     }
 
     /// Brings the place near.
@@ -164,6 +186,10 @@ impl Merges {
     pub(crate) fn pairs(&self) -> &[(TokenId, TokenId, TokenId)] {
         &self.pairs
     }
+}
+
+fn filter_bits(mixed: u64) -> u64 {
+    1 << (mixed & 63) | 1 << (mixed >> 6 & 63)
 }
 
 fn pair_of_bytes(left: u8, right: u8) -> usize {

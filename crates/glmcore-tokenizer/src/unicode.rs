@@ -21,9 +21,16 @@ pub(crate) const MARK: u8 = 64;
 /// `\p{P}` or `\p{S}`.
 pub(crate) const PUNCTUATION: u8 = 128;
 
-/// Classes of every scalar value: one byte each, so a look-up is one load.
-static CLASSES: LazyLock<Box<[u8]>> = LazyLock::new(|| {
-    let mut classes = vec![0; 0x11_0000].into_boxed_slice();
+/// Classes of every scalar value, by pages of 256 of which equal ones are stored once: the few pages of a text stay near.
+struct Table {
+    page_of: [u8; NUM_PAGES],
+    pages: Vec<[u8; 256]>,
+}
+
+const NUM_PAGES: usize = 0x11_0000 / 256;
+
+static CLASSES: LazyLock<Table> = LazyLock::new(|| {
+    let mut classes = vec![0_u8; 0x11_0000];
     for (pattern, bits) in [
         (r"\p{L}", LETTER),
         (r"\p{N}", NUMBER),
@@ -40,7 +47,15 @@ static CLASSES: LazyLock<Box<[u8]>> = LazyLock::new(|| {
             }
         }
     }
-    classes
+    let mut table = Table { page_of: [0; NUM_PAGES], pages: Vec::new() };
+    for (place, page) in table.page_of.iter_mut().zip(classes.chunks_exact(256)) {
+        let known = table.pages.iter().position(|known| known == page).unwrap_or_else(|| {
+            table.pages.push(page.try_into().expect("chunks have 256 entries"));
+            table.pages.len() - 1
+        });
+        *place = u8::try_from(known).expect("Unicode has fewer than 256 different pages");
+    }
+    table
 });
 
 /// Whether `c` is `\w`: a letter, mark, digit or connector of words.
@@ -66,26 +81,34 @@ pub(crate) fn classes() -> Classes {
 
 /// Classes of characters.
 #[derive(Clone, Copy)]
-pub(crate) struct Classes(&'static [u8]);
+pub(crate) struct Classes(&'static Table);
 
 impl Classes {
     /// Union of the class bits of `c`.
     #[inline]
     pub(crate) fn of(self, c: char) -> u8 {
-        self.0[c as usize]
+        self.of_code(c as usize)
+    }
+
+    #[inline(always)]
+    fn of_code(self, code: usize) -> u8 {
+        self.0.pages[usize::from(self.0.page_of[code >> 8])][code & 0xff]
     }
 
     /// Class bits of the character that starts at `at`, and its length; (0, 0) at the end of the text.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn at(self, text: &str, at: usize) -> (u8, usize) {
-        match text.as_bytes().get(at) {
-            None => (0, 0),
-            Some(&byte) if byte < 0x80 => (self.0[usize::from(byte)], 1),
-            Some(_) => {
-                let c = text[at..].chars().next().expect("the byte starts a character");
-                (self.of(c), c.len_utf8())
-            }
-        }
+        let bytes = text.as_bytes();
+        let Some(&first) = bytes.get(at) else { return (0, 0) };
+        let rest = |place: usize| usize::from(bytes[at + place] & 0x3f);
+        let first = usize::from(first);
+        let (code, len) = match first {
+            0..0x80 => (first, 1),
+            0x80..0xe0 => ((first & 0x1f) << 6 | rest(1), 2),
+            0xe0..0xf0 => ((first & 0x0f) << 12 | rest(1) << 6 | rest(2), 3),
+            _ => ((first & 0x07) << 18 | rest(1) << 12 | rest(2) << 6 | rest(3), 4),
+        };
+        (self.of_code(code), len)
     }
 
     /// End of the run of characters from `at` on that have any of `wanted` and none of `refused`.

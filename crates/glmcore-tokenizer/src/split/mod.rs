@@ -166,9 +166,12 @@ impl<'t> Cuts<'t> {
                 count += 1;
                 continue;
             }
+            // The next window does not wait until the ends of this one are written.
+            let at = self.at;
+            self.at = if found.whole { self.text.len() } else { at + 63 - found.ends.leading_zeros() as usize };
             let mut left = found.ends;
             while left != 0 {
-                ends[count] = self.at + left.trailing_zeros() as usize;
+                ends[count] = at + left.trailing_zeros() as usize;
                 left &= left - 1;
                 count += 1;
             }
@@ -176,7 +179,6 @@ impl<'t> Cuts<'t> {
                 ends[count] = self.text.len();
                 count += 1;
             }
-            self.at = ends[count - 1];
         }
         count
     }
