@@ -145,6 +145,8 @@ def adversarial_cases() -> dict[str, str]:
 def adversarial_rows(workers: dict[str, Worker]) -> dict[str, dict[str, Any]]:
     """Speed at 1 MiB of each peer by case, and that of glmcore at 64 KiB."""
     rows: dict[str, dict[str, Any]] = {}
+    for worker in workers.values():
+        worker.ask("docs", ["first words"])
     for case, text in adversarial_cases().items():
         row: dict[str, Any] = {}
         answers = {peer: worker.ask("docs", [text]) for peer, worker in workers.items()}

@@ -1,14 +1,11 @@
 //! The merge loop: the lowest-ranked pair is merged, leftmost first, until none is left.
 //!
-//! Short pieces keep their symbols in place and scan for the lowest rank; long ones queue the places of each rank.
-
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
-use rustc_hash::FxHashMap;
+//! Short pieces keep their symbols in place and scan for the lowest rank, many pieces at a time; for long ones see
+//! [`crate::long`].
 
 use crate::TokenId;
 use crate::characters::Characters;
+use crate::long::encode_long;
 use crate::merges::{Merge, Merges, Place};
 
 /// Pieces of so many symbols fit the bits of a word.
@@ -236,105 +233,4 @@ impl Lane {
             left &= left - 1;
         }
     }
-}
-
-const END: u32 = u32::MAX;
-
-/// A symbol of a long piece, linked to its neighbours.
-#[derive(Clone, Copy)]
-struct Symbol {
-    id: TokenId,
-    previous: u32,
-    next: u32,
-    /// What the pair that starts here becomes, and when.
-    merge: Merge,
-}
-
-/// Symbols that have become part of their left neighbour.
-const DEAD: TokenId = u32::MAX;
-
-/// Places of the pairs of each rank. Whole ranks are taken at a time, so that the queue holds ranks and not places.
-#[derive(Default)]
-struct Places {
-    ranks: BinaryHeap<Reverse<u32>>,
-    of_rank: FxHashMap<u32, Vec<u32>>,
-}
-
-impl Places {
-    fn add(&mut self, rank: u32, place: u32) {
-        let places = self.of_rank.entry(rank).or_default();
-        if places.is_empty() {
-            self.ranks.push(Reverse(rank));
-        }
-        places.push(place);
-    }
-}
-
-#[inline(never)]
-fn encode_long(merges: &Merges, characters: &Characters, piece: &[u8], ids: &mut Vec<TokenId>) {
-    let mut symbols: Vec<Symbol> = Vec::with_capacity(piece.len());
-    characters.symbols(merges, piece, |id| {
-        let place = symbols.len() as u32;
-        symbols.push(Symbol { id, previous: place.wrapping_sub(1), next: place + 1, merge: Merge::NONE });
-    });
-    if let Some(last) = symbols.last_mut() {
-        last.next = END;
-    }
-    let mut places = Places::default();
-    let mut known = (DEAD, DEAD, Merge::NONE); // a run of one character asks for one pair again and again
-    let mut look_up = |left: TokenId, right: TokenId| {
-        if (known.0, known.1) != (left, right) {
-            known = (left, right, merges.get(left, right));
-        }
-        known.2
-    };
-    for left in 0..symbols.len() - 1 {
-        let merge = look_up(symbols[left].id, symbols[left + 1].id);
-        symbols[left].merge = merge;
-        if merge != Merge::NONE {
-            places.add(merge.rank, left as u32);
-        }
-    }
-    while let Some(Reverse(rank)) = places.ranks.pop() {
-        let mut of_rank = places.of_rank.remove(&rank).expect("a queued rank has places");
-        if !of_rank.is_sorted() {
-            of_rank.sort_unstable();
-        }
-        let mut done = 0;
-        let mut overtaken = false; // a new pair has a lower rank and goes first
-        while done < of_rank.len() && !overtaken {
-            let place = of_rank[done] as usize;
-            done += 1;
-            let Symbol { id, previous, next, merge } = symbols[place];
-            if id == DEAD || merge.rank != rank {
-                continue; // one of the two has been merged since
-            }
-            let after = symbols[next as usize].next;
-            symbols[next as usize].id = DEAD;
-            let mut merge_after = Merge::NONE;
-            if after != END {
-                symbols[after as usize].previous = place as u32;
-                merge_after = look_up(merge.id, symbols[after as usize].id);
-                if merge_after != Merge::NONE {
-                    places.add(merge_after.rank, place as u32);
-                    overtaken |= merge_after.rank < rank;
-                }
-            }
-            symbols[place] = Symbol { id: merge.id, previous, next: after, merge: merge_after };
-            if previous != END {
-                let before = look_up(symbols[previous as usize].id, merge.id);
-                symbols[previous as usize].merge = before;
-                if before != Merge::NONE {
-                    places.add(before.rank, previous);
-                    overtaken |= before.rank < rank;
-                }
-            }
-        }
-        if done < of_rank.len() {
-            of_rank.drain(..done);
-            places.ranks.push(Reverse(rank));
-            places.of_rank.insert(rank, of_rank);
-        }
-    }
-    ids.extend(symbols.iter().filter(|symbol| symbol.id != DEAD).map(|symbol| symbol.id));
 }

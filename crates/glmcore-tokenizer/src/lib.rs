@@ -26,6 +26,7 @@ mod decode;
 mod encode;
 mod file;
 mod hash;
+mod long;
 mod memory;
 mod merges;
 mod normalize;
