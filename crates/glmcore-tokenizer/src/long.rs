@@ -11,6 +11,7 @@ use rustc_hash::FxHashMap;
 use crate::TokenId;
 use crate::characters::Characters;
 use crate::merges::{Merge, Merges};
+use crate::prefetch::prefetch;
 
 /// Sweeping a symbol costs about so much less than taking a pair from the queue.
 const SWEEP_ADVANTAGE: usize = 24;
@@ -120,6 +121,8 @@ impl Dense {
     }
 }
 
+/// Places are asked for so many merges before they are needed.
+const AHEAD: usize = 12;
 const END: u32 = u32::MAX;
 /// Symbols that have become part of their left neighbour.
 const DEAD: TokenId = TokenId::MAX;
@@ -191,6 +194,9 @@ impl List {
     fn merge(mut self, pairs: &mut Pairs<'_>, ids: &mut Vec<TokenId>) {
         while let Some((rank, of_rank)) = self.places.take_lowest() {
             for (done, &place) in of_rank.iter().enumerate() {
+                if let Some(&ahead) = of_rank.get(done + AHEAD) {
+                    prefetch(&self.symbols, ahead as usize);
+                }
                 if self.merge_at(place, rank, pairs) < rank {
                     // A new pair has a lower rank and goes first.
                     for &place in &of_rank[done + 1..] {
