@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use glmcore_tokenizer::{
-    AddedToken, CL100K_PATTERN, EncodedBatch, GLM4_PATTERN, GLM4_SPECIAL_TOKENS, GPT2_PATTERN, Merger,
+    AddedToken, CL100K_PATTERN, EncodedBatch, GLM4_PATTERN, GLM4_SPECIAL_TOKENS, GPT2_PATTERN, Limits, Merger,
     O200K_PATTERN, QWEN2_PATTERN, Special, StreamDecoder, Tokenizer, Trainer,
 };
 use numpy::ndarray::Array2;
@@ -353,6 +353,7 @@ impl PyStreamDecoder {
 #[pyclass(frozen, name = "CoreTrainer", module = "glmcore._core")]
 struct PyTrainer {
     state: Mutex<State>,
+    limits: Limits,
 }
 
 enum State {
@@ -361,22 +362,46 @@ enum State {
     Finished,
 }
 
+impl PyTrainer {
+    fn counting<R>(&self, work: impl FnOnce(&mut Trainer) -> PyResult<R>) -> PyResult<R> {
+        match &mut *self.state.lock().expect("no holder panics") {
+            State::Counting(trainer) => work(trainer),
+            _ => Err(TokenizerError::new_err("text must be fed before the first merge")),
+        }
+    }
+}
+
 #[pymethods]
 impl PyTrainer {
-    /// A trainer that has seen nothing.
+    /// A trainer that has seen nothing; `max_token_length` 0 sets no limit.
     #[new]
-    fn new() -> Self {
-        Self { state: Mutex::new(State::Counting(Trainer::new())) }
+    fn new(pattern: &str, min_frequency: u64, max_token_length: usize) -> PyResult<Self> {
+        let trainer = Trainer::with_pattern(pattern).or_raise()?;
+        Ok(Self { state: Mutex::new(State::Counting(trainer)), limits: Limits { min_frequency, max_token_length } })
     }
 
     /// Count the words of `texts`.
-    fn feed(&self, py: Python<'_>, texts: Vec<String>, num_threads: usize) -> PyResult<()> {
-        py.detach(|| match &mut *self.state.lock().expect("no holder panics") {
-            State::Counting(trainer) => {
+    fn feed(&self, py: Python<'_>, texts: Vec<Bound<'_, PyString>>, num_threads: usize) -> PyResult<()> {
+        let texts: Vec<Cow<'_, str>> = texts.iter().map(to_str).collect();
+        py.detach(|| {
+            self.counting(|trainer| {
                 trainer.feed(&texts, num_threads);
                 Ok(())
-            }
-            _ => Err(TokenizerError::new_err("text must be fed before the first merge")),
+            })
+        })
+    }
+
+    /// Count words of a file from byte `start` on; gives the byte to go on from.
+    fn feed_file_part(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        start: usize,
+        by_line: bool,
+        num_threads: usize,
+    ) -> PyResult<usize> {
+        py.detach(|| {
+            self.counting(|trainer| trainer.feed_file_part(&path, start, by_line, num_threads).or_raise())
         })
     }
 
@@ -385,7 +410,7 @@ impl PyTrainer {
         py.detach(|| {
             let mut state = self.state.lock().expect("no holder panics");
             if let State::Counting(trainer) = &mut *state {
-                *state = State::Merging(std::mem::take(trainer).into_merger());
+                *state = State::Merging(std::mem::take(trainer).into_merger(self.limits));
             }
             match &mut *state {
                 State::Merging(merger) => Ok(merger.run(num_tokens)),
@@ -404,7 +429,7 @@ impl PyTrainer {
         py.detach(|| {
             let mut state = self.state.lock().expect("no holder panics");
             let merger = match std::mem::replace(&mut *state, State::Finished) {
-                State::Counting(trainer) => trainer.into_merger(),
+                State::Counting(trainer) => trainer.into_merger(self.limits),
                 State::Merging(merger) => merger,
                 State::Finished => {
                     return Err(TokenizerError::new_err("training has been finished"));

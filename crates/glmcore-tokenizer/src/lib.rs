@@ -22,6 +22,7 @@ mod bpe;
 mod byte_level;
 mod cache;
 mod characters;
+mod count;
 mod decode;
 mod encode;
 mod file;
@@ -49,7 +50,7 @@ pub use split::{
     CL100K_PATTERN, DEEPSEEK_PATTERNS, GLM4_PATTERN, GPT2_PATTERN, O200K_PATTERN, QWEN2_PATTERN,
 };
 pub use tokenizer::{Special, Template, TokenId, Tokenizer, pretokens};
-pub use train::{Merger, Trainer, Training};
+pub use train::{Limits, Merger, Trainer, Training};
 
 /// Why a tokenizer cannot be loaded, trained or used.
 #[derive(Debug, thiserror::Error)]

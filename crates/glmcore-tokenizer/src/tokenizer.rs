@@ -151,7 +151,7 @@ impl Tokenizer {
             merges,
             rank_by_id: false,
             added,
-            stages: vec![Stage::new(training.pattern, true)?],
+            stages: vec![Stage::new(&training.pattern, true)?],
             add_prefix_space: false,
             nfc: false,
             ignore_merges: true,
@@ -219,7 +219,7 @@ impl Tokenizer {
     }
 }
 
-fn splitter(stages: Vec<Stage>) -> Splitter {
+pub(crate) fn splitter(stages: Vec<Stage>) -> Splitter {
     let patterns: Vec<&str> = stages.iter().map(Stage::pattern).collect();
     match Known::of_patterns(&patterns) {
         // A known pattern leaves nothing out, so there are no gaps to keep or drop.

@@ -2,16 +2,24 @@
 //!
 //! Ties go to the smaller pair of ids, the bytes being numbered in the order of the byte-level alphabet, so the merges
 //! are those that Hugging Face's trainer learns from the same words.
+//!
+//! Memory does not grow with the text but with its distinct words: about 64 bytes for each while counting (per thread),
+//! then about 24 bytes and 12 for each of its bytes.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use rayon::prelude::*;
 use rustc_hash::FxHashMap;
 
 use crate::byte_level::alphabet;
-use crate::split::GLM4_PATTERN;
-use crate::tokenizer::pretokens;
+use crate::count::WordCounts;
+use crate::prefetch::prefetch;
+use crate::split::{GLM4_PATTERN, Splitter, Stage};
+use crate::threads::on_threads;
+use crate::tokenizer::splitter;
 use crate::{Error, TokenId};
 
 type Pair = (TokenId, TokenId);
@@ -24,19 +32,46 @@ pub struct Training {
     /// Merged pairs, in order.
     pub merges: Vec<(TokenId, TokenId)>,
     /// Pattern that split the text.
-    pub pattern: &'static str,
+    pub pattern: String,
+}
+
+/// What may be learned.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Pairs that stand fewer times are not merged.
+    pub min_frequency: u64,
+    /// Pairs of together so many bytes, or more, are not merged; 0 for no limit. Two single bytes always may be.
+    pub max_token_length: usize,
 }
 
 /// Counts the words of a corpus. Feed it all text, then take the merges.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Trainer {
-    counts: FxHashMap<Box<str>, u64>,
+    pattern: String,
+    splitter: Splitter,
+    /// Counts of each thread.
+    counts: Vec<WordCounts>,
 }
 
+/// Bytes that a thread counts in one go.
+const CHUNK_BYTES: usize = 1 << 18;
+/// Bytes of a file that are counted between two looks at the progress.
+const PART_BYTES: usize = 1 << 25;
+
 impl Trainer {
-    /// A trainer that has seen nothing.
+    /// A trainer for GLM-4's pattern that has seen nothing.
     pub fn new() -> Self {
-        Self::default()
+        Self::with_pattern(GLM4_PATTERN).expect("GLM-4's pattern is known")
+    }
+
+    /// A trainer that splits text by `pattern`; what the pattern leaves out becomes words too.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the engine cannot read the pattern.
+    pub fn with_pattern(pattern: &str) -> Result<Self, Error> {
+        let stages = vec![Stage::new(pattern, true)?];
+        Ok(Self { pattern: pattern.to_owned(), splitter: splitter(stages), counts: vec![WordCounts::new()] })
     }
 
     /// Adds the words of `texts`, counted by `num_threads` threads (0 for all cores).
@@ -45,37 +80,85 @@ impl Trainer {
     ///
     /// If the operating system refuses to start threads.
     pub fn feed<T: AsRef<str> + Sync>(&mut self, texts: &[T], num_threads: usize) {
-        let count = |mut counts: FxHashMap<Box<str>, u64>, text: &T| {
-            for word in pretokens(text.as_ref()) {
-                if let Some(count) = counts.get_mut(word) {
-                    *count += 1;
-                } else {
-                    counts.insert(word.into(), 1);
-                }
-            }
-            counts
-        };
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(num_threads)
-            .build()
-            .expect("the system starts a thread for each core");
-        let parts: Vec<_> =
-            pool.install(|| texts.par_iter().fold(FxHashMap::default, count).collect());
-        for part in parts {
-            for (word, count) in part {
-                *self.counts.entry(word).or_insert(0) += count;
-            }
-        }
+        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+        self.count(&texts, num_threads);
     }
 
-    /// Number of distinct words seen.
+    /// Adds words of a UTF-8 file from byte `start` on, some megabytes of them, and gives the byte to go on from: the
+    /// size of the file at its end. The result is that of the whole file as one text or, if `by_line`, of its lines as
+    /// texts (as Hugging Face's `train` reads files).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`] if the file cannot be read, [`Error::NotUtf8`] with the place of the first byte that is no text.
+    #[expect(unsafe_code, reason = "a file that changes while it is mapped is the caller's to avoid")]
+    pub fn feed_file_part(
+        &mut self,
+        path: &Path,
+        start: usize,
+        by_line: bool,
+        num_threads: usize,
+    ) -> Result<usize, Error> {
+        let failed = |source| Error::File { path: path.to_owned(), source };
+        let file = std::fs::File::open(path).map_err(failed)?;
+        let size = usize::try_from(file.metadata().map_err(failed)?.len()).expect("a file fits the address space");
+        if start >= size {
+            return Ok(size);
+        }
+        // SAFETY: the mapping is private to this call; the documentation asks for files that do not change meanwhile.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed)?;
+        let is_known = matches!(self.splitter, Splitter::Known(_));
+        let end = if by_line || is_known { part_end(&map, start, by_line) } else { size };
+        let text = std::str::from_utf8(&map[start..end])
+            .map_err(|error| Error::NotUtf8 { path: path.to_owned(), at: start + error.valid_up_to() })?;
+        if by_line {
+            let lines: Vec<&str> = text.split_inclusive('\n').collect();
+            self.count(&lines, num_threads);
+        } else if is_known {
+            let mut texts = Vec::new();
+            let mut rest = text;
+            while !rest.is_empty() {
+                let (first, after) = rest.split_at(cut_behind(rest.as_bytes(), CHUNK_BYTES, false));
+                texts.push(first);
+                rest = after;
+            }
+            self.count(&texts, num_threads);
+        } else {
+            self.count(&[text], num_threads);
+        }
+        Ok(end)
+    }
+
+    fn count(&mut self, texts: &[&str], num_threads: usize) {
+        let chunks = chunks_of(texts);
+        let counters: Mutex<Vec<WordCounts>> = Mutex::new(std::mem::take(&mut self.counts));
+        let next = AtomicUsize::new(0);
+        let lock = || counters.lock().unwrap_or_else(PoisonError::into_inner);
+        on_threads(num_threads, chunks.len(), || {
+            let mut counts = lock().pop().unwrap_or_else(WordCounts::new);
+            while let Some(range) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                for text in &texts[range.clone()] {
+                    counts.add_text(&self.splitter, text);
+                }
+            }
+            lock().push(counts);
+        });
+        self.counts = counters.into_inner().unwrap_or_else(PoisonError::into_inner);
+    }
+
+    /// Number of distinct words seen; words that several threads have seen count for each.
     pub fn num_words(&self) -> usize {
-        self.counts.len()
+        self.counts.iter().map(WordCounts::len).sum()
     }
 
     /// Ends the counting; the merges are then learned step by step.
-    pub fn into_merger(self) -> Merger {
-        Merger::new(self.counts)
+    pub fn into_merger(self, limits: Limits) -> Merger {
+        let mut counts = self.counts.into_iter();
+        let mut all = counts.next().unwrap_or_else(WordCounts::new);
+        for other in counts {
+            all.add_all(&other);
+        }
+        Merger::new(&all, limits, self.pattern)
     }
 
     /// Learns until there are `num_tokens` tokens.
@@ -84,49 +167,127 @@ impl Trainer {
     ///
     /// [`Error::TooLittleText`] if the words allow fewer merges.
     pub fn finish(self, num_tokens: usize) -> Result<Training, Error> {
-        let mut merger = self.into_merger();
+        let mut merger = self.into_merger(Limits::default());
         merger.run(num_tokens);
         merger.finish(num_tokens)
     }
 }
 
+impl Default for Trainer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Ranges of texts of some size together.
+fn chunks_of(texts: &[&str]) -> Vec<std::ops::Range<usize>> {
+    let mut chunks = Vec::new();
+    let (mut first, mut size) = (0, 0);
+    for (place, text) in texts.iter().enumerate() {
+        size += text.len();
+        if size >= CHUNK_BYTES {
+            chunks.push(first..place + 1);
+            (first, size) = (place + 1, 0);
+        }
+    }
+    if first < texts.len() {
+        chunks.push(first..texts.len());
+    }
+    chunks
+}
+
+fn part_end(bytes: &[u8], start: usize, by_line: bool) -> usize {
+    start + cut_behind(&bytes[start..], PART_BYTES, by_line)
+}
+
+/// The first place from `from` on behind a line break, and before an ASCII letter or digit unless lines are texts of
+/// their own: there every known pattern ends a word. Else the end.
+fn cut_behind(bytes: &[u8], from: usize, by_line: bool) -> usize {
+    let rest = bytes.get(from..).unwrap_or_default();
+    let is_cut = |pair: &[u8]| pair[0] == b'\n' && (by_line || pair[1].is_ascii_alphanumeric());
+    rest.windows(2).position(is_cut).map_or(bytes.len(), |place| from + place + 1)
+}
+
 /// Learns merges, as many at a time as the caller likes.
 #[derive(Debug)]
 pub struct Merger {
-    words: Vec<Word>,
+    /// Words one after the other: number of symbols, low and high half of the count, symbols. A word's place is that of
+    /// its first number.
+    words: Vec<u32>,
     pair_counts: FxHashMap<Pair, i64>,
     queue: BinaryHeap<Candidate>,
     tokens: Vec<Vec<u8>>,
     id_of: FxHashMap<Vec<u8>, TokenId>,
     merges: Vec<Pair>,
+    limits: Limits,
+    pattern: String,
+    /// What the current merge changes beside each token.
+    left: Neighbours,
+    right: Neighbours,
 }
 
-#[derive(Debug)]
-struct Word {
-    ids: Vec<TokenId>,
-    count: i64,
-}
+/// Numbers before the symbols of a word.
+const HEADER: usize = 3;
+/// Words are asked for so long before they are needed.
+const AHEAD: usize = 16;
 
 /// A pair that could be merged next: the most frequent first, then the smallest.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     count: i64,
     pair: Reverse<Pair>,
-    /// Words that hold the pair.
+    /// Places of the words that hold the pair.
     words: Vec<u32>,
 }
 
+/// Tokens that stand beside a pair that is merged.
+#[derive(Debug, Default)]
+struct Neighbours {
+    /// By token: how often it stands there, of that how often it may join the new token, and the words.
+    beside: Vec<Beside>,
+    touched: Vec<TokenId>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Beside {
+    lost: i64,
+    gained: i64,
+    words: Vec<u32>,
+}
+
+impl Neighbours {
+    #[inline(always)]
+    fn add(&mut self, token: TokenId, count: i64, joins: bool, word: u32) {
+        let beside = &mut self.beside[token as usize];
+        if beside.lost == 0 {
+            self.touched.push(token);
+        }
+        beside.lost += count;
+        if joins {
+            beside.gained += count;
+            if beside.words.last() != Some(&word) {
+                beside.words.push(word);
+            }
+        }
+    }
+}
+
 impl Merger {
-    fn new(counts: FxHashMap<Box<str>, u64>) -> Self {
-        let tokens: Vec<Vec<u8>> = alphabet().into_iter().map(|byte| vec![byte]).collect();
-        let id_of: FxHashMap<Vec<u8>, TokenId> = tokens.iter().cloned().zip(0..).collect();
-        let words = counts
-            .into_iter()
-            .map(|(word, count)| Word {
-                ids: word.bytes().map(|byte| id_of[[byte].as_slice()]).collect(),
-                count: i64::try_from(count).expect("a corpus has fewer than 2^63 words"),
-            })
-            .collect();
+    fn new(counts: &WordCounts, limits: Limits, pattern: String) -> Self {
+        let alphabet = alphabet();
+        let mut id_of_byte = [0; 256];
+        for (id, &byte) in (0..).zip(&alphabet) {
+            id_of_byte[usize::from(byte)] = id;
+        }
+        let mut words = Vec::new();
+        for (word, count) in counts.iter() {
+            let bytes = word.as_slice();
+            words.extend([bytes.len() as u32, count as u32, (count >> 32) as u32]);
+            words.extend(bytes.iter().map(|&byte| id_of_byte[usize::from(byte)]));
+        }
+        assert!(u32::try_from(words.len()).is_ok(), "distinct words have fewer than 2^32 bytes");
+        let tokens: Vec<Vec<u8>> = alphabet.into_iter().map(|byte| vec![byte]).collect();
+        let id_of = tokens.iter().cloned().zip(0..).collect();
         let mut merger = Self {
             words,
             pair_counts: FxHashMap::default(),
@@ -134,37 +295,42 @@ impl Merger {
             tokens,
             id_of,
             merges: Vec::new(),
+            limits,
+            pattern,
+            left: Neighbours::default(),
+            right: Neighbours::default(),
         };
         merger.count_pairs();
         merger
     }
 
     fn count_pairs(&mut self) {
-        let mut words_of: FxHashMap<Pair, Vec<u32>> = FxHashMap::default();
-        for (index, word) in (0_u32..).zip(&self.words) {
-            for pair in word.ids.windows(2) {
-                let pair = (pair[0], pair[1]);
-                *self.pair_counts.entry(pair).or_insert(0) += word.count;
-                note_word(&mut words_of, pair, index);
+        let mut counts = vec![0_i64; 1 << 16];
+        let mut words_of: Vec<Vec<u32>> = vec![Vec::new(); 1 << 16];
+        let mut place = 0;
+        while place < self.words.len() {
+            let word = WordAt::new(&self.words, place);
+            for pair in word.symbols.windows(2) {
+                let pair = (pair[0] << 8 | pair[1]) as usize;
+                counts[pair] += word.count;
+                if words_of[pair].last() != Some(&(place as u32)) {
+                    words_of[pair].push(place as u32);
+                }
             }
+            place += HEADER + word.len;
         }
-        self.enqueue(words_of);
+        for (pair, words) in (0..).zip(words_of).filter(|(_, words)| !words.is_empty()) {
+            let (count, pair) = (counts[pair as usize], (pair >> 8, pair & 0xff));
+            self.pair_counts.insert(pair, count);
+            self.queue.push(Candidate { count, pair: Reverse(pair), words });
+        }
     }
 
-    fn enqueue(&mut self, words_of: FxHashMap<Pair, Vec<u32>>) {
-        for (pair, words) in words_of {
-            let count = self.pair_counts[&pair];
-            if count > 0 {
-                self.queue.push(Candidate { count, pair: Reverse(pair), words });
-            }
-        }
-    }
-
-    /// Learns until there are `num_tokens` tokens or no pair is left; gives the number of tokens.
+    /// Learns until there are `num_tokens` tokens or no pair may be merged; gives the number of tokens.
     pub fn run(&mut self, num_tokens: usize) -> usize {
         while self.tokens.len() < num_tokens {
             let Some(mut best) = self.queue.pop() else { break };
-            let count = self.pair_counts[&best.pair.0];
+            let count = self.pair_counts.get(&best.pair.0).copied().unwrap_or(0);
             if best.count != count {
                 best.count = count; // earlier merges have eaten some of its occurrences
                 if count > 0 {
@@ -172,31 +338,101 @@ impl Merger {
                 }
                 continue;
             }
+            if count.cast_unsigned() < self.limits.min_frequency {
+                self.queue.clear();
+                break;
+            }
             self.merge(best.pair.0, &best.words);
         }
         self.tokens.len()
     }
 
     fn merge(&mut self, pair: Pair, words: &[u32]) {
-        let bytes =
-            [self.tokens[pair.0 as usize].as_slice(), &self.tokens[pair.1 as usize]].concat();
-        let next = u32::try_from(self.tokens.len()).expect("ids are 32-bit");
+        let bytes = [self.tokens[pair.0 as usize].as_slice(), &self.tokens[pair.1 as usize]].concat();
+        let longest_neighbour = match self.limits.max_token_length {
+            0 => usize::MAX,
+            limit => limit.saturating_sub(bytes.len() + 1),
+        };
+        let next = self.tokens.len() as TokenId;
         let id = *self.id_of.entry(bytes.clone()).or_insert(next);
         if id == next {
             self.tokens.push(bytes);
         }
         self.merges.push(pair);
-        let mut words_of: FxHashMap<Pair, Vec<u32>> = FxHashMap::default();
-        for &index in words {
-            let word = &mut self.words[index as usize];
-            merge_in_word(&mut word.ids, pair, id, |changed, sign| {
-                *self.pair_counts.entry(changed).or_insert(0) += sign * word.count;
-                if sign > 0 {
-                    note_word(&mut words_of, changed, index);
-                }
-            });
+        for side in [&mut self.left, &mut self.right] {
+            side.beside.resize_with(self.tokens.len(), Beside::default);
         }
-        self.enqueue(words_of);
+        for (number, &place) in words.iter().enumerate() {
+            if let Some(&ahead) = words.get(number + AHEAD) {
+                prefetch(&self.words, ahead as usize);
+            }
+            self.merge_in_word(place, pair, id, longest_neighbour);
+        }
+        self.apply(pair, id);
+    }
+
+    /// Replaces each `pair` in a word by `id`, leftmost first.
+    fn merge_in_word(&mut self, place: u32, pair: Pair, id: TokenId, longest_neighbour: usize) {
+        let start = place as usize;
+        let (header, rest) = self.words[start..].split_at_mut(HEADER);
+        let len = header[0] as usize;
+        let count = (u64::from(header[1]) | u64::from(header[2]) << 32).cast_signed();
+        let symbols = &mut rest[..len];
+        let joins = |tokens: &[Vec<u8>], token: TokenId| {
+            longest_neighbour == usize::MAX || tokens[token as usize].len() <= longest_neighbour
+        };
+        let (mut kept, mut at) = (0, 0);
+        while at < len {
+            if at + 1 < len && (symbols[at], symbols[at + 1]) == pair {
+                if kept > 0 {
+                    let before = symbols[kept - 1];
+                    self.left.add(before, count, joins(&self.tokens, before), place);
+                }
+                if at + 2 < len {
+                    let behind = symbols[at + 2];
+                    self.right.add(behind, count, joins(&self.tokens, behind), place);
+                }
+                symbols[kept] = id;
+                at += 2;
+            } else {
+                symbols[kept] = symbols[at];
+                at += 1;
+            }
+            kept += 1;
+        }
+        header[0] = kept as u32;
+        // The numbers that are left over belong to no word; they are never read, since words are found by place.
+    }
+
+    /// Enters what the merge has changed: pairs with the halves of `pair` are lost, pairs with `id` gained.
+    fn apply(&mut self, pair: Pair, id: TokenId) {
+        let mut gained: Vec<(Pair, Vec<u32>)> = Vec::new();
+        for is_left in [true, false] {
+            let side = if is_left { &mut self.left } else { &mut self.right };
+            for token in side.touched.drain(..) {
+                let Beside { lost, gained: count, words } = std::mem::take(&mut side.beside[token as usize]);
+                let (old, new) = if is_left { ((token, pair.0), (token, id)) } else { ((pair.1, token), (id, token)) };
+                *self.pair_counts.entry(old).or_insert(0) -= lost;
+                if count > 0 {
+                    *self.pair_counts.entry(new).or_insert(0) += count;
+                    gained.push((new, words));
+                }
+            }
+        }
+        // A pair of the new token with itself is gained from the left and from the right.
+        gained.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        let mut gained = gained.into_iter().peekable();
+        while let Some((pair, mut words)) = gained.next() {
+            while let Some((_, more)) = gained.next_if(|(next, _)| *next == pair) {
+                words.extend(more);
+                words.sort_unstable();
+                words.dedup();
+            }
+            let count = self.pair_counts[&pair];
+            if count > 0 {
+                self.queue.push(Candidate { count, pair: Reverse(pair), words });
+            }
+        }
     }
 
     /// The result, once there are `num_tokens` tokens.
@@ -209,44 +445,22 @@ impl Merger {
             let possible = self.tokens.len() - 256;
             return Err(Error::TooLittleText { possible, wanted: num_tokens - 256 });
         }
-        Ok(Training { tokens: self.tokens, merges: self.merges, pattern: GLM4_PATTERN })
+        Ok(Training { tokens: self.tokens, merges: self.merges, pattern: self.pattern })
     }
 }
 
-/// Replaces each `pair` in `ids` by `id`, leftmost first, and reports every pair that appears or disappears.
-fn merge_in_word(
-    ids: &mut Vec<TokenId>,
-    pair: Pair,
-    id: TokenId,
-    mut changed: impl FnMut(Pair, i64),
-) {
-    let mut kept = 0;
-    let mut at = 0;
-    while at < ids.len() {
-        if at + 1 < ids.len() && (ids[at], ids[at + 1]) == pair {
-            if kept > 0 {
-                changed((ids[kept - 1], pair.0), -1);
-                changed((ids[kept - 1], id), 1);
-            }
-            if at + 2 < ids.len() {
-                changed((pair.1, ids[at + 2]), -1);
-                changed((id, ids[at + 2]), 1);
-            }
-            ids[kept] = id;
-            at += 2;
-        } else {
-            ids[kept] = ids[at];
-            at += 1;
-        }
-        kept += 1;
-    }
-    ids.truncate(kept);
+/// A word in the list of words.
+struct WordAt<'w> {
+    len: usize,
+    count: i64,
+    symbols: &'w [u32],
 }
 
-/// Notes that word `index` holds `pair`, once; words come in ascending order.
-fn note_word(words_of: &mut FxHashMap<Pair, Vec<u32>>, pair: Pair, index: u32) {
-    let words = words_of.entry(pair).or_default();
-    if words.last() != Some(&index) {
-        words.push(index);
+impl<'w> WordAt<'w> {
+    fn new(words: &'w [u32], place: usize) -> Self {
+        let header = &words[place..place + HEADER];
+        let len = header[0] as usize;
+        let count = (u64::from(header[1]) | u64::from(header[2]) << 32).cast_signed();
+        Self { len, count, symbols: &words[place + HEADER..][..len] }
     }
 }
