@@ -137,7 +137,7 @@ def adversarial_cases() -> dict[str, str]:
         "hexadecimal": fill("0123456789abcdef"),
         "random emoji": fill([chr(code) for code in range(0x1F300, 0x1F600)], 4),
         "random Unicode": fill(every, 4),
-        "random punctuation": fill("!\"#$%&()*+,-./:;<=>?@[]^_{|}~"),
+        "random punctuation": fill('!"#$%&()*+,-./:;<=>?@[]^_{|}~'),
         "random white space": fill(" \t\n\r\u00a0\u3000"),
     }
 
@@ -201,7 +201,9 @@ def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
 def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", action="append", default=[], metavar="NAME=PLACE", help="JSON list, file or directory")
+    parser.add_argument(
+        "--corpus", action="append", default=[], metavar="NAME=PLACE", help="JSON list, file or directory"
+    )
     parser.add_argument("--vocabulary", default="glm4", choices=list(vocabularies.PACKAGES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=int, default=16, help="taken of each corpus")

@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,7 @@ class Tiktoken(Peer):
     def __init__(self, place: str) -> None:
         import tiktoken
 
-        with open(place, encoding="utf-8") as file:
-            data = json.load(file)
+        data = json.loads(Path(place).read_text(encoding="utf-8"))
         chars = _byte_alphabet()
         added = {token["content"] for token in data["added_tokens"]}
         vocab = data["model"]["vocab"]
@@ -129,8 +129,8 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 def _resident_mb() -> float:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * resource.getpagesize() / 1e6
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -154,7 +154,9 @@ def serve(name: str, place: str, connection: Connection) -> None:
     except Exception as error:  # any failure of a peer is a result
         connection.send(f"{type(error).__name__}: {error}")
         return
-    connection.send({"load_s": time.perf_counter() - started, "load_mb": _resident_mb() - before, "rss_mb": _resident_mb()})
+    connection.send(
+        {"load_s": time.perf_counter() - started, "load_mb": _resident_mb() - before, "rss_mb": _resident_mb()}
+    )
     while True:
         try:
             kind, data = connection.recv()

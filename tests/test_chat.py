@@ -10,10 +10,11 @@ from jinja2.ext import loopcontrols
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from glmcore import train_tokenizer
-from glmcore.chat import ToolCall, apply_chat_template, parse_reply
+from glmcore.chat import Conversation, Message, ReplyParser, ToolCall, apply_chat_template, parse_reply
 from glmcore.errors import RequestError
 from glmcore.tokenizer import TEMPLATE_FILE
 
+GLM47_TEMPLATE = Path(__file__).parent / "glm47_chat_template.jinja"
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
 
 
@@ -22,12 +23,12 @@ def tokenizer():
     return train_tokenizer([Path(os.__file__).read_text()], vocab_size=600, progress=False)
 
 
-def render(messages, tools=None, thinking=True, add_generation_prompt=False) -> str:
-    settings = {} if thinking else {"enable_thinking": False}
+def render(messages, tools=None, thinking=True, add_generation_prompt=False, template=TEMPLATE_FILE, **settings) -> str:
+    settings |= {} if thinking else {"enable_thinking": False}
     [text], _ = render_jinja_template(
         conversations=[messages],
         tools=tools,
-        chat_template=TEMPLATE_FILE.read_text(),
+        chat_template=template.read_text(),
         add_generation_prompt=add_generation_prompt,
         **settings,
     )
@@ -65,6 +66,79 @@ def test_the_text_is_that_of_the_jinja_template(tokenizer, messages, tools, thin
     if messages[-1]["role"] == "assistant" and not generation:
         text = text.removesuffix("<|endoftext|>")  # the stop label of the last answer
     assert text == render(messages, tools, thinking, generation)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    messages=CONVERSATION,
+    tools=st.sampled_from([None, [TOOL]]),
+    thinking=st.booleans(),
+    generation=st.booleans(),
+    clear=st.booleans(),
+)
+def test_the_text_of_glm_4_7_is_that_of_its_jinja_template(tokenizer, messages, tools, thinking, generation, clear):
+    chat = apply_chat_template(tokenizer, messages, tools, thinking, generation, format="glm-4.7", clear_thinking=clear)
+    text = tokenizer.decode(chat.ids)
+    if messages[-1]["role"] == "assistant" and not generation:
+        text = text.removesuffix("<|endoftext|>")
+    expected = render(messages, tools, thinking, generation, template=GLM47_TEMPLATE, clear_thinking=clear)
+    assert text == expected
+
+
+def test_sampled_ids_stay_as_they_are(tokenizer):
+    conversation = Conversation(tokenizer, [TOOL], format="glm-4.7")
+    conversation.add({"role": "user", "content": "a b"})
+    prompt = conversation.prompt()
+    odd = [*tokenizer.encode("a"), *tokenizer.encode("b"), tokenizer.token_to_id("<|user|>")]
+    conversation.add_sampled(odd)
+    conversation.add({"role": "user", "content": "c"})
+    tokens = conversation.tokens()
+    np.testing.assert_array_equal(tokens.ids[: len(prompt)], prompt)
+    assert tokens.ids[len(prompt) : len(prompt) + len(odd)].tolist() == odd
+    assert tokens.loss_mask.nonzero()[0].tolist() == list(range(len(prompt), len(prompt) + len(odd)))
+    assert tokenizer.decode(tokens.ids[len(prompt) :]) == "ab<|user|>c"
+
+
+@settings(deadline=None, max_examples=100)
+@given(messages=st.lists(st.one_of(USER, ASSISTANT), min_size=1, max_size=5))
+def test_turn_by_turn_gives_the_ids_of_the_whole(tokenizer, messages):
+    conversation = Conversation(tokenizer, format="glm-4.7")
+    for message in messages:
+        conversation.add(message)
+    whole = apply_chat_template(tokenizer, messages, format="glm-4.7", clear_thinking=False)
+    np.testing.assert_array_equal(conversation.tokens().ids, whole.ids)
+    np.testing.assert_array_equal(conversation.tokens().loss_mask, whole.loss_mask)
+
+
+REPLY = st.lists(
+    st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>",
+                     "</arg_value>", "<", "</thi", "\n", " ", "f", "1", "\u4e2d"]), max_size=30
+).map("".join)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=REPLY, cut=st.integers(1, 7))
+def test_a_stream_of_a_reply_gives_the_whole(text, cut):
+    parser = ReplyParser()
+    events = [event for at in range(0, len(text), cut) for event in parser.push(text[at : at + cut])]
+    last, message = parser.finish()
+    reasoning, content, calls = "", "", []
+    for event in [*events, *last]:
+        if event.kind == "content_withdrawn":
+            content = ""
+        reasoning += event.text if event.kind == "reasoning" else ""
+        content += event.text if event.kind == "content" else ""
+        calls += [event.call] if event.kind == "call" else []
+    whole = parse_reply(text)
+    assert message == whole
+    assert Message(reasoning, content, calls, whole.finished_thinking) == whole
+
+
+def test_arguments_declared_strings_stay_text():
+    call = "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>"
+    tool = {"function": {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}}
+    assert parse_reply(call).tool_calls == [ToolCall("f", {"a": 1})]
+    assert parse_reply(call, tools=[tool]).tool_calls == [ToolCall("f", {"a": "1"})]
 
 
 def test_the_example_of_the_published_format(tokenizer):

@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from glmcore.engine.llm import LLM, Completion
     from glmcore.engine.sampling import SamplingParams
     from glmcore.model.glm import Glm
-    from glmcore.tokenizer import Ragged, StreamDecoder, Tokenizer, train_tokenizer
+    from glmcore.ragged import Ragged
+    from glmcore.tokenizer import StreamDecoder, Tokenizer, train_tokenizer
     from glmcore.trajectory import TrajectoryBuffer
 
 _HOME_OF = {
     "Completion": "glmcore.engine.llm",
     "Glm": "glmcore.model.glm",
     "LLM": "glmcore.engine.llm",
-    "Ragged": "glmcore.tokenizer",
+    "Ragged": "glmcore.ragged",
     "SamplingParams": "glmcore.engine.sampling",
     "StreamDecoder": "glmcore.tokenizer",
     "Tokenizer": "glmcore.tokenizer",

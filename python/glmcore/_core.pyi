@@ -1,6 +1,7 @@
 """Stub of the compiled core, written by hand and checked against it by stubtest."""
 
 import os
+from collections.abc import Sequence
 from typing import TypeAlias, final
 
 import numpy as np
@@ -8,7 +9,11 @@ import numpy.typing as npt
 
 __all__ = [
     "GLM4_SPECIAL_TOKENS",
+    "PATTERNS",
+    "STOP_TOKENS",
+    "CoreConversation",
     "CoreDraws",
+    "CoreReplyParser",
     "CoreShardWriter",
     "CoreShards",
     "CoreStreamDecoder",
@@ -27,6 +32,8 @@ __all__ = [
     "pack_best_fit",
     "pack_best_fit_split",
     "pack_concat",
+    "parse_reply",
+    "render_chat",
     "shuffled",
 ]
 
@@ -35,6 +42,7 @@ __version__: str
 # ---- tokenizer ------------------------------------------------------------------------------------
 
 GLM4_SPECIAL_TOKENS: list[str]
+PATTERNS: dict[str, str]
 
 @final
 class CoreTokenizer:
@@ -44,27 +52,75 @@ class CoreTokenizer:
     def from_json(text: str) -> CoreTokenizer:
         """Read the text of a tokenizer.json."""
 
+    @staticmethod
+    def from_json_file(path: str) -> CoreTokenizer:
+        """Read a tokenizer.json."""
+
+    @staticmethod
+    def from_tiktoken_file(path: str, pattern: str, special_tokens: list[str]) -> CoreTokenizer:
+        """Read a rank file of tiktoken."""
+
+    @staticmethod
+    def from_compiled_file(path: str) -> CoreTokenizer:
+        """Read the compiled form."""
+
     def to_json(self) -> str:
         """The text of a tokenizer.json."""
 
+    def to_compiled(self) -> bytes:
+        """The compiled form."""
+
     def encode(self, text: str, parse_special: bool) -> npt.NDArray[np.int32]:
-        """Ids of `text`; special tokens in it stay text unless `parse_special`."""
+        """Ids of `text`; added tokens in it stay text unless `parse_special`."""
+
+    def encode_to_list(self, text: str, parse_special: bool) -> list[int]:
+        """Ids of `text` as a list."""
+
+    def encode_bytes(self, data: bytes) -> npt.NDArray[np.int32]:
+        """Ids of bytes of which some may be no UTF-8."""
+
+    def encode_file(self, path: str, parse_special: bool, num_threads: int) -> npt.NDArray[np.int32]:
+        """Ids of a file's text."""
+
+    def encode_with_offsets(
+        self, text: str, parse_special: bool, characters: bool
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Ids of `text` and where each begins and ends in it: in characters if `characters`, else in bytes of UTF-8."""
 
     def encode_batch(
         self, texts: list[str], parse_special: bool, num_threads: int
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Ids of all texts and the bounds of each."""
 
-    def decode(self, ids: npt.NDArray[np.int32], skip_special: bool) -> bytes:
+    def decode(self, ids: Sequence[int] | npt.NDArray[np.int32], skip_special: bool) -> bytes:
         """Bytes of `ids`, without the tokens flagged special if `skip_special`."""
+
+    def decode_to_text(self, ids: Sequence[int] | npt.NDArray[np.int32], skip_special: bool) -> str:
+        """Text of `ids`, bytes that are no UTF-8 as U+FFFD."""
+
+    def decode_batch(
+        self,
+        ids: Sequence[int] | npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        skip_special: bool,
+    ) -> list[str]:
+        """Text of each item of a batch."""
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
+        """Number of ids, added tokens included."""
 
     @property
-    def added_tokens(self) -> list[str]:
-        """Text of each added token, by id."""
+    def added_tokens(self) -> list[tuple[str, int, bool]]:
+        """Text, id and flag of each added token."""
+
+    @property
+    def template(self) -> tuple[list[int], list[int]]:
+        """Ids that the post-processor puts before and after a text."""
+
+    @property
+    def patterns(self) -> list[str]:
+        """Patterns that split text, in order."""
 
     def token_to_id(self, token: bytes) -> int | None:
         """Id of the token with exactly these bytes."""
@@ -89,17 +145,78 @@ class CoreStreamDecoder:
 class CoreTrainer:
     """Learns merges: feed all text, then merge in as many steps as the caller likes."""
 
-    def __new__(cls) -> CoreTrainer:
-        """A trainer that has seen nothing."""
+    def __new__(cls, pattern: str, min_frequency: int, max_token_length: int) -> CoreTrainer:
+        """A trainer that has seen nothing; `max_token_length` 0 sets no limit."""
 
     def feed(self, texts: list[str], num_threads: int) -> None:
         """Count the words of `texts`."""
+
+    def feed_file_part(self, path: str, start: int, by_line: bool, num_threads: int) -> int:
+        """Count words of a file from byte `start` on; gives the byte to go on from."""
 
     def merge_up_to(self, num_tokens: int) -> int:
         """Learn until there are `num_tokens` tokens or no pair is left; gives the number of tokens."""
 
     def finish(self, vocab_size: int, special_tokens: list[str]) -> CoreTokenizer:
         """The tokenizer with `vocab_size` ids, the last of them the special tokens."""
+
+# ---- chat -----------------------------------------------------------------------------------------
+
+STOP_TOKENS: list[str]
+
+_ChatTokens: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]
+_PlainCall: TypeAlias = tuple[str, list[tuple[str, str, bool]]]
+_PlainReply: TypeAlias = tuple[str, str, list[_PlainCall], bool]
+_PlainEvent: TypeAlias = tuple[str, str, _PlainCall | None]
+
+def render_chat(
+    tokenizer: CoreTokenizer,
+    messages: str,
+    tools: str | None,
+    format: str,
+    thinking: bool,
+    clear_thinking: bool,
+    generation_prompt: bool,
+) -> _ChatTokens:
+    """Ids of a conversation, given as JSON."""
+
+def parse_reply(text: str, in_thinking: bool, tools: str | None) -> _PlainReply:
+    """A reply taken apart; `tools` as JSON."""
+
+@final
+class CoreConversation:
+    """A conversation that only grows."""
+
+    def __new__(cls, tokenizer: CoreTokenizer, format: str, thinking: bool) -> CoreConversation:
+        """A conversation in which nobody has spoken."""
+
+    def opening(self, tools: str | None) -> _ChatTokens:
+        """Ids before the first message; `tools` as JSON."""
+
+    def add(self, message: str) -> _ChatTokens:
+        """Ids of one more message, given as JSON."""
+
+    def prompt(self) -> _ChatTokens:
+        """Ids after which a model samples its answer."""
+
+    def add_sampled(self, last_token: str) -> None:
+        """Note that a model has sampled an answer, and the token it ended with."""
+
+    def ending(self) -> _ChatTokens:
+        """The stop label of a written answer that nothing follows."""
+
+@final
+class CoreReplyParser:
+    """A reply taken apart while it arrives."""
+
+    def __new__(cls, in_thinking: bool, tools: str | None) -> CoreReplyParser:
+        """A parser before the first character; `tools` as JSON."""
+
+    def push(self, text: str) -> list[_PlainEvent]:
+        """Take more text and tell what it brings."""
+
+    def finish(self) -> tuple[list[_PlainEvent], _PlainReply]:
+        """End the text: what was held back, and the whole reply."""
 
 # ---- data -----------------------------------------------------------------------------------------
 

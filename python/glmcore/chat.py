@@ -1,31 +1,23 @@
-"""Conversations in the format of GLM-4.5 and GLM-4.6: messages to ids, ids to messages."""
+"""Conversations in the formats of GLM-4.5/4.6 and GLM-4.7: messages to ids, ids to messages."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from glmcore._core import STOP_TOKENS, CoreConversation, CoreReplyParser, render_chat
+from glmcore._core import parse_reply as parse_text
 from glmcore.errors import RequestError
 from glmcore.tokenizer import Tokenizer
 
-STOP_AFTER_ANSWER = "<|endoftext|>"
-"""Stop label of an answer that no other turn follows."""
-
-TOOLS_PROMPT = (
-    "\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
-)
-CALL_FORMAT = (
-    "</tools>\n\nFor each function call, output the function name and arguments within the following XML format:\n"
-    "<tool_call>{function-name}\n"
-    "<arg_key>{arg-key-1}</arg_key>\n<arg_value>{arg-value-1}</arg_value>\n"
-    "<arg_key>{arg-key-2}</arg_key>\n<arg_value>{arg-value-2}</arg_value>\n...\n</tool_call>"
-)
-_TAG = re.compile(r"(</?tool_call>|</?arg_key>|</?arg_value>)")
+ChatFormat = Literal["glm-4.5", "glm-4.7"]
+"""`glm-4.5` is that of GLM-4.6 too."""
+Json = Mapping[str, Any]
+_Pieces = tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]
+_PlainCall = tuple[str, list[tuple[str, str, bool]]]
 
 
 @dataclass(frozen=True)
@@ -57,51 +49,17 @@ class Message:
     """False when the thinking was cut off before its end tag."""
 
 
-@dataclass
-class _Rendering:
-    """Parts of a conversation: special tokens by name, plain text, and who wrote them."""
-
-    parts: list[tuple[str, bool, bool]] = field(default_factory=list[tuple[str, bool, bool]])
-    """(text, is a special token, is learned)."""
-    learning: bool = False
-
-    def special(self, *tokens: str) -> None:
-        self.parts += [(token, True, self.learning) for token in tokens]
-
-    def text(self, text: str) -> None:
-        """Add text; neighbours of one kind are joined, so they are tokenised as the one text they are."""
-        if not text:
-            return
-        if self.parts and not self.parts[-1][1] and self.parts[-1][2] == self.learning:
-            text = self.parts.pop()[0] + text
-        self.parts.append((text, False, self.learning))
-
-    def tagged(self, text: str) -> None:
-        """Add text of the format itself, in which tool tags are special tokens."""
-        for piece in _TAG.split(text):
-            if _TAG.fullmatch(piece):
-                self.special(piece)
-            else:
-                self.text(piece)
-
-    def tokens(self, tokenizer: Tokenizer) -> ChatTokens:
-        ids: list[npt.NDArray[np.int32]] = []
-        mask: list[npt.NDArray[np.uint8]] = []
-        for text, is_special, learned in self.parts:
-            part = np.array([tokenizer.token_to_id(text)], np.int32) if is_special else tokenizer.encode_to_numpy(text)
-            ids.append(part)
-            mask.append(np.full(len(part), learned, np.uint8))
-        return ChatTokens(np.concatenate(ids), np.concatenate(mask))
-
-
 def apply_chat_template(
     tokenizer: Tokenizer,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    messages: Sequence[Json],
+    tools: Sequence[Json] | None = None,
     thinking: bool = True,
     add_generation_prompt: bool = False,
+    *,
+    format: ChatFormat = "glm-4.5",
+    clear_thinking: bool = True,
 ) -> ChatTokens:
-    """Render a conversation as GLM-4.5 and GLM-4.6 read it.
+    """Render a conversation as the model reads it.
 
     What people and tools wrote stays text, whatever it looks like. Reasoning of answers before the last user turn is
     dropped. Without a generation prompt a closing answer ends with `<|endoftext|>` as its stop label; an answer that
@@ -110,180 +68,173 @@ def apply_chat_template(
     Args:
         tokenizer: Has the GLM special tokens.
         messages: Each with `role` (system, user, assistant, tool) and `content` (text, or a list of parts with
-            `type` and `text`); an assistant's may have `reasoning_content` and `tool_calls`.
+            `type` and `text`; a user's may be images and videos); an assistant's may have `reasoning_content` and
+            `tool_calls`.
         tools: Function descriptions, rendered as JSON.
         thinking: False asks for an answer without thinking.
         add_generation_prompt: End with the opening of an answer.
+        format: The model's format.
+        clear_thinking: False keeps the reasoning of all answers; for `glm-4.7` only.
 
     Raises:
         RequestError: A message has an unknown role, or its content is no text.
 
-    Source: chat template of GLM-4.6 (chat_template.jinja of the published model).
+    Source: chat template of GLM-4.6 (chat_template.jinja of the published model); for GLM-4.7 two third-party copies of
+    its template that agree.
     """
-    out = _Rendering()
-    out.special("[gMASK]", "<sop>")
-    if tools:
-        out.special("<|system|>")
-        listed = "".join(json.dumps(tool, ensure_ascii=False) + "\n" for tool in tools)
-        out.text(TOOLS_PROMPT + listed)
-        out.tagged(CALL_FORMAT)
-    last_user = max((i for i, message in enumerate(messages) if message.get("role") == "user"), default=-1)
-    previous_role = None
-    for index, message in enumerate(messages):
-        role = message.get("role")
-        _render(out, message, index, role == previous_role == "tool", index > last_user, thinking)
-        previous_role = role
-    if add_generation_prompt:
-        _open_turn(out, "<|assistant|>", previous_role)
-        if not thinking:
-            out.text("\n")
-            out.special("<think>", "</think>")
-    elif previous_role == "assistant":
-        out.learning = True
-        out.special(STOP_AFTER_ANSWER)
-    return out.tokens(tokenizer)
+    told = None if tools is None else _json(tools, "tools")
+    core = tokenizer.core
+    return ChatTokens(
+        *render_chat(core, _json(messages, "messages"), told, format, thinking, clear_thinking, add_generation_prompt)
+    )
 
 
-def _open_turn(out: _Rendering, role_token: str, previous_role: str | None) -> None:
-    """A role token; after an answer it is that answer's stop label."""
-    out.learning = previous_role == "assistant"
-    out.special(role_token)
-    out.learning = False
+class Conversation:
+    """A conversation that only grows: ids that have been rendered or sampled never change.
+
+    No reasoning is dropped, because that would change what the model has read and written. For `glm-4.7` this equals
+    `apply_chat_template` with `clear_thinking=False`.
+
+    Args:
+        tokenizer: Has the GLM special tokens.
+        tools: Function descriptions.
+        thinking: False asks for answers without thinking.
+        format: The model's format.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        tools: Sequence[Json] | None = None,
+        thinking: bool = True,
+        *,
+        format: ChatFormat = "glm-4.5",
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._core = CoreConversation(tokenizer.core, format, thinking)
+        self._pieces = [self._core.opening(None if tools is None else _json(tools, "tools"))]
+
+    def add(self, message: Json) -> None:
+        """Write one more message; see `apply_chat_template`.
+
+        Raises:
+            RequestError: The message cannot be rendered; the conversation stays as it was.
+        """
+        self._pieces.append(self._core.add(_json(message, "message")))
+
+    def prompt(self) -> npt.NDArray[np.int32]:
+        """Ids after which a model samples its answer, int32 [n]. The conversation stays as it is."""
+        return _join([*self._pieces, self._core.prompt()]).ids
+
+    def add_sampled(self, ids: Sequence[int] | npt.NDArray[np.int32]) -> None:
+        """Take an answer that a model has sampled after `prompt`, its stop token included, exactly as it is."""
+        sampled = np.asarray(ids, np.int32)
+        self._pieces += [self._core.prompt(), (sampled, np.ones(len(sampled), np.uint8))]
+        last = self._tokenizer.id_to_token(int(sampled[-1])).decode(errors="replace") if len(sampled) else ""
+        self._core.add_sampled(last if last in STOP_TOKENS else "")
+
+    def tokens(self) -> ChatTokens:
+        """All ids so far; a written answer that nothing follows has its stop label."""
+        return _join([*self._pieces, self._core.ending()])
 
 
-def _render(
-    out: _Rendering,
-    message: Mapping[str, Any],
-    index: int,
-    same_observation: bool,
-    is_current: bool,
-    thinking: bool,
-) -> None:
-    role = message.get("role")
-    stops_answer = "assistant" if out.learning else None
-    if role in ("system", "user"):
-        text = _text(message.get("content"), index)
-        if role == "user" and not thinking and not text.endswith("/nothink"):
-            _open_turn(out, "<|user|>", stops_answer)
-            out.text("\n" + text)
-            out.special("/nothink")
-            return
-        _open_turn(out, f"<|{role}|>", stops_answer)
-        out.text("\n" + text)
-    elif role == "assistant":
-        _open_turn(out, "<|assistant|>", stops_answer)
-        out.learning = True
-        _render_answer(out, message, index, is_current)
-    elif role == "tool":
-        if not same_observation:
-            _open_turn(out, "<|observation|>", stops_answer)
-        for part in _tool_results(message.get("content"), index):
-            out.text("\n")
-            out.special("<tool_response>")
-            out.text(f"\n{part}\n")
-            out.special("</tool_response>")
-    else:
-        raise RequestError(f"message {index} has role {role!r}; it must be system, user, assistant or tool")
+class ReplyParser:
+    """Takes a reply apart while it arrives, whatever the model writes.
+
+    The texts of the events of each kind, joined, are the fields of `parse_reply`; `content_withdrawn` empties the
+    content, which was reasoning after all.
+
+    Args:
+        tools: Function descriptions: arguments that they declare strings are never read as JSON.
+        in_thinking: The prompt ended with `<think>`, as GLM-4.7's does.
+    """
+
+    def __init__(self, tools: Sequence[Json] | None = None, *, in_thinking: bool = False) -> None:
+        self._core = CoreReplyParser(in_thinking, None if tools is None else _json(tools, "tools"))
+
+    def push(self, text: str) -> list["ReplyEvent"]:
+        """Take more text and tell what it brings.
+
+        Raises:
+            RequestError: The reply has been finished.
+        """
+        return [_event(*event) for event in self._core.push(_encodable(text))]
+
+    def finish(self) -> tuple[list["ReplyEvent"], Message]:
+        """End the text: what was held back, and the whole message."""
+        events, (reasoning, content, calls, finished) = self._core.finish()
+        message = Message(reasoning, content, [_tool_call(call) for call in calls], finished)
+        return [_event(*event) for event in events], message
 
 
-def _render_answer(out: _Rendering, message: Mapping[str, Any], index: int, is_current: bool) -> None:
-    content = _text(message.get("content"), index)
-    reasoning = message.get("reasoning_content")
-    if not isinstance(reasoning, str):
-        reasoning = ""
-        if "</think>" in content:
-            before, content = content.split("</think>")[0], content.split("</think>")[-1]
-            reasoning = before.rstrip("\n").split("<think>")[-1].lstrip("\n")
-            content = content.lstrip("\n")
-    out.text("\n")
-    out.special("<think>")
-    if is_current:
-        out.text(reasoning.strip())
-    out.special("</think>")
-    if content.strip():
-        out.text("\n" + content.strip())
-    for call in message.get("tool_calls") or ():
-        function = call.get("function") or call
-        out.text("\n")
-        out.special("<tool_call>")
-        out.text(f"{function['name']}\n")
-        for key, value in function["arguments"].items():
-            out.special("<arg_key>")
-            out.text(key)
-            out.special("</arg_key>")
-            out.text("\n")
-            out.special("<arg_value>")
-            out.text(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-            out.special("</arg_value>")
-            out.text("\n")
-        out.special("</tool_call>")
+@dataclass(frozen=True)
+class ReplyEvent:
+    """What a piece of a reply brings."""
+
+    kind: Literal["reasoning", "content", "content_withdrawn", "call_start", "call"]
+    text: str
+    """More of the field; the name of the tool for a call."""
+    call: ToolCall | None = None
+    """The complete call, for `call`."""
 
 
-def _text(content: Any, index: int) -> str:
-    """Text of a message's content."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list | tuple):
-        parts: list[str] = []
-        for part in content:  # pyright: ignore[reportUnknownVariableType] (anything may come in)
-            text: Any = part if isinstance(part, str) else None
-            if isinstance(part, dict) and part.get("type") == "text":  # pyright: ignore[reportUnknownMemberType]
-                text = part.get("text")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-            if not isinstance(text, str):
-                raise RequestError(f"message {index} has a part that is no text")
-            parts.append(text)
-        return "".join(parts)
-    raise RequestError(f"message {index} has content of type {type(content).__name__}; it must be text or parts")
-
-
-def _tool_results(content: Any, index: int) -> list[str]:
-    """Each result that a tool message holds."""
-    if isinstance(content, str):
-        return [content]
-    if not isinstance(content, list):
-        raise RequestError(f"message {index} has content of type {type(content).__name__}; it must be text or a list")
-    results: list[str] = []
-    for item in content:  # pyright: ignore[reportUnknownVariableType] (anything may come in)
-        part: Any = item.get("output", item) if isinstance(item, dict) else item  # pyright: ignore
-        results.append(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False))
-    return results
-
-
-def parse_reply(reply: str | Sequence[int], tokenizer: Tokenizer | None = None) -> Message:
+def parse_reply(
+    reply: str | Sequence[int],
+    tokenizer: Tokenizer | None = None,
+    *,
+    tools: Sequence[Json] | None = None,
+    in_thinking: bool = False,
+) -> Message:
     """Take an assistant's turn apart. Never raises on text, whatever the model wrote.
 
     Args:
         reply: Text of the turn, or its token ids together with `tokenizer`.
         tokenizer: Needed for ids.
+        tools: Function descriptions: arguments that they declare strings are never read as JSON.
+        in_thinking: The prompt ended with `<think>`, as GLM-4.7's does.
 
-    Source: parsing rules of the GLM-4.5 repository, resources/glm_4.6_tir_guide.md.
+    Source: parsing rules of the GLM-4.5 repository, resources/glm_4.6_tir_guide.md; thinking ends at the last
+    `</think>` before the first tool call, so that a call whose arguments mention the tag stays one.
     """
     if not isinstance(reply, str):
         if tokenizer is None:
             raise RequestError("parse_reply needs the tokenizer to read token ids")
         reply = tokenizer.decode(reply, skip_special_tokens=True)
-    text = reply.lstrip("\n")
-    reasoning, finished = "", True
-    if text.startswith("<think>"):
-        before, tag, after = text.rpartition("</think>")
-        finished = bool(tag)
-        reasoning, text = (before, after) if finished else (text, "")
-        reasoning = reasoning.removeprefix("<think>")
-    content, _, calls = text.partition("<tool_call>")
-    found = re.findall(r"<tool_call>(.*?)</tool_call>", "<tool_call>" + calls, flags=re.DOTALL)
-    return Message(reasoning.strip(), content.strip(), [_parse_call(call) for call in found], finished)
+    told = None if tools is None else _json(tools, "tools")
+    reasoning, content, calls, finished = parse_text(_encodable(reply), in_thinking, told)
+    return Message(reasoning, content, [_tool_call(call) for call in calls], finished)
 
 
-def _parse_call(call: str) -> ToolCall:
-    name = re.match(r"[^\n<]*", call)
-    pairs = re.findall(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", call, flags=re.DOTALL)
-    return ToolCall(name.group().strip() if name else "", {key: _parse_value(value) for key, value in pairs})
+def _join(pieces: Sequence[_Pieces]) -> ChatTokens:
+    return ChatTokens(np.concatenate([ids for ids, _ in pieces]), np.concatenate([mask for _, mask in pieces]))
 
 
-def _parse_value(value: str) -> Any:
+def _event(kind: Any, text: str, call: _PlainCall | None) -> ReplyEvent:
+    return ReplyEvent(kind, text, None if call is None else _tool_call(call))
+
+
+def _tool_call(call: _PlainCall) -> ToolCall:
+    name, arguments = call
+    return ToolCall(name, {key: json.loads(value) if is_json else value for key, value, is_json in arguments})
+
+
+def _json(value: Any, what: str) -> str:
+    """JSON that keeps what it stands for, lone surrogates excepted."""
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
+        return _encodable(json.dumps(value, ensure_ascii=False, default=_plain))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(f"{what} cannot be written as JSON: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, Sequence):
+        return list(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _encodable(text: str) -> str:
+    if text.isascii():
+        return text
+    return text.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace")

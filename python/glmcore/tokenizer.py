@@ -13,8 +13,8 @@ from glmcore._core import GLM4_SPECIAL_TOKENS, PATTERNS, CoreStreamDecoder, Core
 from glmcore.durable import write_file
 from glmcore.errors import TokenizerError
 from glmcore.progress import progress as show_progress
+from glmcore.ragged import Ragged, TokenIds
 
-TokenIds = npt.NDArray[np.int32]
 TEMPLATE_FILE = Path(__file__).parent / "chat_template.jinja"
 COMPILED_SUFFIX = ".glmtok"
 END_OF_TEXT = "<|endoftext|>"
@@ -25,61 +25,6 @@ MERGE_STEP = 256
 
 
 @dataclass(frozen=True)
-class Ragged:
-    """Token ids of many texts in one array; item i is a view of text i's ids."""
-
-    ids: TokenIds
-    """All ids, int32 [n]."""
-    offsets: npt.NDArray[np.int64]
-    """Bounds of the texts, int64 [texts + 1], starting at 0."""
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> TokenIds:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"text {index} of {len(self)}")
-        index %= len(self)
-        return self.ids[self.offsets[index] : self.offsets[index + 1]]
-
-    def __iter__(self) -> Iterator[TokenIds]:
-        return (self[index] for index in range(len(self)))
-
-    def truncate(self, max_length: int) -> "Ragged":
-        """The first `max_length` ids of each text, at least 1."""
-        if max_length < 1:
-            raise TokenizerError(f"max_length must be at least 1, got {max_length}")
-        return _gather(self.ids, self.offsets[:-1], np.minimum(np.diff(self.offsets), max_length))
-
-    def windows(self, max_length: int, stride: int = 0) -> "Windows":
-        """All ids of each text in windows of `max_length`, each repeating the last `stride` ids of the one before.
-
-        Args:
-            max_length: At least 1.
-            stride: From 0 to max_length - 1.
-        """
-        if not 0 <= stride < max_length:
-            raise TokenizerError(f"stride must be from 0 to max_length - 1 = {max_length - 1}, got {stride}")
-        lengths = np.diff(self.offsets)
-        step = max_length - stride
-        counts = 1 + np.maximum(0, -(-(lengths - max_length) // step))
-        texts = np.repeat(np.arange(len(self)), counts)
-        place = np.arange(len(texts)) - np.repeat(np.cumsum(counts) - counts, counts)
-        starts = self.offsets[texts] + place * step
-        return Windows(_gather(self.ids, starts, np.minimum(max_length, self.offsets[texts + 1] - starts)), texts)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Texts cut into windows."""
-
-    windows: Ragged
-    """Ids of each window."""
-    texts: npt.NDArray[np.int64]
-    """Number of the text that each window comes from, int64 [windows]."""
-
-
-@dataclass(frozen=True)
 class Offsets:
     """Ids of a text and the part of it that each stands for."""
 
@@ -87,13 +32,6 @@ class Offsets:
     """int32 [n]."""
     spans: npt.NDArray[np.int64]
     """Start and end of each id's part, int64 [n, 2]."""
-
-
-def _gather(ids: TokenIds, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Ragged:
-    """Stretches of `ids`, one after the other."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-    return Ragged(ids[places], offsets)
 
 
 class StreamDecoder:
@@ -158,8 +96,8 @@ class Tokenizer:
         """Write a tokenizer.json, a compiled tokenizer, or into a directory what `transformers.AutoTokenizer` reads.
 
         Args:
-            path: A file that ends in .json; one that ends in .glmtok, which loads ten times as fast; or a directory, made
-                if it is not there.
+            path: A file that ends in .json; one that ends in .glmtok, which loads faster; or a directory, made if it is
+                not there.
         """
         path = Path(path)
         if path.suffix == COMPILED_SUFFIX:
@@ -269,6 +207,11 @@ class Tokenizer:
         return StreamDecoder(CoreStreamDecoder(self._core))
 
     @property
+    def core(self) -> CoreTokenizer:
+        """The compiled tokenizer, for other parts of this package."""
+        return self._core
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
         return self._core.vocab_size
@@ -330,7 +273,7 @@ def train_tokenizer(
         special_tokens: They take the last ids; `glm4` are the 36 of GLM-4.5.
         num_threads: None for all cores. The result does not depend on it.
         progress: Show a progress bar.
-        min_frequency: Pairs that stand fewer times are not merged.
+        min_frequency: Pairs that stand fewer times are not merged; the vocabulary may then be smaller than asked for.
         max_token_length: Tokens of so many bytes, or more, are not learned (Hugging Face's rule).
         by_line: Take each line of a file as a text of its own, as Hugging Face's `train` does; else a file is one text,
             as its `train_from_iterator` takes it, and tokens may hold line breaks with what follows.

@@ -3,6 +3,7 @@
 pyo3::import_exception!(glmcore.errors, DataError);
 pyo3::import_exception!(glmcore.errors, Fp8Error);
 pyo3::import_exception!(glmcore.errors, PackingError);
+pyo3::import_exception!(glmcore.errors, RequestError);
 pyo3::import_exception!(glmcore.errors, TokenizerError);
 pyo3::import_exception!(glmcore.errors, TrajectoryError);
 
@@ -22,6 +23,7 @@ macro_rules! raise_as {
 }
 
 raise_as! {
+    glmcore_chat::Error => RequestError,
     glmcore_data::Error => DataError,
     glmcore_fp8::Error => Fp8Error,
     glmcore_packing::Error => PackingError,

@@ -4,6 +4,7 @@
 //! crate and moves the result out.
 #![expect(clippy::needless_pass_by_value, reason = "PyO3 extracts arguments by value")]
 
+mod chat;
 mod data;
 mod error;
 mod fp8;
@@ -19,6 +20,7 @@ use pyo3::prelude::*;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     tokenizer::register(module)?;
+    chat::register(module)?;
     data::register(module)?;
     packing::register(module)?;
     trajectory::register(module)?;

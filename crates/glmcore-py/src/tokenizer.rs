@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use glmcore_tokenizer::{
-    AddedToken, CL100K_PATTERN, EncodedBatch, GLM4_PATTERN, GLM4_SPECIAL_TOKENS, GPT2_PATTERN, Limits, Merger,
-    O200K_PATTERN, QWEN2_PATTERN, Special, StreamDecoder, Tokenizer, Trainer,
+    AddedToken, CL100K_PATTERN, EncodedBatch, GLM4_PATTERN, GLM4_SPECIAL_TOKENS, GPT2_PATTERN,
+    Limits, Merger, O200K_PATTERN, QWEN2_PATTERN, Special, StreamDecoder, Tokenizer, Trainer,
 };
 use numpy::ndarray::Array2;
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1};
@@ -18,7 +18,7 @@ use crate::error::{OrRaise, TokenizerError};
 
 /// A byte-level BPE tokenizer.
 #[pyclass(frozen, name = "CoreTokenizer", module = "glmcore._core")]
-struct PyTokenizer {
+pub(crate) struct PyTokenizer {
     inner: Arc<Tokenizer>,
     /// A Python integer for each id, made for the first long list.
     integers: OnceLock<Vec<Py<PyInt>>>,
@@ -33,6 +33,11 @@ type IdsAndSpans<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray2<i64>>);
 const SHORT_LIST: usize = 256;
 
 impl PyTokenizer {
+    /// The tokenizer itself.
+    pub(crate) fn shared(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.inner)
+    }
+
     fn new(inner: Tokenizer) -> Self {
         Self { inner: Arc::new(inner), integers: OnceLock::new() }
     }
@@ -49,7 +54,11 @@ impl PyTokenizer {
     }
 
     fn decode_to_bytes(&self, ids: &[u32], skip_special: bool) -> PyResult<Vec<u8>> {
-        let decoded = if skip_special { self.inner.decode_without_special(ids) } else { self.inner.decode(ids) };
+        let decoded = if skip_special {
+            self.inner.decode_without_special(ids)
+        } else {
+            self.inner.decode(ids)
+        };
         decoded.or_raise()
     }
 }
@@ -77,7 +86,9 @@ impl PyTokenizer {
         special_tokens: Vec<String>,
     ) -> PyResult<Self> {
         let special: Vec<&str> = special_tokens.iter().map(String::as_str).collect();
-        py.detach(|| Tokenizer::from_tiktoken_file(&path, pattern, &special)).or_raise().map(Self::new)
+        py.detach(|| Tokenizer::from_tiktoken_file(&path, pattern, &special))
+            .or_raise()
+            .map(Self::new)
     }
 
     /// Read the compiled form.
@@ -135,7 +146,9 @@ impl PyTokenizer {
         parse_special: bool,
         num_threads: usize,
     ) -> PyResult<Bound<'py, PyArray1<i32>>> {
-        let ids = py.detach(|| self.inner.encode_file(&path, special(parse_special), num_threads)).or_raise()?;
+        let ids = py
+            .detach(|| self.inner.encode_file(&path, special(parse_special), num_threads))
+            .or_raise()?;
         Ok(signed(ids).into_pyarray(py))
     }
 
@@ -216,9 +229,13 @@ impl PyTokenizer {
         let list = PyList::empty(py);
         for bounds in offsets.as_array().windows(2) {
             let item = usize::try_from(bounds[0]).ok().zip(usize::try_from(bounds[1]).ok());
-            let item = item.and_then(|(start, end)| ids.as_slice().get(start..end)).ok_or_else(|| {
-                TokenizerError::new_err(format!("offsets {} to {} leave the ids", bounds[0], bounds[1]))
-            })?;
+            let item =
+                item.and_then(|(start, end)| ids.as_slice().get(start..end)).ok_or_else(|| {
+                    TokenizerError::new_err(format!(
+                        "offsets {} to {} leave the ids",
+                        bounds[0], bounds[1]
+                    ))
+                })?;
             let bytes = self.decode_to_bytes(item, skip_special)?;
             list.append(PyString::new(py, &String::from_utf8_lossy(&bytes)))?;
         }
@@ -273,7 +290,9 @@ impl<'py> Ids<'py> {
         if let Ok(array) = ids.extract::<PyReadonlyArray1<'py, i32>>() {
             return match array.as_slice() {
                 Ok(_) => Ok(Self::Array(array)),
-                Err(_) => Ok(Self::Copied(array.as_array().iter().map(|&id| id.cast_unsigned()).collect())),
+                Err(_) => Ok(Self::Copied(
+                    array.as_array().iter().map(|&id| id.cast_unsigned()).collect(),
+                )),
             };
         }
         let mut copied = Vec::with_capacity(ids.len().unwrap_or(0));
@@ -288,7 +307,9 @@ impl<'py> Ids<'py> {
     fn as_slice(&self) -> &[u32] {
         match self {
             // A negative id becomes one that no vocabulary has.
-            Self::Array(array) => bytemuck::cast_slice(array.as_slice().expect("this has been checked")),
+            Self::Array(array) => {
+                bytemuck::cast_slice(array.as_slice().expect("this has been checked"))
+            }
             Self::Copied(ids) => ids,
         }
     }
@@ -317,7 +338,11 @@ fn to_characters(text: &str, spans: &mut [Range<usize>]) {
     }
     number_of[text.len()] = count;
     for span in spans {
-        let end = if span.start >= span.end { number_of[span.start] } else { number_of[span.end - 1] + 1 };
+        let end = if span.start >= span.end {
+            number_of[span.start]
+        } else {
+            number_of[span.end - 1] + 1
+        };
         *span = number_of[span.start]..end;
     }
 }
@@ -358,7 +383,7 @@ struct PyTrainer {
 
 enum State {
     Counting(Trainer),
-    Merging(Merger),
+    Merging(Box<Merger>),
     Finished,
 }
 
@@ -377,11 +402,19 @@ impl PyTrainer {
     #[new]
     fn new(pattern: &str, min_frequency: u64, max_token_length: usize) -> PyResult<Self> {
         let trainer = Trainer::with_pattern(pattern).or_raise()?;
-        Ok(Self { state: Mutex::new(State::Counting(trainer)), limits: Limits { min_frequency, max_token_length } })
+        Ok(Self {
+            state: Mutex::new(State::Counting(trainer)),
+            limits: Limits { min_frequency, max_token_length },
+        })
     }
 
     /// Count the words of `texts`.
-    fn feed(&self, py: Python<'_>, texts: Vec<Bound<'_, PyString>>, num_threads: usize) -> PyResult<()> {
+    fn feed(
+        &self,
+        py: Python<'_>,
+        texts: Vec<Bound<'_, PyString>>,
+        num_threads: usize,
+    ) -> PyResult<()> {
         let texts: Vec<Cow<'_, str>> = texts.iter().map(to_str).collect();
         py.detach(|| {
             self.counting(|trainer| {
@@ -401,7 +434,9 @@ impl PyTrainer {
         num_threads: usize,
     ) -> PyResult<usize> {
         py.detach(|| {
-            self.counting(|trainer| trainer.feed_file_part(&path, start, by_line, num_threads).or_raise())
+            self.counting(|trainer| {
+                trainer.feed_file_part(&path, start, by_line, num_threads).or_raise()
+            })
         })
     }
 
@@ -410,7 +445,7 @@ impl PyTrainer {
         py.detach(|| {
             let mut state = self.state.lock().expect("no holder panics");
             if let State::Counting(trainer) = &mut *state {
-                *state = State::Merging(std::mem::take(trainer).into_merger(self.limits));
+                *state = State::Merging(Box::new(std::mem::take(trainer).into_merger(self.limits)));
             }
             match &mut *state {
                 State::Merging(merger) => Ok(merger.run(num_tokens)),
@@ -429,7 +464,7 @@ impl PyTrainer {
         py.detach(|| {
             let mut state = self.state.lock().expect("no holder panics");
             let merger = match std::mem::replace(&mut *state, State::Finished) {
-                State::Counting(trainer) => trainer.into_merger(self.limits),
+                State::Counting(trainer) => Box::new(trainer.into_merger(self.limits)),
                 State::Merging(merger) => merger,
                 State::Finished => {
                     return Err(TokenizerError::new_err("training has been finished"));
@@ -444,6 +479,12 @@ impl PyTrainer {
                     num_special,
                 })
                 .or_raise();
+            };
+            // Limits may leave less to learn; without them too little text is an error.
+            let learned = if self.limits == Limits::default() {
+                learned
+            } else {
+                learned.min(merger.num_tokens())
             };
             let training = merger.finish(learned).or_raise()?;
             let special: Vec<&str> = special_tokens.iter().map(String::as_str).collect();

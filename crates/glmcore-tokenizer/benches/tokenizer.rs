@@ -8,8 +8,8 @@ use glmcore_tokenizer::{GLM4_SPECIAL_TOKENS, Special, Tokenizer, Trainer};
 fn corpus() -> String {
     [
         include_str!("../src/train.rs"),
-        include_str!("../src/file.rs"),
-        include_str!("../src/pretokenize.rs"),
+        include_str!("../src/encode.rs"),
+        include_str!("../src/file/json.rs"),
     ]
     .concat()
 }

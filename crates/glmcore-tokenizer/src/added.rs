@@ -71,9 +71,13 @@ impl AddedTokens {
     /// # Errors
     ///
     /// [`Error::Inconsistent`] if the automata would be too large.
-    pub(crate) fn new(tokens: Vec<AddedToken>, normalize: impl Fn(&str) -> String) -> Result<Self, Error> {
+    pub(crate) fn new(
+        tokens: Vec<AddedToken>,
+        normalize: impl Fn(&str) -> String,
+    ) -> Result<Self, Error> {
         let raw = Finder::new(&tokens, |token| (!token.normalized).then(|| token.text.clone()))?;
-        let normalized = Finder::new(&tokens, |token| token.normalized.then(|| normalize(&token.text)))?;
+        let normalized =
+            Finder::new(&tokens, |token| token.normalized.then(|| normalize(&token.text)))?;
         Ok(Self { tokens, raw, normalized })
     }
 
@@ -99,11 +103,16 @@ impl AddedTokens {
 }
 
 impl Finder {
-    fn new(tokens: &[AddedToken], text_of: impl Fn(&AddedToken) -> Option<String>) -> Result<Self, Error> {
+    fn new(
+        tokens: &[AddedToken],
+        text_of: impl Fn(&AddedToken) -> Option<String>,
+    ) -> Result<Self, Error> {
         let (places, texts): (Vec<usize>, Vec<String>) = tokens
             .iter()
             .enumerate()
-            .filter_map(|(place, token)| text_of(token).filter(|text| !text.is_empty()).map(|text| (place, text)))
+            .filter_map(|(place, token)| {
+                text_of(token).filter(|text| !text.is_empty()).map(|text| (place, text))
+            })
             .unzip();
         let automaton = if texts.is_empty() {
             None

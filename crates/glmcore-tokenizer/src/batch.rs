@@ -23,7 +23,11 @@ const CHUNK_BYTES: usize = 1 << 18;
 enum Chunk {
     Texts(std::ops::Range<usize>),
     /// Bytes of a text; the last piece of it ends it.
-    Piece { text: usize, bytes: std::ops::Range<usize>, last: bool },
+    Piece {
+        text: usize,
+        bytes: std::ops::Range<usize>,
+        last: bool,
+    },
 }
 
 impl Tokenizer {
@@ -40,7 +44,8 @@ impl Tokenizer {
     ) -> EncodedBatch {
         let size: usize = texts.iter().map(|text| text.as_ref().len()).sum();
         if num_threads == 1 || size < CHUNK_BYTES {
-            let mut batch = EncodedBatch { ids: Vec::with_capacity(size / 3 + 8), offsets: vec![0] };
+            let mut batch =
+                EncodedBatch { ids: Vec::with_capacity(size / 3 + 8), offsets: vec![0] };
             self.with_cache(|cache| {
                 for text in texts {
                     self.encode_into(text.as_ref(), special, cache, &mut batch.ids);
@@ -67,7 +72,12 @@ impl Tokenizer {
                             }
                         }
                         Chunk::Piece { text, bytes, last } => {
-                            self.encode_into(&texts[*text].as_ref()[bytes.clone()], special, cache, &mut ids);
+                            self.encode_into(
+                                &texts[*text].as_ref()[bytes.clone()],
+                                special,
+                                cache,
+                                &mut ids,
+                            );
                             lens.extend(last.then_some(ids.len()));
                         }
                     }
@@ -79,7 +89,10 @@ impl Tokenizer {
         let mut encoded: Vec<_> = encoded.into_iter().flatten().collect();
         encoded.sort_unstable_by_key(|&(place, ..)| place);
         let total = encoded.iter().map(|(_, ids, _)| ids.len()).sum();
-        let mut batch = EncodedBatch { ids: Vec::with_capacity(total), offsets: Vec::with_capacity(texts.len() + 1) };
+        let mut batch = EncodedBatch {
+            ids: Vec::with_capacity(total),
+            offsets: Vec::with_capacity(texts.len() + 1),
+        };
         batch.offsets.push(0);
         for (_, ids, lens) in encoded {
             let start = batch.ids.len();
@@ -94,7 +107,10 @@ impl Tokenizer {
     /// # Errors
     ///
     /// [`Error::File`] if it cannot be opened, [`Error::NotUtf8`] with the place of the first byte that is no text.
-    #[expect(unsafe_code, reason = "a file that changes while it is mapped is the caller's to avoid")]
+    #[expect(
+        unsafe_code,
+        reason = "a file that changes while it is mapped is the caller's to avoid"
+    )]
     pub fn encode_file(
         &self,
         path: &std::path::Path,
@@ -126,7 +142,11 @@ impl Tokenizer {
                 let mut start = 0;
                 while start < text.len() {
                     let end = next_cut(text, start + CHUNK_BYTES);
-                    chunks.push(Chunk::Piece { text: place, bytes: start..end, last: end == text.len() });
+                    chunks.push(Chunk::Piece {
+                        text: place,
+                        bytes: start..end,
+                        last: end == text.len(),
+                    });
                     start = end;
                 }
                 (first, size) = (place + 1, 0);

@@ -38,19 +38,22 @@ impl<'m> Merger<'m> {
     ) {
         let (merges, characters) = (self.merges, self.characters);
         let mut next = 0;
-        let mut take_next = |lane: &mut Lane, ids: &mut Vec<TokenId>, done: &mut dyn FnMut(usize, &mut Vec<TokenId>)| {
-            while next < count {
-                let number = next;
-                next += 1;
-                if lane.take(merges, characters, piece(number)) {
-                    lane.number = number;
-                    return true;
+        let mut take_next =
+            |lane: &mut Lane,
+             ids: &mut Vec<TokenId>,
+             done: &mut dyn FnMut(usize, &mut Vec<TokenId>)| {
+                while next < count {
+                    let number = next;
+                    next += 1;
+                    if lane.take(merges, characters, piece(number)) {
+                        lane.number = number;
+                        return true;
+                    }
+                    encode_long(merges, characters, piece(number), ids);
+                    done(number, ids);
                 }
-                encode_long(merges, characters, piece(number), ids);
-                done(number, ids);
-            }
-            false
-        };
+                false
+            };
         let mut running = 0_u32;
         for (place, lane) in self.lanes.iter_mut().enumerate() {
             running |= u32::from(take_next(lane, ids, &mut done)) << place;
@@ -75,7 +78,12 @@ impl<'m> Merger<'m> {
 }
 
 /// Appends the tokens of one piece.
-pub(crate) fn encode(merges: &Merges, characters: &Characters, piece: &[u8], ids: &mut Vec<TokenId>) {
+pub(crate) fn encode(
+    merges: &Merges,
+    characters: &Characters,
+    piece: &[u8],
+    ids: &mut Vec<TokenId>,
+) {
     Merger::new(merges, characters).merge(1, |_| piece, ids, |_, _| ());
 }
 

@@ -58,7 +58,8 @@ impl Key {
         }
         let word = match text.get(start..start + 16) {
             Some(bytes) => {
-                u128::from_le_bytes(bytes.try_into().expect("16 bytes")) & (u128::MAX >> (128 - 8 * len))
+                u128::from_le_bytes(bytes.try_into().expect("16 bytes"))
+                    & (u128::MAX >> (128 - 8 * len))
             }
             None => last_word(&text[start..end]),
         };
@@ -122,7 +123,8 @@ impl WordCache {
     /// A cache that knows the words that are tokens themselves, if `seeded`.
     pub(crate) fn new(vocabulary: &Vocabulary, seeded: bool) -> Self {
         let num_entries = vocabulary.num_learned() * 3;
-        let mut cache = Self::with_entries(num_entries.next_power_of_two().clamp(MIN_ENTRIES, MAX_ENTRIES));
+        let mut cache =
+            Self::with_entries(num_entries.next_power_of_two().clamp(MIN_ENTRIES, MAX_ENTRIES));
         if seeded {
             cache.seed(vocabulary);
         }
@@ -182,9 +184,15 @@ impl WordCache {
 
     /// Tokens of a word that stand outside the table; `None` if it is another word with the same hash.
     #[inline(never)]
-    pub(crate) fn outside(&self, key: Key, entered: Entered<'_>, word: &[u8]) -> Option<&[TokenId]> {
+    pub(crate) fn outside(
+        &self,
+        key: Key,
+        entered: Entered<'_>,
+        word: &[u8],
+    ) -> Option<&[TokenId]> {
         let [_, start, len, bytes] = *entered.0;
-        let same = !key.is_long() || self.bytes.get(bytes as usize..).is_some_and(|bytes| bytes.starts_with(word));
+        let same = !key.is_long()
+            || self.bytes.get(bytes as usize..).is_some_and(|bytes| bytes.starts_with(word));
         same.then(|| &self.ids[start as usize..][..len as usize])
     }
 
@@ -245,7 +253,10 @@ impl WordCache {
     #[inline]
     pub(crate) fn make_room(&mut self, vocabulary: &Vocabulary, seeded: bool) {
         let capacity = (self.mask + 1) * 2;
-        if self.num_entries * 10 > capacity * 7 || self.ids.len() > MAX_OUTSIDE || self.bytes.len() > MAX_OUTSIDE {
+        if self.num_entries * 10 > capacity * 7
+            || self.ids.len() > MAX_OUTSIDE
+            || self.bytes.len() > MAX_OUTSIDE
+        {
             self.grow_or_clear(vocabulary, seeded);
         }
     }
@@ -253,7 +264,10 @@ impl WordCache {
     #[cold]
     fn grow_or_clear(&mut self, vocabulary: &Vocabulary, seeded: bool) {
         let capacity = (self.mask + 1) * 2;
-        if capacity < MAX_ENTRIES && self.ids.len() <= MAX_OUTSIDE && self.bytes.len() <= MAX_OUTSIDE {
+        if capacity < MAX_ENTRIES
+            && self.ids.len() <= MAX_OUTSIDE
+            && self.bytes.len() <= MAX_OUTSIDE
+        {
             let mut larger = Self::with_entries(capacity * 2);
             larger.all_entered = self.all_entered;
             larger.copy_entries(self);

@@ -32,8 +32,11 @@ pub(crate) struct Characters {
 
 impl Characters {
     pub(crate) fn new(vocabulary: &Vocabulary, merges: &Merges) -> Self {
-        let mut characters =
-            Self { whole: vec![NOT_WHOLE; NUM_CODES].into(), crossed: Box::new([0; 1024]), crossings: FxHashSet::default() };
+        let mut characters = Self {
+            whole: vec![NOT_WHOLE; NUM_CODES].into(),
+            crossed: Box::new([0; 1024]),
+            crossings: FxHashSet::default(),
+        };
         let mut last_rank = vec![0_u32; NUM_CODES];
         for (id, token) in vocabulary.learned() {
             if let Some(code) = code_of(token)
@@ -83,7 +86,8 @@ impl Characters {
         let (before, after) = (token[at - 1], token[at]);
         let border = usize::from(before) << 8 | usize::from(after);
         self.crossed[border / 64] |= 1 << (border % 64);
-        let further = |place: Option<usize>| place.and_then(|place| token.get(place)).copied().unwrap_or(0);
+        let further =
+            |place: Option<usize>| place.and_then(|place| token.get(place)).copied().unwrap_or(0);
         self.crossings.insert([further(at.checked_sub(2)), before, after, further(Some(at + 1))]);
     }
 
@@ -99,7 +103,9 @@ impl Characters {
         let before = [at.checked_sub(2).map_or(0, |place| piece[place]), 0];
         let after = [piece.get(at + 1).copied().unwrap_or(0), 0];
         before.into_iter().any(|before| {
-            after.into_iter().any(|after| self.crossings.contains(&[before, piece[at - 1], piece[at], after]))
+            after
+                .into_iter()
+                .any(|after| self.crossings.contains(&[before, piece[at - 1], piece[at], after]))
         })
     }
 
@@ -111,7 +117,8 @@ impl Characters {
         while start < piece.len() {
             let end = character_end(piece, start);
             let crossed_behind = end < piece.len() && self.is_crossed(piece, end);
-            let code = if crossed_before || crossed_behind { None } else { code_of(&piece[start..end]) };
+            let code =
+                if crossed_before || crossed_behind { None } else { code_of(&piece[start..end]) };
             match code.map(|code| self.whole[code]) {
                 Some(id) if id != NOT_WHOLE => push(id),
                 _ => {
@@ -149,7 +156,8 @@ fn code_of(bytes: &[u8]) -> Option<usize> {
     match *bytes {
         [a @ 0xc2..=0xdf, b] => Some(usize::from(a & 0x1f) << 6 | usize::from(b & 0x3f)),
         [a @ 0xe0..=0xef, b, c] => {
-            let code = usize::from(a & 0x0f) << 12 | usize::from(b & 0x3f) << 6 | usize::from(c & 0x3f);
+            let code =
+                usize::from(a & 0x0f) << 12 | usize::from(b & 0x3f) << 6 | usize::from(c & 0x3f);
             (code >= 0x800 && !(0xd800..0xe000).contains(&code)).then_some(code)
         }
         _ => None,

@@ -84,7 +84,11 @@ impl WordCounts {
         let mut larger = Table::<Entry>::zeroed(capacity * 2);
         let slots = larger.as_mut_slice();
         for entry in self.table.as_slice().iter().filter(|entry| entry.count > 0) {
-            let hash = if entry.key >> 120 == LONG >> 120 { entry.key as u64 } else { hash_u128(entry.key) };
+            let hash = if entry.key >> 120 == LONG >> 120 {
+                entry.key as u64
+            } else {
+                hash_u128(entry.key)
+            };
             let mut slot = hash as usize & (slots.len() - 1);
             while slots[slot].count > 0 {
                 slot = (slot + 1) & (slots.len() - 1);
@@ -104,7 +108,8 @@ impl WordCounts {
             if entry.count == 0 {
                 *entry = Entry { key, count, start: 0, len: word.len() as u32 };
                 if word.len() > MAX_KEY_BYTES {
-                    entry.start = u32::try_from(self.bytes.len()).expect("long words have fewer than 4 GiB");
+                    entry.start =
+                        u32::try_from(self.bytes.len()).expect("long words have fewer than 4 GiB");
                     self.bytes.extend_from_slice(word);
                 }
                 self.len += 1;

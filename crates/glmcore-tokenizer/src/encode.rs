@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use crate::TokenId;
 use crate::added::Part;
+use crate::bpe::{self, Merger};
 use crate::cache::{Entered, Key, WordCache};
 use crate::normalize::{nfc, nfc_stretches};
 use crate::split::{BATCH, Cuts, Instructions, Known, Splitter, Task, dispatch};
-use crate::bpe::{self, Merger};
 use crate::tokenizer::{Special, Tokenizer};
-use crate::TokenId;
 
 /// Ids of a text and the bytes of the text that each stands for.
 pub type IdsAndSpans = (Vec<TokenId>, Vec<Range<usize>>);
@@ -48,7 +48,9 @@ impl Tokenizer {
                         out.0.push(id);
                         out.1.push(start..end);
                     }
-                    Part::Text(start, end) => self.spans_of_part(&text[start..end], start, special, cache, &mut out),
+                    Part::Text(start, end) => {
+                        self.spans_of_part(&text[start..end], start, special, cache, &mut out);
+                    }
                 }
             }
         });
@@ -83,7 +85,8 @@ impl Tokenizer {
                 let mut at = from;
                 for &id in &out.0[before..] {
                     let next = at + self.vocabulary.token(id).len();
-                    let span = origin.span(start + at.saturating_sub(added), start + next.saturating_sub(added));
+                    let span = origin
+                        .span(start + at.saturating_sub(added), start + next.saturating_sub(added));
                     out.1.push(offset + span.start..offset + span.end);
                     at = next;
                 }
@@ -111,7 +114,9 @@ impl Tokenizer {
                     for part in self.normalized_parts(&text, special) {
                         match part {
                             Part::Token(id, ..) => ids.push(id),
-                            Part::Text(start, end) => self.encode_words(&text[start..end], cache, ids),
+                            Part::Text(start, end) => {
+                                self.encode_words(&text[start..end], cache, ids);
+                            }
                         }
                     }
                 }
@@ -153,12 +158,21 @@ impl Tokenizer {
                 dispatch(Words { tokenizer: self, known: *known, text, cache, ids });
             }
             Splitter::General(general) => {
-                general.for_each_word(text, &mut |start, end| self.encode_word(text, start, end, cache, ids));
+                general.for_each_word(text, &mut |start, end| {
+                    self.encode_word(text, start, end, cache, ids);
+                });
             }
         }
     }
 
-    fn encode_word(&self, text: &str, start: usize, end: usize, cache: &mut WordCache, ids: &mut Vec<TokenId>) {
+    fn encode_word(
+        &self,
+        text: &str,
+        start: usize,
+        end: usize,
+        cache: &mut WordCache,
+        ids: &mut Vec<TokenId>,
+    ) {
         cache.make_room(&self.vocabulary, self.ignore_merges);
         let bytes = text.as_bytes();
         let key = Key::of(bytes, start, end);
@@ -186,7 +200,11 @@ impl Tokenizer {
     /// The token that a word is as a whole, if such tokens go before the merges and the cache does not know all of them.
     #[inline]
     fn whole_token(&self, word: &[u8], cache: &WordCache) -> Option<TokenId> {
-        if self.ignore_merges && !cache.knows_all_tokens() { self.vocabulary.id(word) } else { None }
+        if self.ignore_merges && !cache.knows_all_tokens() {
+            self.vocabulary.id(word)
+        } else {
+            None
+        }
     }
 }
 
@@ -208,9 +226,14 @@ impl Origin {
             return start..end;
         }
         let at = |place: usize, is_end: bool| {
-            let index = self.stretches.partition_point(|&(_, after)| if is_end { after < place } else { after <= place });
-            let (before_start, after_start) = if index == 0 { (0, 0) } else { self.stretches[index - 1] };
-            let Some(&(before_end, after_end)) = self.stretches.get(index) else { return before_start };
+            let index = self
+                .stretches
+                .partition_point(|&(_, after)| if is_end { after < place } else { after <= place });
+            let (before_start, after_start) =
+                if index == 0 { (0, 0) } else { self.stretches[index - 1] };
+            let Some(&(before_end, after_end)) = self.stretches.get(index) else {
+                return before_start;
+            };
             match (before_end - before_start == after_end - after_start, is_end) {
                 (true, _) => before_start + (place - after_start),
                 (false, true) => before_end,
@@ -245,7 +268,13 @@ struct Batch {
 
 impl Batch {
     fn new() -> Self {
-        Self { few: [0; 4 * BATCH + 4], num_few: 0, many: Vec::new(), others: Vec::new(), unknown: Vec::new() }
+        Self {
+            few: [0; 4 * BATCH + 4],
+            num_few: 0,
+            many: Vec::new(),
+            others: Vec::new(),
+            unknown: Vec::new(),
+        }
     }
 
     #[inline(always)]
@@ -309,7 +338,12 @@ impl Task for Words<'_> {
             for (&key, &end) in keys[..count].iter().zip(&ends[..count]) {
                 match cache.find(key) {
                     Some(entered) if entered.count() > 0 => batch.push_few(entered),
-                    Some(entered) => batch.push_other(cache.outside(key, entered, &bytes[start..end]), key, start, end),
+                    Some(entered) => batch.push_other(
+                        cache.outside(key, entered, &bytes[start..end]),
+                        key,
+                        start,
+                        end,
+                    ),
                     None => batch.push_other(None, key, start, end),
                 }
                 start = end;
@@ -326,7 +360,13 @@ impl Task for Words<'_> {
 impl Tokenizer {
     /// Finds the ids of the words that the cache does not know, and makes them known.
     #[inline(always)]
-    fn merge_unknown(&self, text: &[u8], batch: &mut Batch, merger: &mut Merger<'_>, cache: &mut WordCache) {
+    fn merge_unknown(
+        &self,
+        text: &[u8],
+        batch: &mut Batch,
+        merger: &mut Merger<'_>,
+        cache: &mut WordCache,
+    ) {
         let Batch { many, others, unknown, .. } = batch;
         if self.ignore_merges && !cache.knows_all_tokens() {
             unknown.retain(|&(_, start, end, other)| {

@@ -15,6 +15,14 @@
 //! ```
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "ids are below 2^20, places in a text are checked where they are stored in 32 bits, hashes are cut on purpose"
+)]
+#![expect(
+    clippy::inline_always,
+    reason = "the hot path is compiled once for each set of instructions, and only what is inlined takes part"
+)]
 
 mod added;
 mod batch;
@@ -49,7 +57,7 @@ pub use file::{GLM4_SPECIAL_TOKENS, NUM_SPECIAL_FLAGGED};
 pub use split::{
     CL100K_PATTERN, DEEPSEEK_PATTERNS, GLM4_PATTERN, GPT2_PATTERN, O200K_PATTERN, QWEN2_PATTERN,
 };
-pub use tokenizer::{Special, Template, TokenId, Tokenizer, pretokens};
+pub use tokenizer::{Special, Template, TokenId, Tokenizer, split};
 pub use train::{Limits, Merger, Trainer, Training};
 
 /// Why a tokenizer cannot be loaded, trained or used.

@@ -18,7 +18,12 @@ const SWEEP_ADVANTAGE: usize = 24;
 
 /// Appends the tokens of a piece.
 #[inline(never)]
-pub(crate) fn encode_long(merges: &Merges, characters: &Characters, piece: &[u8], ids: &mut Vec<TokenId>) {
+pub(crate) fn encode_long(
+    merges: &Merges,
+    characters: &Characters,
+    piece: &[u8],
+    ids: &mut Vec<TokenId>,
+) {
     let mut pairs = Pairs::new(merges);
     let mut dense = Dense::new(characters, &mut pairs, piece);
     while dense.sweep(&mut pairs) {}
@@ -100,7 +105,8 @@ impl Dense {
             let id = pairs.get(self.ids[at], self.ids[at + 1]).id;
             let before = if kept > 0 { pairs.get(self.ids[kept - 1], id).rank } else { NO_RANK };
             at += 2;
-            let behind = if at < self.ids.len() { pairs.get(id, self.ids[at]).rank } else { NO_RANK };
+            let behind =
+                if at < self.ids.len() { pairs.get(id, self.ids[at]).rank } else { NO_RANK };
             if kept > 0 {
                 self.ranks[kept - 1] = before;
             }
@@ -185,7 +191,12 @@ impl List {
             if rank != NO_RANK {
                 places.add(rank, place);
             }
-            Symbol { id, previous: place.wrapping_sub(1), next: if place + 1 == len { END } else { place + 1 }, rank }
+            Symbol {
+                id,
+                previous: place.wrapping_sub(1),
+                next: if place + 1 == len { END } else { place + 1 },
+                rank,
+            }
         });
         let symbols = symbols.collect();
         Self { symbols, places }
@@ -227,7 +238,8 @@ impl List {
                 self.places.add(behind, place);
             }
         }
-        self.symbols[place as usize] = Symbol { id, previous: left.previous, next: right.next, rank: behind };
+        self.symbols[place as usize] =
+            Symbol { id, previous: left.previous, next: right.next, rank: behind };
         let mut before = NO_RANK;
         if left.previous != END {
             let previous = &mut self.symbols[left.previous as usize];

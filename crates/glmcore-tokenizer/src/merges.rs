@@ -70,19 +70,26 @@ impl Merges {
     /// `pairs` holds left, right and merged token of each merge, in order. Where a pair stands twice the last counts,
     /// as in Hugging Face's map of merges. `rank_of` gives the rank of the merge at a place, below [`MAX_MERGES`].
     pub(crate) fn new(
-        byte_ids: [TokenId; 256],
+        byte_ids: &[TokenId; 256],
         pairs: Vec<(TokenId, TokenId, TokenId)>,
         num_tokens: usize,
         rank_of: impl Fn(usize, TokenId) -> u32,
     ) -> Self {
         let bits = |count: usize| usize::BITS - count.leading_zeros();
         let id_bits = bits(num_tokens).max(8);
-        let highest = pairs.iter().enumerate().map(|(place, &(_, _, id))| rank_of(place, id)).max().unwrap_or(0);
+        let highest = pairs
+            .iter()
+            .enumerate()
+            .map(|(place, &(_, _, id))| rank_of(place, id))
+            .max()
+            .unwrap_or(0);
         let rank_bits = bits(highest as usize + 1);
         // A pair has two ids; what the place does not tell of them must fit beside rank and id.
-        let bucket_bits = bits(pairs.len() / MERGES_PER_BUCKET).max((3 * id_bits + rank_bits).saturating_sub(64)).max(1);
+        let bucket_bits = bits(pairs.len() / MERGES_PER_BUCKET)
+            .max((3 * id_bits + rank_bits).saturating_sub(64))
+            .max(1);
         let mut merges = Self {
-            byte_ids,
+            byte_ids: *byte_ids,
             byte_pairs: vec![Merge::NONE; 1 << 16].into(),
             filter: vec![0; FILTER_WORDS].into(),
             table: Table::zeroed((1 << bucket_bits) + 1),
@@ -112,7 +119,10 @@ impl Merges {
         let shift = self.tag_shift();
         let bucket = &mut self.table.as_mut_slice()[bucket as usize];
         match bucket.iter_mut().find(|entry| **entry == 0 || **entry >> shift == tag) {
-            Some(entry) => *entry = tag << shift | u64::from(merge.rank + 1) << self.id_bits | u64::from(merge.id),
+            Some(entry) => {
+                *entry =
+                    tag << shift | u64::from(merge.rank + 1) << self.id_bits | u64::from(merge.id);
+            }
             None => drop(self.spilled.insert((left, right), merge)),
         }
     }
@@ -159,9 +169,9 @@ impl Merges {
     pub(crate) fn at(&self, place: Place, pair: impl FnOnce() -> (TokenId, TokenId)) -> Merge {
         let bucket = &self.table.as_slice()[place.bucket as usize];
         let shift = self.tag_shift();
-        let found = bucket.iter().fold(0, |found, &entry| {
-            found | if entry >> shift == place.tag { entry } else { 0 }
-        });
+        let found = bucket
+            .iter()
+            .fold(0, |found, &entry| found | if entry >> shift == place.tag { entry } else { 0 });
         if bucket[bucket.len() - 1] != 0 && found == 0 {
             return self.spilled.get(&pair()).copied().unwrap_or(Merge::NONE);
         }

@@ -6,13 +6,18 @@
 /// # Panics
 ///
 /// If `work` panics or the operating system refuses to start a thread.
-pub(crate) fn on_threads<R: Send>(num_threads: usize, most: usize, work: impl Fn() -> R + Sync) -> Vec<R> {
+pub(crate) fn on_threads<R: Send>(
+    num_threads: usize,
+    most: usize,
+    work: impl Fn() -> R + Sync,
+) -> Vec<R> {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let num_threads = if num_threads == 0 { cores() } else { num_threads }.clamp(1, most.max(1));
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..num_threads).map(|_| scope.spawn(&work)).collect();
         let mut results = vec![work()];
-        results.extend(others.into_iter().map(|thread| thread.join().expect("a thread has panicked")));
+        results
+            .extend(others.into_iter().map(|thread| thread.join().expect("a thread has panicked")));
         results
     })
 }

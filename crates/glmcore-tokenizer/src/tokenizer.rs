@@ -8,7 +8,7 @@ use crate::characters::Characters;
 use crate::decode::Slots;
 use crate::merges::{MAX_MERGES, Merges};
 use crate::normalize::nfc;
-use crate::split::{GLM4_PATTERN, General, Known, Splitter, Stage};
+use crate::split::{General, Known, Splitter, Stage};
 use crate::train::Training;
 use crate::vocabulary::Vocabulary;
 use crate::{Error, NUM_SPECIAL_FLAGGED};
@@ -27,6 +27,7 @@ pub enum Special {
 
 /// Everything that a tokenizer is made of.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a property of its own")]
 pub(crate) struct Definition {
     pub(crate) vocabulary: Vocabulary,
     /// Left, right and merged token of each merge, in order.
@@ -54,6 +55,7 @@ pub struct Template {
 
 /// A byte-level BPE tokenizer.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a property of its own")]
 pub struct Tokenizer {
     pub(crate) vocabulary: Vocabulary,
     pub(crate) merges: Merges,
@@ -81,10 +83,22 @@ impl Tokenizer {
     ///
     /// [`Error::Inconsistent`] if a byte has no token or there are too many merges.
     pub(crate) fn new(definition: Definition) -> Result<Self, Error> {
-        let Definition { vocabulary, merges, rank_by_id, added, stages, add_prefix_space, nfc, ignore_merges, template } =
-            definition;
+        let Definition {
+            vocabulary,
+            merges,
+            rank_by_id,
+            added,
+            stages,
+            add_prefix_space,
+            nfc,
+            ignore_merges,
+            template,
+        } = definition;
         if merges.len() >= MAX_MERGES {
-            return Err(Error::Inconsistent(format!("{} merges are more than {MAX_MERGES}", merges.len())));
+            return Err(Error::Inconsistent(format!(
+                "{} merges are more than {MAX_MERGES}",
+                merges.len()
+            )));
         }
         let mut byte_ids = [0; 256];
         for (id, byte) in byte_ids.iter_mut().zip(0..=255_u8) {
@@ -92,13 +106,17 @@ impl Tokenizer {
                 .id(&[byte])
                 .ok_or_else(|| Error::Inconsistent(format!("byte {byte:#04x} has no token")))?;
         }
-        let merges = Merges::new(byte_ids, merges, vocabulary.len(), |place, id| if rank_by_id { id } else { place as u32 });
+        let merges = Merges::new(&byte_ids, merges, vocabulary.len(), |place, id| {
+            if rank_by_id { id } else { place as u32 }
+        });
         let characters = Characters::new(&vocabulary, &merges);
         let mut special = vec![0_u64; vocabulary.len().div_ceil(64)];
         for token in added.iter().filter(|token| token.special) {
             special[token.id as usize / 64] |= 1 << (token.id % 64);
         }
-        let added = AddedTokens::new(added, |text| if nfc { crate::normalize::nfc(text).into_owned() } else { text.to_owned() })?;
+        let added = AddedTokens::new(added, |text| {
+            if nfc { crate::normalize::nfc(text).into_owned() } else { text.to_owned() }
+        })?;
         let kept: Vec<(String, bool)> =
             stages.iter().map(|stage| (stage.pattern().to_owned(), stage.keeps_gaps())).collect();
         Ok(Self {
@@ -141,9 +159,9 @@ impl Tokenizer {
         let mut merges = Vec::with_capacity(training.merges.len());
         for &(left, right) in &training.merges {
             let bytes = [vocabulary.token(left), vocabulary.token(right)].concat();
-            let id = vocabulary
-                .id(&bytes)
-                .ok_or_else(|| Error::Inconsistent("a merge makes no token of the vocabulary".to_owned()))?;
+            let id = vocabulary.id(&bytes).ok_or_else(|| {
+                Error::Inconsistent("a merge makes no token of the vocabulary".to_owned())
+            })?;
             merges.push((left, right, id));
         }
         Self::new(Definition {
@@ -205,7 +223,8 @@ impl Tokenizer {
     pub(crate) fn with_cache<R>(&self, work: impl FnOnce(&mut WordCache) -> R) -> R {
         // A fork may have left the lock held for ever: then this call goes without the pool.
         let pooled = self.caches.try_lock().ok().and_then(|mut caches| caches.pop());
-        let mut cache = pooled.unwrap_or_else(|| WordCache::new(&self.vocabulary, self.ignore_merges));
+        let mut cache =
+            pooled.unwrap_or_else(|| WordCache::new(&self.vocabulary, self.ignore_merges));
         let result = work(&mut cache);
         if let Ok(mut caches) = self.caches.try_lock() {
             caches.push(cache);
@@ -215,7 +234,9 @@ impl Tokenizer {
 
     /// Whether a text may be cut between a line break and an ASCII letter or digit.
     pub(crate) fn can_be_cut(&self) -> bool {
-        matches!(self.splitter, Splitter::Known(_)) && !self.add_prefix_space && self.added.stay_in_lines()
+        matches!(self.splitter, Splitter::Known(_))
+            && !self.add_prefix_space
+            && self.added.stay_in_lines()
     }
 }
 
@@ -228,20 +249,24 @@ pub(crate) fn splitter(stages: Vec<Stage>) -> Splitter {
     }
 }
 
-/// Splits `text` into words as GLM-4 does. They cover the text without gaps.
+/// Splits `text` into the words that are merged on their own, by patterns one after the other; what a pattern leaves out
+/// becomes words too.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] if the engine cannot read a pattern.
 ///
 /// ```
-/// let parts: Vec<&str> = glmcore_tokenizer::pretokens("It's 2024,  ok\n").collect();
-/// assert_eq!(parts, ["It", "'s", " ", "202", "4", ",", " ", " ok", "\n"]);
+/// use glmcore_tokenizer::{GLM4_PATTERN, split};
+///
+/// let words = split(&[GLM4_PATTERN], "It's 2024,  ok\n")?;
+/// assert_eq!(words, ["It", "'s", " ", "202", "4", ",", " ", " ok", "\n"]);
+/// # Ok::<(), glmcore_tokenizer::Error>(())
 /// ```
-pub fn pretokens(text: &str) -> impl Iterator<Item = &str> {
-    let known = Known::of_patterns(&[GLM4_PATTERN]).expect("GLM-4's pattern is known");
-    let mut cuts = crate::split::Cuts::new(known, text);
-    let mut start = 0;
-    std::iter::from_fn(move || {
-        let end = cuts.next_end()?;
-        let word = &text[start..end];
-        start = end;
-        Some(word)
-    })
+pub fn split<'t>(patterns: &[&str], text: &'t str) -> Result<Vec<&'t str>, Error> {
+    let stages =
+        patterns.iter().map(|pattern| Stage::new(pattern, true)).collect::<Result<_, _>>()?;
+    let mut words = Vec::new();
+    splitter(stages).for_each_word(text, |start, end| words.push(&text[start..end]));
+    Ok(words)
 }

@@ -71,7 +71,11 @@ impl Trainer {
     /// [`Error::Unsupported`] if the engine cannot read the pattern.
     pub fn with_pattern(pattern: &str) -> Result<Self, Error> {
         let stages = vec![Stage::new(pattern, true)?];
-        Ok(Self { pattern: pattern.to_owned(), splitter: splitter(stages), counts: vec![WordCounts::new()] })
+        Ok(Self {
+            pattern: pattern.to_owned(),
+            splitter: splitter(stages),
+            counts: vec![WordCounts::new()],
+        })
     }
 
     /// Adds the words of `texts`, counted by `num_threads` threads (0 for all cores).
@@ -91,7 +95,10 @@ impl Trainer {
     /// # Errors
     ///
     /// [`Error::File`] if the file cannot be read, [`Error::NotUtf8`] with the place of the first byte that is no text.
-    #[expect(unsafe_code, reason = "a file that changes while it is mapped is the caller's to avoid")]
+    #[expect(
+        unsafe_code,
+        reason = "a file that changes while it is mapped is the caller's to avoid"
+    )]
     pub fn feed_file_part(
         &mut self,
         path: &Path,
@@ -101,7 +108,8 @@ impl Trainer {
     ) -> Result<usize, Error> {
         let failed = |source| Error::File { path: path.to_owned(), source };
         let file = std::fs::File::open(path).map_err(failed)?;
-        let size = usize::try_from(file.metadata().map_err(failed)?.len()).expect("a file fits the address space");
+        let size = usize::try_from(file.metadata().map_err(failed)?.len())
+            .expect("a file fits the address space");
         if start >= size {
             return Ok(size);
         }
@@ -109,8 +117,10 @@ impl Trainer {
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed)?;
         let is_known = matches!(self.splitter, Splitter::Known(_));
         let end = if by_line || is_known { part_end(&map, start, by_line) } else { size };
-        let text = std::str::from_utf8(&map[start..end])
-            .map_err(|error| Error::NotUtf8 { path: path.to_owned(), at: start + error.valid_up_to() })?;
+        let text = std::str::from_utf8(&map[start..end]).map_err(|error| Error::NotUtf8 {
+            path: path.to_owned(),
+            at: start + error.valid_up_to(),
+        })?;
         if by_line {
             let lines: Vec<&str> = text.split_inclusive('\n').collect();
             self.count(&lines, num_threads);
@@ -347,8 +357,14 @@ impl Merger {
         self.tokens.len()
     }
 
+    /// Number of tokens so far, the 256 single bytes among them.
+    pub fn num_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
     fn merge(&mut self, pair: Pair, words: &[u32]) {
-        let bytes = [self.tokens[pair.0 as usize].as_slice(), &self.tokens[pair.1 as usize]].concat();
+        let bytes =
+            [self.tokens[pair.0 as usize].as_slice(), &self.tokens[pair.1 as usize]].concat();
         let longest_neighbour = match self.limits.max_token_length {
             0 => usize::MAX,
             limit => limit.saturating_sub(bytes.len() + 1),
@@ -410,8 +426,13 @@ impl Merger {
         for is_left in [true, false] {
             let side = if is_left { &mut self.left } else { &mut self.right };
             for token in side.touched.drain(..) {
-                let Beside { lost, gained: count, words } = std::mem::take(&mut side.beside[token as usize]);
-                let (old, new) = if is_left { ((token, pair.0), (token, id)) } else { ((pair.1, token), (id, token)) };
+                let Beside { lost, gained: count, words } =
+                    std::mem::take(&mut side.beside[token as usize]);
+                let (old, new) = if is_left {
+                    ((token, pair.0), (token, id))
+                } else {
+                    ((pair.1, token), (id, token))
+                };
                 *self.pair_counts.entry(old).or_insert(0) -= lost;
                 if count > 0 {
                     *self.pair_counts.entry(new).or_insert(0) += count;
@@ -420,7 +441,7 @@ impl Merger {
             }
         }
         // A pair of the new token with itself is gained from the left and from the right.
-        gained.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        gained.sort_unstable_by_key(|(pair, _)| *pair);
         let mut gained = gained.into_iter().peekable();
         while let Some((pair, mut words)) = gained.next() {
             while let Some((_, more)) = gained.next_if(|(next, _)| *next == pair) {

@@ -27,7 +27,9 @@ impl Vocabulary {
     ///
     /// [`Error::Inconsistent`] for an id that is missing or given twice, equal learned tokens, a token of more than
     /// 64 KiB, more than 2^20 tokens.
-    pub(crate) fn new<'t>(tokens: impl Iterator<Item = (TokenId, &'t [u8], bool)> + Clone) -> Result<Self, Error> {
+    pub(crate) fn new<'t>(
+        tokens: impl Iterator<Item = (TokenId, &'t [u8], bool)> + Clone,
+    ) -> Result<Self, Error> {
         let len = tokens.clone().count();
         if len > MAX_TOKENS {
             return Err(Error::Inconsistent(format!("{len} tokens are more than {MAX_TOKENS}")));
@@ -42,9 +44,13 @@ impl Vocabulary {
             }
             match by_id.get_mut(id as usize) {
                 Some(place @ None) => *place = Some((bytes, learned)),
-                Some(Some(_)) => return Err(Error::Inconsistent(format!("id {id} is given twice"))),
+                Some(Some(_)) => {
+                    return Err(Error::Inconsistent(format!("id {id} is given twice")));
+                }
                 None => {
-                    return Err(Error::Inconsistent(format!("id {id} leaves a gap in the ids below it")));
+                    return Err(Error::Inconsistent(format!(
+                        "id {id} leaves a gap in the ids below it"
+                    )));
                 }
             }
         }
@@ -126,7 +132,8 @@ impl Vocabulary {
 
     /// Learned tokens by id.
     pub(crate) fn learned(&self) -> impl Iterator<Item = (TokenId, &[u8])> {
-        let mut ids: Vec<TokenId> = self.slots.iter().filter(|&&slot| slot != 0).map(|slot| slot - 1).collect();
+        let mut ids: Vec<TokenId> =
+            self.slots.iter().filter(|&&slot| slot != 0).map(|slot| slot - 1).collect();
         ids.sort_unstable();
         ids.into_iter().map(|id| (id, self.token(id)))
     }

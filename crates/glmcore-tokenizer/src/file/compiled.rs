@@ -20,6 +20,7 @@ const MAGIC: &[u8; 8] = b"glmctok1";
 const PREAMBLE: usize = 16;
 
 #[derive(Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a property of its own")]
 struct Header {
     num_tokens: usize,
     num_token_bytes: usize,
@@ -54,8 +55,13 @@ impl Tokenizer {
                 .tokens()
                 .iter()
                 .map(|token| {
-                    let AddedToken { special, single_word, lstrip, rstrip, normalized, .. } = *token;
-                    Added(token.text.clone(), token.id, [special, single_word, lstrip, rstrip, normalized])
+                    let AddedToken { special, single_word, lstrip, rstrip, normalized, .. } =
+                        *token;
+                    Added(
+                        token.text.clone(),
+                        token.id,
+                        [special, single_word, lstrip, rstrip, normalized],
+                    )
                 })
                 .collect(),
             stages: self.stages.clone(),
@@ -79,7 +85,9 @@ impl Tokenizer {
         body.extend_from_slice(&learned);
         body.extend(tokens.iter().copied().flatten());
         for &(left, right, id) in self.merges.pairs() {
-            [left, right, id].into_iter().for_each(|number| push(&mut body, number));
+            for number in [left, right, id] {
+                push(&mut body, number);
+            }
         }
         [MAGIC.as_slice(), &xxh3_64(&body).to_le_bytes(), &body].concat()
     }
@@ -108,7 +116,8 @@ impl Tokenizer {
         if !bytes.starts_with(MAGIC) {
             return Err(Error::Damaged("it does not begin with glmctok1"));
         }
-        let body = bytes.get(PREAMBLE..).ok_or(Error::Damaged("it ends within its first 16 bytes"))?;
+        let body =
+            bytes.get(PREAMBLE..).ok_or(Error::Damaged("it ends within its first 16 bytes"))?;
         if bytes[MAGIC.len()..PREAMBLE] != xxh3_64(body).to_le_bytes() {
             return Err(Error::Damaged("its checksum is not that of its bytes"));
         }
@@ -130,7 +139,8 @@ impl Tokenizer {
         let merges: Vec<_> = merges
             .chunks_exact(12)
             .map(|merge| {
-                let [left, right, id] = [0, 4, 8].map(|at| u32::from_le_bytes(merge[at..at + 4].try_into().expect("4 bytes")));
+                let [left, right, id] = [0, 4, 8]
+                    .map(|at| u32::from_le_bytes(merge[at..at + 4].try_into().expect("4 bytes")));
                 (left, right, id)
             })
             .collect();
@@ -143,11 +153,15 @@ impl Tokenizer {
             AddedToken { text, id, special, single_word, lstrip, rstrip, normalized }
         });
         let added: Vec<AddedToken> = added.collect();
-        let named = added.iter().map(|token| token.id).chain(header.before.iter().chain(&header.after).copied());
+        let named = added
+            .iter()
+            .map(|token| token.id)
+            .chain(header.before.iter().chain(&header.after).copied());
         if named.max().is_some_and(|id| id >= num_tokens) {
             return Err(Error::Damaged("an added token has an id outside the vocabulary"));
         }
-        let stages = header.stages.iter().map(|(pattern, keep_gaps)| Stage::new(pattern, *keep_gaps));
+        let stages =
+            header.stages.iter().map(|(pattern, keep_gaps)| Stage::new(pattern, *keep_gaps));
         Self::new(Definition {
             vocabulary,
             merges,

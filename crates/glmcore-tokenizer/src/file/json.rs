@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
-use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::read;
@@ -141,7 +141,10 @@ impl<'de> Deserialize<'de> for FileMerge<'de> {
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
                 formatter.write_str("a merge: two tokens")
             }
-            fn visit_borrowed_str<E: serde::de::Error>(self, both: &'de str) -> Result<Self::Value, E> {
+            fn visit_borrowed_str<E: serde::de::Error>(
+                self,
+                both: &'de str,
+            ) -> Result<Self::Value, E> {
                 Ok(FileMerge(Cow::Borrowed(both), None))
             }
             fn visit_str<E: serde::de::Error>(self, both: &str) -> Result<Self::Value, E> {
@@ -149,7 +152,9 @@ impl<'de> Deserialize<'de> for FileMerge<'de> {
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<Self::Value, A::Error> {
                 let mut next = || {
-                    pair.next_element::<Text<'de>>()?.map(|text| text.0).ok_or_else(|| A::Error::custom("a merge needs two tokens"))
+                    pair.next_element::<Text<'de>>()?
+                        .map(|text| text.0)
+                        .ok_or_else(|| A::Error::custom("a merge needs two tokens"))
                 };
                 let merge = FileMerge(next()?, Some(next()?));
                 if pair.next_element::<Text<'de>>()?.is_some() {
@@ -239,12 +244,15 @@ impl Tokenizer {
             .iter()
             .filter(|token| token.id as usize >= num_learned)
             .map(|token| (token.id, token.text.as_bytes(), false));
-        let learned = bounds.iter().map(|(id, range, learned)| (*id, &bytes[range.clone()], *learned));
+        let learned =
+            bounds.iter().map(|(id, range, learned)| (*id, &bytes[range.clone()], *learned));
         let vocabulary = Vocabulary::new(learned.chain(outside))?;
         let merges = resolve_merges(&file.model.merges, &vocabulary)?;
         let ids = template.before.iter().chain(&template.after);
         if let Some(id) = ids.copied().find(|&id| id as usize >= vocabulary.len()) {
-            return Err(Error::Inconsistent(format!("the post-processor adds id {id}, which is no token")));
+            return Err(Error::Inconsistent(format!(
+                "the post-processor adds id {id}, which is no token"
+            )));
         }
         Self::new(Definition {
             vocabulary,
@@ -291,7 +299,9 @@ fn check_model(model: &Model<'_>) -> Result<(), Error> {
 fn check_decoder(decoder: &Value) -> Result<(), Error> {
     let is_byte_level = decoder["type"] == "ByteLevel"
         || decoder["type"] == "Sequence"
-            && decoder["decoders"].as_array().is_some_and(|list| list.len() == 1 && list[0]["type"] == "ByteLevel");
+            && decoder["decoders"]
+                .as_array()
+                .is_some_and(|list| list.len() == 1 && list[0]["type"] == "ByteLevel");
     if is_byte_level { Ok(()) } else { unsupported("decoder", decoder.to_string()) }
 }
 
@@ -384,7 +394,9 @@ fn read_template(value: &Value, template: &mut Template) -> Result<(), Error> {
         let Some(name) = piece["SpecialToken"]["id"].as_str() else { return bad() };
         let Some(ids) = value["special_tokens"][name]["ids"].as_array() else { return bad() };
         for id in ids {
-            let Some(id) = id.as_u64().and_then(|id| TokenId::try_from(id).ok()) else { return bad() };
+            let Some(id) = id.as_u64().and_then(|id| TokenId::try_from(id).ok()) else {
+                return bad();
+            };
             if seen_text { template.after.push(id) } else { template.before.push(id) }
         }
     }
@@ -405,7 +417,8 @@ fn number_added_tokens(
             *place = Some(*id);
         }
     }
-    let known: Vec<Option<TokenId>> = tokens.iter().map(|token| wanted[token.content.as_str()]).collect();
+    let known: Vec<Option<TokenId>> =
+        tokens.iter().map(|token| wanted[token.content.as_str()]).collect();
     let mut added: Vec<AddedToken> = Vec::with_capacity(tokens.len());
     let mut next = num_learned as TokenId;
     let mut seen = std::collections::HashSet::new();
@@ -440,7 +453,10 @@ fn resolve_merges(
         let id = |bytes: &[u8]| {
             vocabulary.id(bytes).ok_or_else(|| {
                 let text = byte_level::to_text(bytes);
-                Error::Inconsistent(format!("merge {}: {text:?} is no token of the vocabulary", resolved.len()))
+                Error::Inconsistent(format!(
+                    "merge {}: {text:?} is no token of the vocabulary",
+                    resolved.len()
+                ))
             })
         };
         let merge = (id(left)?, id(right)?, id(&merges.bytes[start..end])?);

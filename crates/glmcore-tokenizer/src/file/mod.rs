@@ -63,6 +63,8 @@ fn read(path: &Path) -> Result<String, Error> {
         return Err(Error::FileTooLarge { path: path.to_owned(), size, limit: MAX_FILE_BYTES });
     }
     let bytes = std::fs::read(path).map_err(failed)?;
-    String::from_utf8(bytes)
-        .map_err(|error| Error::NotUtf8 { path: path.to_owned(), at: error.utf8_error().valid_up_to() })
+    String::from_utf8(bytes).map_err(|error| Error::NotUtf8 {
+        path: path.to_owned(),
+        at: error.utf8_error().valid_up_to(),
+    })
 }

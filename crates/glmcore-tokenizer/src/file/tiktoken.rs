@@ -18,7 +18,11 @@ impl Tokenizer {
     ///
     /// [`Error::File`] if it cannot be read; [`Error::Inconsistent`] with the line for a rank file that is damaged;
     /// [`Error::Unsupported`] for a pattern that the engine cannot read.
-    pub fn from_tiktoken_file(path: &Path, pattern: &str, special_tokens: &[&str]) -> Result<Self, Error> {
+    pub fn from_tiktoken_file(
+        path: &Path,
+        pattern: &str,
+        special_tokens: &[&str],
+    ) -> Result<Self, Error> {
         Self::from_tiktoken(&read(path)?, pattern, special_tokens)
     }
 
@@ -27,11 +31,16 @@ impl Tokenizer {
     /// # Errors
     ///
     /// As [`Tokenizer::from_tiktoken_file`].
-    pub fn from_tiktoken(text: &str, pattern: &str, special_tokens: &[&str]) -> Result<Self, Error> {
+    pub fn from_tiktoken(
+        text: &str,
+        pattern: &str,
+        special_tokens: &[&str],
+    ) -> Result<Self, Error> {
         let mut tokens: Vec<(TokenId, Vec<u8>)> = Vec::new();
         for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.is_empty()) {
             let damaged = |what: &str| Error::Inconsistent(format!("line {number}: {what}"));
-            let (token, rank) = line.split_once(' ').ok_or_else(|| damaged("a token and its rank are expected"))?;
+            let (token, rank) =
+                line.split_once(' ').ok_or_else(|| damaged("a token and its rank are expected"))?;
             let bytes = decode_base64(token).ok_or_else(|| damaged("the token is not base64"))?;
             let rank = rank.trim_end().parse().map_err(|_| damaged("the rank is not a number"))?;
             tokens.push((rank, bytes));

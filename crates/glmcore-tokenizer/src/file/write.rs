@@ -58,7 +58,8 @@ impl Tokenizer {
         let model_ids = (0..self.vocabulary.len() as TokenId).filter(|&id| self.is_in_model(id));
         for (place, id) in model_ids.enumerate() {
             let comma = if place == 0 { "" } else { "," };
-            write!(text, "{comma}\n      {}: {id}", self.written(id)).expect("a string takes everything");
+            write!(text, "{comma}\n      {}: {id}", self.written(id))
+                .expect("a string takes everything");
         }
     }
 
@@ -111,13 +112,15 @@ impl Tokenizer {
         }
         let name = |id: TokenId| String::from_utf8_lossy(self.vocabulary.token(id)).into_owned();
         let special = |&id: &TokenId| json!({"SpecialToken": {"id": name(id), "type_id": 0}});
-        let sequence = |which: &str, type_id: u32| json!({"Sequence": {"id": which, "type_id": type_id}});
+        let sequence =
+            |which: &str, type_id: u32| json!({"Sequence": {"id": which, "type_id": type_id}});
         let around = |middle: Vec<Value>| -> Vec<Value> {
             before.iter().map(special).chain(middle).chain(after.iter().map(special)).collect()
         };
-        let names = before.iter().chain(after).map(|&id| {
-            (name(id), json!({"id": name(id), "ids": [id], "tokens": [name(id)]}))
-        });
+        let names = before
+            .iter()
+            .chain(after)
+            .map(|&id| (name(id), json!({"id": name(id), "ids": [id], "tokens": [name(id)]})));
         json!({"type": "Sequence", "processors": [offsets, {
             "type": "TemplateProcessing",
             "single": around(vec![sequence("A", 0)]),

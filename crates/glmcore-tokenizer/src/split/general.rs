@@ -17,9 +17,13 @@ impl Stage {
     ///
     /// [`Error::Unsupported`] if the engine cannot read the pattern.
     pub(crate) fn new(pattern: &str, keep_gaps: bool) -> Result<Self, Error> {
-        let regex = RegexBuilder::new(pattern).backtrack_limit(usize::MAX).build().map_err(|error| {
-            Error::Unsupported { component: "split pattern", value: format!("{pattern:?}: {error}") }
-        })?;
+        let regex =
+            RegexBuilder::new(pattern).backtrack_limit(usize::MAX).build().map_err(|error| {
+                Error::Unsupported {
+                    component: "split pattern",
+                    value: format!("{pattern:?}: {error}"),
+                }
+            })?;
         Ok(Self { pattern: pattern.to_owned(), regex, keep_gaps })
     }
 

@@ -71,7 +71,12 @@ impl Instructions for Plain {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::arch::x86_64::*;
+    use std::arch::x86_64::{
+        __m256i, _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_min_epu8, _mm256_movemask_epi8,
+        _mm256_or_si256, _mm256_set1_epi8, _mm256_sub_epi8, _mm512_loadu_epi8,
+        _mm512_maskz_permutex2var_epi8, _mm512_movepi8_mask, _mm512_set1_epi8,
+        _mm512_test_epi8_mask, _pdep_u64, _pext_u64,
+    };
 
     use super::{Instructions, Masks, Task, WINDOW};
 
@@ -93,7 +98,9 @@ mod x86 {
 
         #[inline]
         pub(super) fn run(self, task: impl Task) {
-            #[target_feature(enable = "avx512bw,avx512vbmi,avx512vl,avx512dq,bmi1,bmi2,lzcnt,popcnt")]
+            #[target_feature(
+                enable = "avx512bw,avx512vbmi,avx512vl,avx512dq,bmi1,bmi2,lzcnt,popcnt"
+            )]
             fn inner(instructions: Avx512, task: impl Task) {
                 task.run(instructions);
             }
@@ -146,7 +153,8 @@ mod x86 {
                 };
                 let not_ascii = _mm512_movepi8_mask(bytes);
                 let class = _mm512_maskz_permutex2var_epi8(!not_ascii, low, bytes, high);
-                let mask = |bit: u8| _mm512_test_epi8_mask(class, _mm512_set1_epi8(bit as i8));
+                let mask =
+                    |bit: u8| _mm512_test_epi8_mask(class, _mm512_set1_epi8(bit.cast_signed()));
                 Masks {
                     letter: mask(LETTER),
                     number: mask(NUMBER),
@@ -214,10 +222,11 @@ mod x86 {
                     ]
                 };
                 let both = |test: &dyn Fn(__m256i) -> __m256i| {
-                    let [low, high] = halves.map(|half| _mm256_movemask_epi8(test(half)) as u32);
+                    let [low, high] =
+                        halves.map(|half| _mm256_movemask_epi8(test(half)).cast_unsigned());
                     u64::from(low) | u64::from(high) << 32
                 };
-                let value = |byte: u8| _mm256_set1_epi8(byte as i8);
+                let value = |byte: u8| _mm256_set1_epi8(byte.cast_signed());
                 // A byte lies in a range if subtracting its first and comparing with its length says so.
                 let within = |bytes: __m256i, first: u8, last: u8| {
                     let moved = _mm256_sub_epi8(bytes, value(first));

@@ -24,7 +24,7 @@ pub const O200K_PATTERN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{
 /// GPT-2, which is also what Hugging Face's `ByteLevel` splits by.
 pub const GPT2_PATTERN: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-/// DeepSeek V3 and V4 split three times.
+/// `DeepSeek` V3 and V4 split three times.
 pub const DEEPSEEK_PATTERNS: [&str; 3] = [
     r"\p{N}{1,3}",
     r"[一-龥぀-ゟ゠-ヿ]+",
@@ -40,7 +40,7 @@ pub(crate) enum Known {
     CasedWords,
     /// GPT-2.
     SpacedWords,
-    /// DeepSeek V3.
+    /// `DeepSeek` V3.
     DeepSeek,
 }
 
@@ -70,15 +70,34 @@ impl Splitter {
     /// Calls `visit` with the bounds of each word of `text`, in order.
     pub(crate) fn for_each_word(&self, text: &str, mut visit: impl FnMut(usize, usize)) {
         match self {
-            Self::Known(known) => {
-                let mut cuts = Cuts::new(*known, text);
-                let mut start = 0;
-                while let Some(end) = cuts.next_end() {
-                    visit(start, end);
-                    start = end;
-                }
-            }
+            Self::Known(known) => dispatch(Visit { known: *known, text, each: visit }),
             Self::General(general) => general.for_each_word(text, &mut visit),
+        }
+    }
+}
+
+/// The words of a text, to be visited.
+struct Visit<'t, F> {
+    known: Known,
+    text: &'t str,
+    each: F,
+}
+
+impl<F: FnMut(usize, usize)> Task for Visit<'_, F> {
+    #[inline(always)]
+    fn run<I: Instructions>(mut self, instructions: I) {
+        let mut cuts = Cuts::new(self.known, self.text);
+        let mut ends = [0; BATCH];
+        let mut start = 0;
+        loop {
+            let count = cuts.fill(instructions, &mut ends);
+            for &end in &ends[..count] {
+                (self.each)(start, end);
+                start = end;
+            }
+            if count == 0 {
+                return;
+            }
         }
     }
 }
@@ -93,7 +112,7 @@ pub(crate) struct Cuts<'t> {
     classes: Classes,
     text: &'t str,
     at: usize,
-    /// Ends of the pieces of the first two stages of DeepSeek's splitting.
+    /// Ends of the pieces of the first two stages of `DeepSeek`'s splitting.
     outer: usize,
     inner: usize,
 }
@@ -131,7 +150,11 @@ impl<'t> Cuts<'t> {
 
     /// Writes the ends of the next words and gives their number, 0 at the end of the text.
     #[inline(always)]
-    pub(crate) fn fill<I: Instructions>(&mut self, instructions: I, ends: &mut [usize; BATCH]) -> usize {
+    pub(crate) fn fill<I: Instructions>(
+        &mut self,
+        instructions: I,
+        ends: &mut [usize; BATCH],
+    ) -> usize {
         match self.known {
             Known::Words { max_digits, whole_tail } if I::WIDE => {
                 self.fill_by_window(instructions, ends, max_digits, whole_tail)
@@ -160,7 +183,8 @@ impl<'t> Cuts<'t> {
     ) -> usize {
         let mut count = 0;
         while self.at < self.text.len() && count + WINDOW <= BATCH {
-            let found = window::cut(instructions, self.classes, self.text, self.at, max_digits, whole_tail);
+            let found =
+                window::cut(instructions, self.classes, self.text, self.at, max_digits, whole_tail);
             if found.ends == 0 {
                 ends[count] = self.next_end().expect("text is left");
                 count += 1;
@@ -168,7 +192,11 @@ impl<'t> Cuts<'t> {
             }
             // The next window does not wait until the ends of this one are written.
             let at = self.at;
-            self.at = if found.whole { self.text.len() } else { at + 63 - found.ends.leading_zeros() as usize };
+            self.at = if found.whole {
+                self.text.len()
+            } else {
+                at + 63 - found.ends.leading_zeros() as usize
+            };
             let mut left = found.ends;
             while left != 0 {
                 ends[count] = at + left.trailing_zeros() as usize;

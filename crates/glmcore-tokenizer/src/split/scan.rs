@@ -1,9 +1,7 @@
 //! Scanners written by hand for the split patterns of known tokenizers: each gives the end of the pre-token that
 //! starts at a place, alternative by alternative in the order of the pattern.
 
-use crate::unicode::{
-    BREAK, Classes, LETTER, LOWER, MARK, NUMBER, PUNCTUATION, SPACE, UPPER,
-};
+use crate::unicode::{BREAK, Classes, LETTER, LOWER, MARK, NUMBER, PUNCTUATION, SPACE, UPPER};
 
 /// GLM-4, Llama 3 and cl100k (`max_digits` 3), Qwen2 (1); `whole_tail` as tiktoken's form of cl100k, which keeps the
 /// white space at the end of a text together.
@@ -39,8 +37,10 @@ pub(super) fn cased_words(classes: Classes, text: &str, at: usize) -> usize {
     let prefix = if class & (BREAK | NUMBER | LETTER) == 0 { len } else { 0 };
     // Without a prefix the word can only begin with a mark, which may be a prefix itself.
     let starts = [Some(at + prefix), (class & MARK != 0).then_some(at)];
-    let lower = starts.into_iter().flatten().find_map(|start| word_with_lower(classes, text, start));
-    let upper = || starts.into_iter().flatten().find_map(|start| word_with_upper(classes, text, start));
+    let lower =
+        starts.into_iter().flatten().find_map(|start| word_with_lower(classes, text, start));
+    let upper =
+        || starts.into_iter().flatten().find_map(|start| word_with_upper(classes, text, start));
     if let Some(end) = lower.or_else(upper) {
         return end + contraction(text, end).unwrap_or(0);
     }
@@ -120,7 +120,7 @@ pub(super) fn spaced_words(classes: Classes, text: &str, at: usize) -> usize {
     white_space(classes, text, at, false, false)
 }
 
-/// The last of DeepSeek V3's three splits.
+/// The last of `DeepSeek` V3's three splits.
 pub(super) fn deepseek_words(classes: Classes, text: &str, at: usize) -> usize {
     let bytes = text.as_bytes();
     if bytes[at].is_ascii_punctuation() && bytes.get(at + 1).is_some_and(u8::is_ascii_alphabetic) {
@@ -166,7 +166,7 @@ pub(super) fn number_groups(classes: Classes, text: &str, at: usize) -> usize {
     }
 }
 
-/// Runs of Chinese characters and kana as DeepSeek V3 counts them, and what stands between them.
+/// Runs of Chinese characters and kana as `DeepSeek` V3 counts them, and what stands between them.
 pub(super) fn cjk_runs(text: &str, at: usize) -> usize {
     let inside = |c: char| matches!(c, '\u{4e00}'..='\u{9fa5}' | '\u{3040}'..='\u{309f}' | '\u{30a0}'..='\u{30ff}');
     let rest = &text[at..];

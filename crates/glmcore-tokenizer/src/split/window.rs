@@ -42,14 +42,13 @@ pub(super) fn cut<I: Instructions>(
 ) -> Found {
     let bytes = text.as_bytes();
     let mut last;
-    let (window, len) = match bytes.get(at..at + WINDOW) {
-        Some(window) => (window.try_into().expect("a window has 64 bytes"), WINDOW),
-        None => {
-            let rest = &bytes[at..];
-            last = [b' '; WINDOW];
-            last[..rest.len()].copy_from_slice(rest);
-            (&last, rest.len())
-        }
+    let (window, len) = if let Some(window) = bytes.get(at..at + WINDOW) {
+        (window.try_into().expect("a window has 64 bytes"), WINDOW)
+    } else {
+        let rest = &bytes[at..];
+        last = [b' '; WINDOW];
+        last[..rest.len()].copy_from_slice(rest);
+        (&last, rest.len())
     };
     let whole = len < WINDOW;
     let mut masks = instructions.classify(window);
@@ -146,7 +145,13 @@ impl Rule {
         } else {
             // White space at the end may go on behind the window: only its start is certain.
             let known = if others == 0 { 0 } else { below_tail(others) << 1 | 1 };
-            (letter_starts | number_starts | symbol_starts | run_starts | behind_break | before_other) & known
+            (letter_starts
+                | number_starts
+                | symbol_starts
+                | run_starts
+                | behind_break
+                | before_other)
+                & known
         }
     }
 
