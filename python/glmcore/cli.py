@@ -201,6 +201,8 @@ def _add_tokenizer_verbs(verbs: Any) -> None:
     train.add_argument("files", nargs="+", type=Path, help="text files")
     train.add_argument("target", type=Path, help="directory to make")
     train.add_argument("--vocab-size", type=int, required=True)
+    train.add_argument("--pattern", default="glm4", help="glm4, qwen2, cl100k, o200k, gpt2 or a regular expression")
+    train.add_argument("--min-frequency", type=int, default=0, help="leave out rarer pairs")
     train.set_defaults(command=_tokenizer_train)
     for name, summary, command in (
         ("encode", "turn text on stdin into token ids, one line of them", _tokenizer_encode),
@@ -358,7 +360,8 @@ def _info(args: argparse.Namespace) -> None:
 def _tokenizer_train(args: argparse.Namespace) -> None:
     from glmcore.tokenizer import train_tokenizer
 
-    train_tokenizer(args.files, args.vocab_size).save(args.target)
+    tokenizer = train_tokenizer(args.files, args.vocab_size, args.pattern, min_frequency=args.min_frequency)
+    tokenizer.save(args.target)
 
 
 def _load_tokenizer(place: str) -> Any:
@@ -382,7 +385,8 @@ def _tokenizer_decode(args: argparse.Namespace) -> None:
 def _tokenizer_info(args: argparse.Namespace) -> None:
     tokenizer = _load_tokenizer(args.tokenizer)
     special = [{"id": tokenizer.token_to_id(token), "token": token} for token in tokenizer.special_tokens]
-    print(json.dumps({"vocab_size": tokenizer.vocab_size, "special_tokens": special}, indent=1, ensure_ascii=False))
+    described = {"vocab_size": tokenizer.vocab_size, "patterns": tokenizer.patterns, "special_tokens": special}
+    print(json.dumps(described, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":
