@@ -10,6 +10,7 @@ mod error;
 mod fp8;
 mod packing;
 mod tokenizer;
+mod trainer;
 mod trajectory;
 mod view;
 
@@ -20,6 +21,7 @@ use pyo3::prelude::*;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     tokenizer::register(module)?;
+    trainer::register(module)?;
     chat::register(module)?;
     data::register(module)?;
     packing::register(module)?;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use glmcore_tokenizer::{
     AddedToken, CL100K_PATTERN, EncodedBatch, GLM4_PATTERN, GLM4_SPECIAL_TOKENS, GPT2_PATTERN,
-    Limits, Merger, O200K_PATTERN, QWEN2_PATTERN, Special, StreamDecoder, Tokenizer, Trainer,
+    O200K_PATTERN, QWEN2_PATTERN, Special, StreamDecoder, Tokenizer,
 };
 use numpy::ndarray::Array2;
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1};
@@ -38,7 +38,7 @@ impl PyTokenizer {
         Arc::clone(&self.inner)
     }
 
-    fn new(inner: Tokenizer) -> Self {
+    pub(crate) fn new(inner: Tokenizer) -> Self {
         Self { inner: Arc::new(inner), integers: OnceLock::new() }
     }
 
@@ -324,7 +324,7 @@ fn not_an_id(id: i64, position: usize) -> PyErr {
 }
 
 /// The UTF-8 of a string; lone surrogates, which no UTF-8 can hold, become U+FFFD.
-fn to_str<'t>(text: &'t Bound<'_, PyString>) -> Cow<'t, str> {
+pub(crate) fn to_str<'t>(text: &'t Bound<'_, PyString>) -> Cow<'t, str> {
     text.to_str().map_or_else(|_| text.to_string_lossy(), Cow::Borrowed)
 }
 
@@ -374,125 +374,6 @@ impl PyStreamDecoder {
     }
 }
 
-/// Learns merges: feed all text, then merge in as many steps as the caller likes.
-#[pyclass(frozen, name = "CoreTrainer", module = "glmcore._core")]
-struct PyTrainer {
-    state: Mutex<State>,
-    limits: Limits,
-}
-
-enum State {
-    Counting(Trainer),
-    Merging(Box<Merger>),
-    Finished,
-}
-
-impl PyTrainer {
-    fn counting<R>(&self, work: impl FnOnce(&mut Trainer) -> PyResult<R>) -> PyResult<R> {
-        match &mut *self.state.lock().expect("no holder panics") {
-            State::Counting(trainer) => work(trainer),
-            _ => Err(TokenizerError::new_err("text must be fed before the first merge")),
-        }
-    }
-}
-
-#[pymethods]
-impl PyTrainer {
-    /// A trainer that has seen nothing; `max_token_length` 0 sets no limit.
-    #[new]
-    fn new(pattern: &str, min_frequency: u64, max_token_length: usize) -> PyResult<Self> {
-        let trainer = Trainer::with_pattern(pattern).or_raise()?;
-        Ok(Self {
-            state: Mutex::new(State::Counting(trainer)),
-            limits: Limits { min_frequency, max_token_length },
-        })
-    }
-
-    /// Count the words of `texts`.
-    fn feed(
-        &self,
-        py: Python<'_>,
-        texts: Vec<Bound<'_, PyString>>,
-        num_threads: usize,
-    ) -> PyResult<()> {
-        let texts: Vec<Cow<'_, str>> = texts.iter().map(to_str).collect();
-        py.detach(|| {
-            self.counting(|trainer| {
-                trainer.feed(&texts, num_threads);
-                Ok(())
-            })
-        })
-    }
-
-    /// Count words of a file from byte `start` on; gives the byte to go on from.
-    fn feed_file_part(
-        &self,
-        py: Python<'_>,
-        path: PathBuf,
-        start: usize,
-        by_line: bool,
-        num_threads: usize,
-    ) -> PyResult<usize> {
-        py.detach(|| {
-            self.counting(|trainer| {
-                trainer.feed_file_part(&path, start, by_line, num_threads).or_raise()
-            })
-        })
-    }
-
-    /// Learn until there are `num_tokens` tokens or no pair is left; gives the number of tokens.
-    fn merge_up_to(&self, py: Python<'_>, num_tokens: usize) -> PyResult<usize> {
-        py.detach(|| {
-            let mut state = self.state.lock().expect("no holder panics");
-            if let State::Counting(trainer) = &mut *state {
-                *state = State::Merging(Box::new(std::mem::take(trainer).into_merger(self.limits)));
-            }
-            match &mut *state {
-                State::Merging(merger) => Ok(merger.run(num_tokens)),
-                _ => Err(TokenizerError::new_err("training has been finished")),
-            }
-        })
-    }
-
-    /// The tokenizer with `vocab_size` ids, the last of them the special tokens.
-    fn finish(
-        &self,
-        py: Python<'_>,
-        vocab_size: usize,
-        special_tokens: Vec<String>,
-    ) -> PyResult<PyTokenizer> {
-        py.detach(|| {
-            let mut state = self.state.lock().expect("no holder panics");
-            let merger = match std::mem::replace(&mut *state, State::Finished) {
-                State::Counting(trainer) => Box::new(trainer.into_merger(self.limits)),
-                State::Merging(merger) => merger,
-                State::Finished => {
-                    return Err(TokenizerError::new_err("training has been finished"));
-                }
-            };
-            let num_special = special_tokens.len();
-            let Some(learned) =
-                vocab_size.checked_sub(num_special).filter(|&learned| learned >= 256)
-            else {
-                return Err(glmcore_tokenizer::Error::VocabularyTooSmall {
-                    vocab_size,
-                    num_special,
-                })
-                .or_raise();
-            };
-            // Limits may leave less to learn; without them too little text is an error.
-            let learned = if self.limits == Limits::default() {
-                learned
-            } else {
-                learned.min(merger.num_tokens())
-            };
-            let training = merger.finish(learned).or_raise()?;
-            let special: Vec<&str> = special_tokens.iter().map(String::as_str).collect();
-            Tokenizer::from_training(&training, &special).or_raise().map(PyTokenizer::new)
-        })
-    }
-}
-
 fn special(parse: bool) -> Special {
     if parse { Special::Parse } else { Special::AsText }
 }
@@ -515,6 +396,5 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     }
     module.add("PATTERNS", patterns)?;
     module.add_class::<PyTokenizer>()?;
-    module.add_class::<PyStreamDecoder>()?;
-    module.add_class::<PyTrainer>()
+    module.add_class::<PyStreamDecoder>()
 }

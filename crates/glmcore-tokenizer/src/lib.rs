@@ -35,6 +35,7 @@ mod decode;
 mod encode;
 mod file;
 mod hash;
+mod learn;
 mod long;
 mod memory;
 mod merges;
@@ -54,11 +55,12 @@ pub use batch::EncodedBatch;
 pub use decode::StreamDecoder;
 pub use encode::IdsAndSpans;
 pub use file::{GLM4_SPECIAL_TOKENS, NUM_SPECIAL_FLAGGED};
+pub use learn::Merger;
 pub use split::{
     CL100K_PATTERN, DEEPSEEK_PATTERNS, GLM4_PATTERN, GPT2_PATTERN, O200K_PATTERN, QWEN2_PATTERN,
 };
 pub use tokenizer::{Special, Template, TokenId, Tokenizer, split};
-pub use train::{Limits, Merger, Trainer, Training};
+pub use train::{Limits, Trainer, Training};
 
 /// Why a tokenizer cannot be loaded, trained or used.
 #[derive(Debug, thiserror::Error)]
