@@ -144,10 +144,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_weights_bit_for_bit(fini
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     process = quickstart(tmp_path / "run")
-    time.sleep(3)
+    assert process.stdout.readline().startswith("run directory")  # a signal before it finds no run to go on with
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # CPython dies of the signal itself where it met it inside exec(), as torch's import uses; a shell shows 130 for both.
+    assert process.returncode in (130, -signal.SIGINT), output
     assert "repeat the same command to go on" in output.splitlines()[-1]
 
 
