@@ -11,6 +11,7 @@ __all__ = [
     "GLM4_SPECIAL_TOKENS",
     "PATTERNS",
     "STOP_TOKENS",
+    "CoreChatTemplate",
     "CoreConversation",
     "CoreDraws",
     "CoreReplyParser",
@@ -217,6 +218,19 @@ class CoreReplyParser:
 
     def finish(self) -> tuple[list[_PlainEvent], _PlainReply]:
         """End the text: what was held back, and the whole reply."""
+
+@final
+class CoreChatTemplate:
+    """The chat template of any model."""
+
+    def __new__(cls, source: str) -> CoreChatTemplate:
+        """Read a template."""
+
+    def render(self, variables: str) -> str:
+        """Text of a conversation; `variables` as JSON."""
+
+    def tokens(self, tokenizer: CoreTokenizer, variables: str) -> _ChatTokens:
+        """Ids of a conversation; `variables` as JSON."""
 
 # ---- data -----------------------------------------------------------------------------------------
 

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from glmcore._core import STOP_TOKENS, CoreConversation, CoreReplyParser, render_chat
+from glmcore._core import STOP_TOKENS, CoreChatTemplate, CoreConversation, CoreReplyParser, render_chat
 from glmcore._core import parse_reply as parse_text
 from glmcore.errors import RequestError
 from glmcore.tokenizer import Tokenizer
@@ -136,6 +137,90 @@ class Conversation:
     def tokens(self) -> ChatTokens:
         """All ids so far; a written answer that nothing follows has its stop label."""
         return _join([*self._pieces, self._core.ending()])
+
+
+class ChatTemplate:
+    """The chat template of any model, run as `transformers` runs it.
+
+    A special token that someone wrote into a message becomes that token, as in every stack that tokenizes rendered
+    text; for GLM's formats `apply_chat_template` keeps it text.
+
+    Args:
+        source: Jinja template.
+        variables: What the template always sees, such as `bos_token`.
+
+    Raises:
+        RequestError: The template cannot be read; the message names the line.
+    """
+
+    def __init__(self, source: str, **variables: Any) -> None:
+        self._core = CoreChatTemplate(source)
+        self._variables = variables
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> "ChatTemplate":
+        """Read chat_template.jinja of a checkpoint directory, or `chat_template` of its tokenizer_config.json.
+
+        The template also sees the special tokens that tokenizer_config.json names.
+
+        Raises:
+            RequestError: There is none, or it cannot be read.
+        """
+        directory = Path(directory)
+        try:
+            config_file, template_file = directory / "tokenizer_config.json", directory / "chat_template.jinja"
+            config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+            source = template_file.read_text(encoding="utf-8") if template_file.exists() else config["chat_template"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{directory} has no chat template that can be read: {error}") from None
+        if isinstance(source, list):  # named ones; the first is told apart by nothing but its name
+            named = {entry["name"]: entry["template"] for entry in cast("list[dict[str, str]]", source)}
+            source = named.get("default", next(iter(named.values()), ""))
+        tokens = {key: value for key, value in config.items() if key.endswith("_token")}
+        plain = {key: value["content"] if isinstance(value, dict) else value for key, value in tokens.items()}
+        return cls(source, **{key: value for key, value in plain.items() if isinstance(value, str)})
+
+    def render(
+        self,
+        messages: Sequence[Json],
+        tools: Sequence[Json] | None = None,
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> str:
+        """Text of a conversation.
+
+        Args:
+            messages: What the template reads, usually a `role` and a `content` each.
+            tools: Function descriptions.
+            add_generation_prompt: End with the opening of an answer.
+            variables: Whatever else the template looks at, such as `enable_thinking`.
+
+        Raises:
+            RequestError: The template refuses the conversation, or costs more than it may.
+        """
+        return self._core.render(self._told(messages, tools, add_generation_prompt, variables))
+
+    def tokens(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Json],
+        tools: Sequence[Json] | None = None,
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> ChatTokens:
+        """Ids of a conversation; the loss mask is 1 inside of the template's `{% generation %}`. Else as `render`."""
+        told = self._told(messages, tools, add_generation_prompt, variables)
+        return ChatTokens(*self._core.tokens(tokenizer.core, told))
+
+    def _told(
+        self,
+        messages: Sequence[Json],
+        tools: Sequence[Json] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+    ) -> str:
+        shared = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        return _json({**self._variables, **variables, **shared}, "the conversation")
 
 
 class ReplyParser:

@@ -5,6 +5,8 @@
 //! [`ReplyParser`] does so while it
 //! arrives.
 //!
+//! [`Template`] renders the chat template of any other model.
+//!
 //! The crate knows no tokenizer: a caller turns parts into ids.
 //!
 //! ```
@@ -30,12 +32,14 @@ mod part;
 mod python;
 mod reply;
 mod stream;
+mod template;
 
 pub use conversation::{Conversation, Format, Options, STOP_TOKENS, render};
 pub use json::{MAX_BYTES, MAX_DEPTH, Value};
 pub use part::{Part, Piece};
 pub use reply::{Argument, ArgumentValue, Call, Reply, StringArguments, parse_reply};
 pub use stream::{Event, ReplyParser};
+pub use template::{Rendered, Template};
 
 /// Why a conversation or a template cannot be rendered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +64,9 @@ pub enum Error {
     /// A tool call lacks something.
     #[error("message {index} has a tool call {problem}")]
     Call { index: usize, problem: &'static str },
+    /// A chat template cannot be read, or refuses a conversation.
+    #[error("chat template: {problem}")]
+    Template { problem: String },
     /// Old reasoning can be kept in one format only.
     #[error("old reasoning can be kept in the glm-4.7 format only")]
     KeepsNoReasoning,

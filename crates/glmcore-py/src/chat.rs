@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use glmcore_chat::{
     ArgumentValue, Call, Conversation, Event, Format, Options, Part, Piece, Reply, ReplyParser,
-    STOP_TOKENS, StringArguments, Value, parse_reply, render,
+    STOP_TOKENS, StringArguments, Template, Value, parse_reply, render,
 };
 use glmcore_tokenizer::{Special, Tokenizer};
 use numpy::{IntoPyArray, PyArray1};
@@ -146,6 +146,51 @@ impl PyReplyParser {
     }
 }
 
+/// The chat template of any model.
+#[pyclass(frozen, name = "CoreChatTemplate", module = "glmcore._core")]
+struct PyChatTemplate {
+    inner: Template,
+}
+
+#[pymethods]
+impl PyChatTemplate {
+    /// Read a template.
+    #[new]
+    fn new(source: &str) -> PyResult<Self> {
+        Ok(Self { inner: Template::parse(source).or_raise()? })
+    }
+
+    /// Text of a conversation; `variables` as JSON.
+    fn render(&self, py: Python<'_>, variables: &str) -> PyResult<String> {
+        py.detach(|| {
+            let variables = Value::parse(variables).or_raise()?;
+            Ok(self.inner.render(&variables).or_raise()?.text)
+        })
+    }
+
+    /// Ids of a conversation; `variables` as JSON.
+    fn tokens<'py>(
+        &self,
+        py: Python<'py>,
+        tokenizer: &PyTokenizer,
+        variables: &str,
+    ) -> PyResult<ChatTokens<'py>> {
+        let tokenizer = tokenizer.shared();
+        let (ids, mask) = py.detach(|| {
+            let rendered = self.inner.render(&Value::parse(variables).or_raise()?).or_raise()?;
+            let (ids, spans) = tokenizer.encode_with_spans(&rendered.text, Special::Parse);
+            let mut learned = rendered.learned.iter().peekable();
+            let mask = spans.iter().map(|span| {
+                while learned.next_if(|range| range.end <= span.start).is_some() {}
+                u8::from(learned.peek().is_some_and(|range| range.start < span.end))
+            });
+            let mask = mask.collect::<Vec<u8>>();
+            PyResult::Ok((bytemuck::cast_vec::<u32, i32>(ids), mask))
+        })?;
+        Ok((ids.into_pyarray(py), mask.into_pyarray(py)))
+    }
+}
+
 fn finished() -> PyErr {
     RequestError::new_err("the reply has been finished")
 }
@@ -207,5 +252,6 @@ pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(render_chat, module)?)?;
     module.add_function(wrap_pyfunction!(parse, module)?)?;
     module.add_class::<PyConversation>()?;
-    module.add_class::<PyReplyParser>()
+    module.add_class::<PyReplyParser>()?;
+    module.add_class::<PyChatTemplate>()
 }
