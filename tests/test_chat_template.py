@@ -152,9 +152,10 @@ def test_a_hostile_template_ends_in_bounded_time_and_memory(source):
         ChatTemplate(source).render([])
 
 
-def test_a_broken_template_names_its_line():
+@pytest.mark.parametrize("source", ["fine\n{% if %}", "\n{%}}}"])
+def test_a_broken_template_names_its_line(source):
     with pytest.raises(RequestError, match="line 2"):
-        ChatTemplate("fine\n{% if %}")
+        ChatTemplate(source)
 
 
 def test_a_template_comes_with_its_special_tokens_from_a_checkpoint(tmp_path):

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from glmcore import train_tokenizer
 from glmcore.cli import main
 
 TINY = Path(__file__).parent / "tiny.toml"
@@ -122,3 +124,60 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
 def test_info_is_json(capsys):
     assert main(["info"]) == 0
     assert set(json.loads(capsys.readouterr().out)) >= {"glmcore", "cpu", "cores", "torch"}
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    tok = train_tokenizer(["some text to learn from, some more text"] * 9, 300, progress=False)
+    tok.save(tmp_path / "tokenizer")
+    return tok
+
+
+def test_files_are_encoded_to_lines_json_or_an_array_and_back(tmp_path, tokenizer, capsys):
+    place = str(tmp_path / "tokenizer")
+    texts = ["some text <|user|>\nmore", "text é\n" * 5]
+    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(text)
+    ids = [tokenizer.encode(text) for text in texts]
+    names = [str(file) for file in files]
+
+    assert main(["tokenizer", "encode", place, *names]) == 0
+    assert capsys.readouterr().out == "".join(" ".join(map(str, line)) + "\n" for line in ids)
+    assert main(["tokenizer", "encode", place, *names, "--json", "--special", "parse"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told == [
+        {"file": name, "ids": tokenizer.encode(text, "parse")} for name, text in zip(names, texts, strict=True)
+    ]
+    array = tmp_path / "ids.npy"
+    assert main(["tokenizer", "encode", place, *names, "--output", str(array)]) == 0
+    assert np.load(array).dtype == np.int32
+    assert np.load(array).tolist() == ids[0] + ids[1]
+    capsys.readouterr()
+    assert main(["tokenizer", "decode", place, str(array)]) == 0
+    assert capsys.readouterr().out == "".join(texts)
+
+
+def test_wrong_files_for_a_tokenizer_are_one_line(tmp_path, tokenizer, capsys):
+    place = str(tmp_path / "tokenizer")
+    np.save(tmp_path / "wrong.npy", np.zeros((2, 2)))
+    (tmp_path / "words.txt").write_text("one two")
+    (tmp_path / "bytes.txt").write_bytes(b"abc\xff")
+    for arguments, message in (
+        (["decode", place, str(tmp_path / "wrong.npy")], "must hold token ids: an array of float64 [2, 2]"),
+        (["decode", place, str(tmp_path / "words.txt")], "must hold token ids"),
+        (["decode", place, str(tmp_path / "none")], "must hold token ids"),
+        (
+            ["encode", place, str(tmp_path / "bytes.txt"), "--output", str(tmp_path / "o.npy")],
+            "no UTF-8 text at byte 3",
+        ),
+    ):
+        assert main(["tokenizer", *arguments]) == 1
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("*o.npy*"))
+
+
+def test_a_long_text_on_stdin_is_encoded(tmp_path, tokenizer):
+    text = "some more text\n" * 3000
+    done = run("tokenizer", "encode", str(tmp_path / "tokenizer"), input=text)
+    assert [int(word) for word in done.stdout.split()] == tokenizer.encode(text)

@@ -177,6 +177,16 @@ def test_files_and_bytes(plain, tmp_path):
     assert ours.decode_bytes(ours.encode_bytes(b"the \xff\xfe cat \xe4\xb8")) == b"the \xff\xfe cat \xe4\xb8"
 
 
+def test_a_long_file_comes_in_parts_that_together_are_the_whole(plain, tmp_path):
+    ours, _ = both(plain, tmp_path)
+    place = tmp_path / "text.txt"
+    place.write_text(CORPUS * 300_000, encoding="utf-8")
+    parts = list(ours.encode_file_parts(place))
+    assert len(parts) > 1
+    assert sum(size for _, size in parts) == place.stat().st_size
+    assert np.array_equal(np.concatenate([ids for ids, _ in parts]), ours.encode_file(place))
+
+
 def _encode_in_child(ours, texts, results):
     results.put(ours.encode_batch(texts, num_threads=2).ids.tolist())
 

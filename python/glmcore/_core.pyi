@@ -80,8 +80,10 @@ class CoreTokenizer:
     def encode_bytes(self, data: bytes) -> npt.NDArray[np.int32]:
         """Ids of bytes of which some may be no UTF-8."""
 
-    def encode_file(self, path: str, parse_special: bool, num_threads: int) -> npt.NDArray[np.int32]:
-        """Ids of a file's text."""
+    def encode_file_part(
+        self, path: str, start: int, min_bytes: int, parse_special: bool, num_threads: int
+    ) -> tuple[npt.NDArray[np.int32], int]:
+        """Ids of a part of a file's text from byte `start` on, and the byte it ends at."""
 
     def encode_with_offsets(
         self, text: str, parse_special: bool, characters: bool

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -167,18 +167,16 @@ class ChatTemplate:
             RequestError: There is none, or it cannot be read.
         """
         directory = Path(directory)
+        config_file, template_file = directory / "tokenizer_config.json", directory / "chat_template.jinja"
         try:
-            config_file, template_file = directory / "tokenizer_config.json", directory / "chat_template.jinja"
-            config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
-            source = template_file.read_text(encoding="utf-8") if template_file.exists() else config["chat_template"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RequestError(f"{directory} has no chat template that can be read: {error}") from None
-        if isinstance(source, list):  # named ones; the first is told apart by nothing but its name
-            named = {entry["name"]: entry["template"] for entry in cast("list[dict[str, str]]", source)}
-            source = named.get("default", next(iter(named.values()), ""))
-        tokens = {key: value for key, value in config.items() if key.endswith("_token")}
-        plain = {key: value["content"] if isinstance(value, dict) else value for key, value in tokens.items()}
-        return cls(source, **{key: value for key, value in plain.items() if isinstance(value, str)})
+            config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+            given = template_file.read_text(encoding="utf-8") if template_file.exists() else config["chat_template"]
+            source = given if isinstance(given, str) else _default_of(given)
+            tokens = {key: value for key, value in config.items() if key.endswith("_token") and value}
+            plain = {key: value if isinstance(value, str) else str(value["content"]) for key, value in tokens.items()}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise RequestError(f"{directory} has no chat template that can be read: {error!r}") from None
+        return cls(source, **plain)
 
     def render(
         self,
@@ -288,6 +286,11 @@ def parse_reply(
     told = None if tools is None else _json(tools, "tools")
     reasoning, content, calls, finished = parse_text(_encodable(reply), in_thinking, told)
     return Message(reasoning, content, [_tool_call(call) for call in calls], finished)
+
+
+def _default_of(named: Sequence[Mapping[str, str]]) -> str:
+    """One of several named templates, as tokenizer_config.json may hold them."""
+    return {entry["name"]: entry["template"] for entry in named}["default"]
 
 
 def _join(pieces: Sequence[_Pieces]) -> ChatTokens:

@@ -1,6 +1,7 @@
 """Byte-level BPE in the GLM-4 format: text to ids and back, exact to Hugging Face `tokenizers`."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ TEMPLATE_FILE = Path(__file__).parent / "chat_template.jinja"
 COMPILED_SUFFIX = ".glmtok"
 END_OF_TEXT = "<|endoftext|>"
 FEED_BYTES = 1 << 24
-"""Text that is counted between two looks at the progress bar."""
+"""Text between two looks at the progress bar."""
 MERGE_STEP = 256
 """Merges learned between two looks at the progress bar."""
 
@@ -145,7 +146,24 @@ class Tokenizer:
         Raises:
             TokenizerError: The file cannot be read or is not UTF-8.
         """
-        return self._core.encode_file(str(path), _parses(special), num_threads or 0)
+        ids, _ = self._core.encode_file_part(str(path), 0, sys.maxsize, _parses(special), num_threads or 0)
+        return ids
+
+    def encode_file_parts(
+        self, path: str | Path, num_threads: int | None = None, special: Literal["text", "parse"] = "text"
+    ) -> Iterator[tuple[TokenIds, int]]:
+        """The ids of `encode_file` in parts, each with the bytes it stands for: for files larger than memory.
+
+        Parts stand for 16 MiB or a little more, up to a place where a cut changes no token; a file is one part where
+        there is none, or where its tokenizer splits by an unknown pattern.
+        """
+        done = 0
+        while True:
+            ids, end = self._core.encode_file_part(str(path), done, FEED_BYTES, _parses(special), num_threads or 0)
+            if end == done:
+                return
+            yield ids, end - done
+            done = end
 
     def encode_with_offsets(
         self, text: str, special: Literal["text", "parse"] = "text", unit: Literal["characters", "bytes"] = "characters"

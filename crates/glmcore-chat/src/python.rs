@@ -95,7 +95,13 @@ fn write_number(value: &Value, out: &mut String) {
 /// `repr` of a float: the shortest digits that give it back, an exponent below 1e-4 and from 1e16 on.
 fn write_float(value: f64, out: &mut String) {
     if !value.is_finite() {
-        out.push_str(if value.is_nan() { "nan" } else if value > 0.0 { "inf" } else { "-inf" });
+        out.push_str(if value.is_nan() {
+            "nan"
+        } else if value > 0.0 {
+            "inf"
+        } else {
+            "-inf"
+        });
         return;
     }
     let scientific = format!("{value:e}");

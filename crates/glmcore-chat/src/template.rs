@@ -53,22 +53,25 @@ impl Template {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.expect("jinja's own delimiters"));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_formatter(|out, _, value| {
-            Ok(out.write_str(&python::to_string(value))?)
-        });
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(|out, _, value| Ok(out.write_str(&python::to_string(value))?));
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_fuel(Some(FUEL));
         environment.add_filter("tojson", to_json);
         environment.add_filter("string", |value: &Any| python::to_string(value));
-        environment.add_filter("generation", |text: &str| format!("{}{text}{}", MARKS[0], MARKS[1]));
+        environment
+            .add_filter("generation", |text: &str| format!("{}{text}{}", MARKS[0], MARKS[1]));
         environment.add_function("raise_exception", |message: &str| {
             Err::<(), _>(minijinja::Error::new(ErrorKind::InvalidOperation, message.to_owned()))
         });
         environment.add_function("strftime_now", |format: &str| {
-            jiff::fmt::strtime::format(format, &jiff::Zoned::now())
-                .map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string()))
+            jiff::fmt::strtime::format(format, &jiff::Zoned::now()).map_err(|error| {
+                minijinja::Error::new(ErrorKind::InvalidOperation, error.to_string())
+            })
         });
-        environment.add_template_owned(NAME, generation_as_filter(source)).map_err(unreadable)?;
+        environment
+            .add_template_owned(NAME, generation_as_filter(source))
+            .map_err(|error| unreadable(&error))?;
         Ok(Self { environment })
     }
 
@@ -79,8 +82,8 @@ impl Template {
     ///
     /// [`Error::Template`] if the template refuses the conversation or costs more than it may.
     pub fn render(&self, variables: &Value) -> Result<Rendered, Error> {
-        let template = self.environment.get_template(NAME).map_err(unreadable)?;
-        let marked = template.render(to_any(variables)?).map_err(unreadable)?;
+        let template = self.environment.get_template(NAME).map_err(|error| unreadable(&error))?;
+        let marked = template.render(to_any(variables)?).map_err(|error| unreadable(&error))?;
         let (mut text, mut learned) = (String::with_capacity(marked.len()), Vec::new());
         let mut start = None;
         for piece in marked.split_inclusive(MARKS) {
@@ -101,8 +104,8 @@ fn generation_as_filter(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (before, tag) = (&rest[..start], &rest[start + 2..start + length]);
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let (before, tag) = (&rest[..start], &rest[start + 2..start + 2 + length]);
         let word = tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
         out.push_str(before);
         out.push_str("{%");
@@ -112,13 +115,13 @@ fn generation_as_filter(source: &str) -> String {
             _ => out.push_str(tag),
         }
         out.push_str("%}");
-        rest = &rest[start + length + 2..];
+        rest = &rest[start + 2 + length + 2..];
     }
     out.push_str(rest);
     out
 }
 
-fn unreadable(error: minijinja::Error) -> Error {
+fn unreadable(error: &minijinja::Error) -> Error {
     let place = error.line().map_or_else(String::new, |line| format!(" (line {line})"));
     let kind = error.kind();
     let problem = match error.detail() {
@@ -139,7 +142,9 @@ fn to_any(value: &Value) -> Result<Any, Error> {
                 Any::from(text.parse::<f64>().expect("a number that has been read"))
             }
             Err(_) => {
-                return Err(Error::Template { problem: "a whole number takes over 128 bits".to_owned() });
+                return Err(Error::Template {
+                    problem: "a whole number takes over 128 bits".to_owned(),
+                });
             }
         },
         Value::String(text) if text.contains(MARKS) => {
@@ -149,20 +154,25 @@ fn to_any(value: &Value) -> Result<Any, Error> {
         Value::String(text) => Any::from(text.as_str()),
         Value::Array(items) => Any::from(items.iter().map(to_any).collect::<Result<Vec<_>, _>>()?),
         Value::Object(entries) => {
-            let entries = entries.iter().map(|(key, value)| Ok((Any::from(key.as_str()), to_any(value)?)));
+            let entries =
+                entries.iter().map(|(key, value)| Ok((Any::from(key.as_str()), to_any(value)?)));
             Any::from_object(entries.collect::<Result<IndexMap<_, _>, Error>>()?)
         }
     })
 }
 
 /// `json.dumps` with the arguments that `transformers` lets a template give.
+#[expect(clippy::needless_pass_by_value, reason = "the shape of a filter")]
 fn to_json(_: &State, value: &Any, options: Kwargs) -> Result<Any, minijinja::Error> {
     let separators = options.get::<Option<Vec<String>>>("separators")?;
     let indent = options.get::<Option<usize>>("indent")?;
     let [item, key] = match separators.as_deref() {
         Some([item, key]) => [item.clone(), key.clone()],
         Some(_) => {
-            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "separators must be two texts"));
+            return Err(minijinja::Error::new(
+                ErrorKind::InvalidOperation,
+                "separators must be two texts",
+            ));
         }
         None => [if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()],
     };

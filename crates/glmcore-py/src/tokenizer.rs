@@ -12,7 +12,7 @@ use glmcore_tokenizer::{
 use numpy::ndarray::Array2;
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyInt, PyList, PyString};
+use pyo3::types::{IntoPyDict, PyBytes, PyInt, PyList, PyString};
 
 use crate::error::{OrRaise, TokenizerError};
 
@@ -138,18 +138,21 @@ impl PyTokenizer {
         signed(ids).into_pyarray(py)
     }
 
-    /// Ids of a file's text.
-    fn encode_file<'py>(
+    /// Ids of a part of a file's text from byte `start` on, and the byte it ends at.
+    fn encode_file_part<'py>(
         &self,
         py: Python<'py>,
         path: PathBuf,
+        start: usize,
+        min_bytes: usize,
         parse_special: bool,
         num_threads: usize,
-    ) -> PyResult<Bound<'py, PyArray1<i32>>> {
-        let ids = py
-            .detach(|| self.inner.encode_file(&path, special(parse_special), num_threads))
+    ) -> PyResult<(Bound<'py, PyArray1<i32>>, usize)> {
+        let special = special(parse_special);
+        let (ids, end) = py
+            .detach(|| self.inner.encode_file_part(&path, start, min_bytes, special, num_threads))
             .or_raise()?;
-        Ok(signed(ids).into_pyarray(py))
+        Ok((signed(ids).into_pyarray(py), end))
     }
 
     /// Ids of `text` and where each begins and ends in it: in characters if `characters`, else in bytes of UTF-8.
@@ -384,17 +387,14 @@ fn signed(ids: Vec<u32>) -> Vec<i32> {
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("GLM4_SPECIAL_TOKENS", GLM4_SPECIAL_TOKENS.to_vec())?;
-    let patterns = PyDict::new(module.py());
-    for (name, pattern) in [
+    let patterns = [
         ("glm4", GLM4_PATTERN),
         ("cl100k", CL100K_PATTERN),
         ("o200k", O200K_PATTERN),
         ("qwen2", QWEN2_PATTERN),
         ("gpt2", GPT2_PATTERN),
-    ] {
-        patterns.set_item(name, pattern)?;
-    }
-    module.add("PATTERNS", patterns)?;
+    ];
+    module.add("PATTERNS", patterns.into_py_dict(module.py())?)?;
     module.add_class::<PyTokenizer>()?;
     module.add_class::<PyStreamDecoder>()
 }

@@ -1,6 +1,10 @@
 //! Many texts, or one long text, at once on several threads.
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use memmap2::Mmap;
 
 use crate::threads::on_threads;
 use crate::tokenizer::{Special, Tokenizer};
@@ -107,26 +111,50 @@ impl Tokenizer {
     /// # Errors
     ///
     /// [`Error::File`] if it cannot be opened, [`Error::NotUtf8`] with the place of the first byte that is no text.
+    pub fn encode_file(
+        &self,
+        path: &Path,
+        special: Special,
+        num_threads: usize,
+    ) -> Result<Vec<TokenId>, Error> {
+        let part = self.encode_file_part(path, 0, usize::MAX, special, num_threads)?;
+        Ok(part.0)
+    }
+
+    /// Encodes a file's text from byte `start`, which an earlier part ended at, for `min_bytes` or a little more: up to
+    /// the next place where a cut changes no token, or to the end. Also gives the byte that the part ends at.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tokenizer::encode_file`].
     #[expect(
         unsafe_code,
         reason = "a file that changes while it is mapped is the caller's to avoid"
     )]
-    pub fn encode_file(
+    pub fn encode_file_part(
         &self,
-        path: &std::path::Path,
+        path: &Path,
+        start: usize,
+        min_bytes: usize,
         special: Special,
         num_threads: usize,
-    ) -> Result<Vec<TokenId>, Error> {
+    ) -> Result<(Vec<TokenId>, usize), Error> {
         let failed = |source| Error::File { path: path.to_owned(), source };
-        let file = std::fs::File::open(path).map_err(failed)?;
-        if file.metadata().map_err(failed)?.len() == 0 {
-            return Ok(Vec::new());
+        let file = File::open(path).map_err(failed)?;
+        let size = usize::try_from(file.metadata().map_err(failed)?.len())
+            .expect("a file fits the address space");
+        if start >= size {
+            return Ok((Vec::new(), size));
         }
         // SAFETY: the mapping is private to this call; the documentation asks for files that do not change meanwhile.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(failed)?;
-        let text = std::str::from_utf8(&map)
-            .map_err(|error| Error::NotUtf8 { path: path.to_owned(), at: error.valid_up_to() })?;
-        Ok(self.encode_batch(&[text], special, num_threads).ids)
+        let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+        let end =
+            if self.can_be_cut() { next_cut(&map, start.saturating_add(min_bytes)) } else { size };
+        let text = std::str::from_utf8(&map[start..end]).map_err(|error| Error::NotUtf8 {
+            path: path.to_owned(),
+            at: start + error.valid_up_to(),
+        })?;
+        Ok((self.encode_batch(&[text], special, num_threads).ids, end))
     }
 
     /// Cuts the work: short texts together, long texts where a cut cannot change their tokens.
@@ -141,7 +169,7 @@ impl Tokenizer {
                 }
                 let mut start = 0;
                 while start < text.len() {
-                    let end = next_cut(text, start + CHUNK_BYTES);
+                    let end = next_cut(text.as_bytes(), start + CHUNK_BYTES);
                     chunks.push(Chunk::Piece {
                         text: place,
                         bytes: start..end,
@@ -167,9 +195,8 @@ impl Tokenizer {
 
 /// The first place from `from` on between a line break and an ASCII letter or digit: there every known pattern ends a
 /// word, whatever stands around it. Else the end.
-fn next_cut(text: &str, from: usize) -> usize {
-    let bytes = text.as_bytes();
+fn next_cut(text: &[u8], from: usize) -> usize {
     let is_cut = |pair: &[u8]| pair[0] == b'\n' && pair[1].is_ascii_alphanumeric();
-    let rest = bytes.get(from..).unwrap_or_default();
-    rest.windows(2).position(is_cut).map_or(bytes.len(), |place| from + place + 1)
+    let rest = text.get(from..).unwrap_or_default();
+    rest.windows(2).position(is_cut).map_or(text.len(), |place| from + place + 1)
 }

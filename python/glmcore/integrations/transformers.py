@@ -1,5 +1,6 @@
 """glmcore's tokenizer behind the interface of `transformers`, for TRL, vLLM and whatever else takes that."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,19 +53,23 @@ class FastTokenizer(PreTrainedTokenizerFast):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_glmcore": None}  # another process reads it anew
 
-    def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:
-        texts = [text] if isinstance(text, str) else text
+    def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]: the rest are options
+        self, text: Any, text_pair: Any = None, **options: Any
+    ) -> BatchEncoding:
+        texts: Any = [text] if isinstance(text, str) else text
         splits = options.get("split_special_tokens")
         plain = isinstance(texts, list | tuple) and texts and all(isinstance(item, str) for item in texts)
         splits = self.split_special_tokens if splits is None else splits
         if not plain or text_pair is not None or splits or any(options.get(name) for name in _LEFT):
             return super()._encode_plus(text, text_pair, **options)
-        rows = self._rows(texts, options)
+        rows = self._rows(list(texts), options)
         for row in rows:
             self._eventual_warn_about_too_long_sequence(row, options.get("max_length"), options.get("verbose", True))
         fields = self._fields(rows, options)
         if isinstance(text, str) and options.get("return_tensors") is None:
-            return BatchEncoding({name: field[0] if isinstance(field[0], list) else field for name, field in fields.items()})
+            return BatchEncoding(
+                {name: field[0] if isinstance(field[0], list) else field for name, field in fields.items()}
+            )
         return BatchEncoding(fields, tensor_type=options.get("return_tensors"))
 
     def _fields(self, rows: list[list[int]], options: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +83,7 @@ class FastTokenizer(PreTrainedTokenizerFast):
             missing = [max(-(-length // multiple) * multiple - len(row), 0) for row in rows]
         on_the_left = (options.get("padding_side") or self.padding_side) == "left"
 
-        def padded(values: list[list[int]], value: int | None) -> list[list[Any]]:
+        def padded(values: list[list[int]], value: Any) -> list[list[Any]]:
             if not any(missing):
                 return values
             if on_the_left:
@@ -98,7 +103,7 @@ class FastTokenizer(PreTrainedTokenizerFast):
         asked = options.get(f"return_{name}")
         return name in self.model_input_names if asked is None else asked
 
-    def _rows(self, texts: list[str], options: dict[str, Any]) -> list[list[int]]:
+    def _rows(self, texts: Sequence[str], options: dict[str, Any]) -> list[list[int]]:
         """Ids of each text, with what the post-processor puts around them, cut to `max_length`."""
         batch = self.glmcore.encode_batch(texts, special="parse")
         before, after = self.glmcore.core.template if options.get("add_special_tokens", True) else ([], [])

@@ -1,0 +1,132 @@
+"""Verbs that use a checkpoint: generate, chat, quantize, info."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from glmcore.cli.verb import add_verb
+from glmcore.errors import RequestError
+
+
+def add_verbs(verbs: Any) -> None:
+    """Declare them."""
+    generate = add_verb(
+        verbs,
+        "generate",
+        "continue a text, or answer a question with --chat",
+        '  glmcore generate runs/nano "def main"\n  glmcore generate runs/nano --chat "What is 3 + 4?" --json',
+    )
+    generate.add_argument("model", type=Path, help="run directory or checkpoint directory")
+    generate.add_argument("prompt", help="text to continue; - reads it from stdin")
+    generate.add_argument("--chat", action="store_true", help="put the prompt as a user's turn")
+    generate.add_argument("--json", action="store_true", help="print text, tokens and log-probabilities")
+    _add_sampling(generate)
+    generate.set_defaults(command=_generate)
+
+    chat = add_verb(verbs, "chat", "talk to a model in the terminal", "  glmcore chat runs/nano")
+    chat.add_argument("model", type=Path, help="run directory or checkpoint directory")
+    _add_sampling(chat)
+    chat.set_defaults(command=_chat)
+
+    quantize = add_verb(
+        verbs,
+        "quantize",
+        "turn a bfloat16 checkpoint into block-wise FP8",
+        "  glmcore quantize runs/nano/export/bf16 /tmp/nano-fp8",
+    )
+    quantize.add_argument("source", type=Path, help="Hugging Face checkpoint directory")
+    quantize.add_argument("target", type=Path, help="directory to make")
+    quantize.set_defaults(command=_quantize)
+
+    info = add_verb(
+        verbs,
+        "info",
+        "describe a checkpoint or this installation",
+        "  glmcore info\n  glmcore info runs/nano",
+    )
+    info.add_argument("model", type=Path, nargs="?", help="run directory or checkpoint directory")
+    info.set_defaults(command=_info)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _checkpoint(path: Path) -> Path:
+    """The checkpoint of a run directory, or `path` itself."""
+    exported = path / "export" / "bf16"
+    return exported if exported.is_dir() else path
+
+
+def _sampling(args: argparse.Namespace) -> Any:
+    from glmcore.engine.sampling import SamplingParams
+
+    return SamplingParams(max_tokens=args.max_tokens, temperature=args.temperature, top_p=args.top_p, seed=args.seed)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    prompt: str = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if not prompt:
+        raise RequestError("the prompt is empty")
+    from glmcore.chat import apply_chat_template
+    from glmcore.engine.llm import LLM
+
+    llm = LLM(_checkpoint(args.model))
+    ids: Any = prompt
+    if args.chat:
+        turn = [{"role": "user", "content": prompt}]
+        ids = apply_chat_template(llm.tokenizer, turn, add_generation_prompt=True).ids.tolist()
+    [completion] = llm.generate([ids], _sampling(args))
+    print(json.dumps(vars(completion), ensure_ascii=False) if args.json else completion.text)
+
+
+def _chat(args: argparse.Namespace) -> None:
+    from glmcore.engine.llm import LLM
+
+    llm = LLM(_checkpoint(args.model))
+    params = _sampling(args)
+    messages: list[dict[str, Any]] = []
+    print("Type a message; an empty line or Ctrl-D ends the chat.", file=sys.stderr)
+    while True:
+        try:
+            text = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if not text.strip():
+            return
+        messages.append({"role": "user", "content": text})
+        reply = llm.chat(messages, params)
+        if reply.reasoning_content:
+            print(f"[thinking] {reply.reasoning_content}", file=sys.stderr)
+        print(reply.content, flush=True)
+        messages.append({"role": "assistant", "content": reply.content, "reasoning_content": reply.reasoning_content})
+
+
+def _quantize(args: argparse.Namespace) -> None:
+    from glmcore.fp8 import quantize_checkpoint
+
+    quantize_checkpoint(args.source, args.target)
+
+
+def _info(args: argparse.Namespace) -> None:
+    if args.model is None:
+        from glmcore import __version__
+        from glmcore.rundir import describe_machine
+
+        print(json.dumps({"glmcore": __version__, **describe_machine()}, indent=1))
+        return
+    import torch
+
+    from glmcore.model.config import GlmConfig
+    from glmcore.model.glm import Glm
+
+    directory = _checkpoint(args.model)
+    config = GlmConfig.from_hf(directory / "config.json")
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in Glm(config).parameters())
+    print(json.dumps({"checkpoint": str(directory), "parameters": parameters, **config.model_dump()}, indent=1))

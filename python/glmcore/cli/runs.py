@@ -1,0 +1,127 @@
+"""Verbs that go the road of a recipe: quickstart, data, train, rl, report."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glmcore.cli.verb import add_verb
+from glmcore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from glmcore.recipe import Recipe
+
+
+def add_verbs(verbs: Any) -> None:
+    """Declare them."""
+    quickstart = add_verb(
+        verbs,
+        "quickstart",
+        "go the whole road with a nano model: corpus, tokenizer, training, RL, export, report",
+        "  glmcore quickstart\n  glmcore quickstart run.dir=runs/mine run.seed=1\n"
+        "  glmcore quickstart --corpus ~/notes run.dir=runs/notes",
+    )
+    quickstart.add_argument("settings", nargs="*", metavar="FILE.toml|KEY=VALUE", help="recipe (default: nano)")
+    quickstart.add_argument("--corpus", metavar="PATH", help="your own text, JSONL file or directory")
+    quickstart.set_defaults(command=_quickstart, resumable=True)
+
+    data = add_verb(verbs, "data", "prepare the data of a recipe", "  glmcore data prepare nano run.dir=runs/mine")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    prepare = add_verb(
+        actions,
+        "prepare",
+        "collect the corpus, train the tokenizer, write token shards",
+        "  glmcore data prepare nano run.dir=runs/mine corpus.problems.chain_sum=2000",
+    )
+    _add_settings(prepare, _prepare)
+    train = add_verb(verbs, "train", "run the training stages of a recipe", "  glmcore train nano run.dir=runs/mine")
+    _add_settings(train, _train)
+    rl = add_verb(verbs, "rl", "run the RL stage of a recipe", "  glmcore rl nano run.dir=runs/mine")
+    _add_settings(rl, _rl)
+
+    report = add_verb(
+        verbs,
+        "report",
+        "write and print the report of a run",
+        "  glmcore report runs/nano\n  glmcore report runs/nano --json | jq .rl",
+    )
+    report.add_argument("run", type=Path, help="run directory")
+    form = report.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print the figures as JSON")
+    form.add_argument("--markdown", action="store_true", help="print the table of stations as Markdown")
+    report.set_defaults(command=_report)
+
+
+def _add_settings(parser: argparse.ArgumentParser, command: Any) -> None:
+    parser.add_argument("settings", nargs="+", metavar="RECIPE|KEY=VALUE")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved recipe and stop")
+    parser.set_defaults(command=command, resumable=True)
+
+
+def _load_recipe(settings: list[str], default: str | None = None, extra: list[str] | None = None) -> "Recipe":
+    from glmcore.recipe import Recipe, find_recipe
+
+    files = [setting for setting in settings if "=" not in setting]
+    overrides = [setting for setting in settings if "=" in setting]
+    if not files:
+        if default is None:
+            raise ConfigError("no recipe given: name a TOML file or a packaged recipe such as nano")
+        files = [default]
+    return Recipe.load([find_recipe(file) for file in files], overrides + (extra or []))
+
+
+def _recipe_or_print(args: argparse.Namespace) -> "Recipe | None":
+    recipe = _load_recipe(args.settings)
+    if not args.dry_run:
+        return recipe
+    import tomli_w
+
+    print(tomli_w.dumps(recipe.model_dump(exclude_none=True)), end="")
+    return None
+
+
+def _quickstart(args: argparse.Namespace) -> None:
+    extra = [] if args.corpus is None else [f"corpus.path={json.dumps(str(Path(args.corpus).absolute()))}"]
+    recipe = _load_recipe(args.settings, default="nano", extra=extra)
+    from glmcore.quickstart import quickstart
+
+    quickstart(recipe)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    recipe = _recipe_or_print(args)
+    if recipe:
+        from glmcore.data import prepare
+
+        prepare.run(recipe)
+
+
+def _train(args: argparse.Namespace) -> None:
+    recipe = _recipe_or_print(args)
+    if recipe:
+        from glmcore import train
+        from glmcore.data import prepare
+
+        prepare.run(recipe)
+        train.run(recipe)
+
+
+def _rl(args: argparse.Namespace) -> None:
+    recipe = _recipe_or_print(args)
+    if recipe:
+        from glmcore import rl
+
+        rl.run(recipe)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from glmcore.report import format_table, summarize, write_report
+
+    summary = summarize(args.run)
+    page = write_report(args.run)
+    if args.json:
+        print(json.dumps(summary, indent=1, ensure_ascii=False))
+        return
+    print(format_table(summary, markdown=args.markdown))
+    print(f"report: {page}", file=sys.stderr)
