@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memmap2::Mmap;
@@ -92,17 +93,13 @@ impl Tokenizer {
         });
         let mut encoded: Vec<_> = encoded.into_iter().flatten().collect();
         encoded.sort_unstable_by_key(|&(place, ..)| place);
-        let total = encoded.iter().map(|(_, ids, _)| ids.len()).sum();
-        let mut batch = EncodedBatch {
-            ids: Vec::with_capacity(total),
-            offsets: Vec::with_capacity(texts.len() + 1),
-        };
-        batch.offsets.push(0);
-        for (_, ids, lens) in encoded {
-            let start = batch.ids.len();
-            batch.ids.extend_from_slice(&ids);
-            batch.offsets.extend(lens.into_iter().map(|len| start + len));
+        let mut batch = EncodedBatch { ids: Vec::new(), offsets: vec![0] };
+        let mut start = 0;
+        for (_, ids, lens) in &encoded {
+            batch.offsets.extend(lens.iter().map(|len| start + len));
+            start += ids.len();
         }
+        batch.ids = join(encoded.iter().map(|(_, ids, _)| &ids[..]), start, num_threads);
         batch
     }
 
@@ -191,6 +188,34 @@ impl Tokenizer {
         }
         chunks
     }
+}
+
+/// The parts one after the other, `total` tokens, copied on the threads that the batch may use: a fresh array costs more
+/// to touch first than to fill.
+fn join<'a>(
+    parts: impl Iterator<Item = &'a [TokenId]>,
+    total: usize,
+    num_threads: usize,
+) -> Vec<TokenId> {
+    let mut joined = vec![0; total];
+    let mut rest = &mut joined[..];
+    let copies: Vec<_> = parts
+        .map(|part| {
+            let (place, after) = std::mem::take(&mut rest).split_at_mut(part.len());
+            rest = after;
+            (place, part)
+        })
+        .collect();
+    let num_copies = copies.len();
+    let copies = Mutex::new(copies.into_iter());
+    on_threads(num_threads, num_copies, || {
+        loop {
+            let next = copies.lock().expect("copying does not panic").next();
+            let Some((place, part)) = next else { break };
+            place.copy_from_slice(part);
+        }
+    });
+    joined
 }
 
 /// The first place from `from` on between a line break and an ASCII letter or digit: there every known pattern ends a
