@@ -180,7 +180,7 @@ def test_files_and_bytes(plain, tmp_path):
 def test_a_long_file_comes_in_parts_that_together_are_the_whole(plain, tmp_path):
     ours, _ = both(plain, tmp_path)
     place = tmp_path / "text.txt"
-    place.write_text(CORPUS * 300_000, encoding="utf-8")
+    place.write_text((CORPUS + "\nthe cat ") * 300_000, encoding="utf-8")
     parts = list(ours.encode_file_parts(place))
     assert len(parts) > 1
     assert sum(size for _, size in parts) == place.stat().st_size
