@@ -54,8 +54,3 @@ static VALUES: LazyLock<[f32; 256]> = LazyLock::new(|| {
 pub fn decode(code: u8) -> f32 {
     VALUES[usize::from(code)]
 }
-
-/// All values, for loops that decode many codes.
-pub(crate) fn values() -> &'static [f32; 256] {
-    &VALUES
-}
