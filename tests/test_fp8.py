@@ -101,3 +101,42 @@ def test_scales_that_do_not_fit_are_refused():
     q, scale = quantize_blocks(torch.randn(4, 4), block=(2, 2))
     with pytest.raises(Fp8Error, match="scale_inv has"):
         dequantize_blocks(q, scale[:1], block=(2, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_values_come_back_rounded_once(dtype):
+    q, scale = quantize_blocks(random_matrix((130, 200), torch.float32, 0, 3.0), block=(64, 64))
+    expected = oracle.dequantize_blocks(q, scale, (64, 64)).to(dtype)
+    assert torch.equal(dequantize_blocks(q, scale, block=(64, 64), dtype=dtype), expected)
+    out = torch.zeros(130, 200, dtype=dtype)
+    if dtype == torch.float64:
+        with pytest.raises(Fp8Error, match="out must be float32, float16 or bfloat16"):
+            dequantize_blocks(q, scale, block=(64, 64), out=out)
+    else:
+        assert dequantize_blocks(q, scale, block=(64, 64), out=out) is out
+        assert torch.equal(out, expected)
+
+
+def test_nan_and_infinity_may_become_nan_and_leave_their_block_as_it_is():
+    w = torch.randn(4, 256, dtype=torch.bfloat16)
+    plain_q, plain_scale = quantize_blocks(w)
+    w[0, 3], w[1, 200] = float("nan"), float("-inf")
+    q, scale = quantize_blocks(w, not_finite="propagate")
+    back = dequantize_blocks(q, scale)
+    assert back.isnan().nonzero().tolist() == [[0, 3], [1, 200]]
+    assert torch.equal(scale, plain_scale)  # neither of them was the largest of its block
+    same = ~back.isnan()
+    assert torch.equal(q.view(torch.uint8)[same], plain_q.view(torch.uint8)[same])
+
+
+def test_results_may_go_where_earlier_ones_were():
+    first, second = torch.randn(3, 40, 50), torch.randn(3, 40, 50)
+    expected = quantize_blocks(second, block=(16, 16))
+    out = quantize_blocks(first, block=(16, 16))
+    q, scale = quantize_blocks(second, block=(16, 16), out=out)
+    assert q is out[0]
+    assert scale is out[1]
+    assert torch.equal(q.view(torch.uint8), expected[0].view(torch.uint8))
+    assert torch.equal(scale, expected[1])
+    with pytest.raises(Fp8Error, match="out must be codes"):
+        quantize_blocks(second[:2], block=(16, 16), out=out)

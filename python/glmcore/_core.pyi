@@ -27,7 +27,8 @@ __all__ = [
     "balance",
     "draw",
     "fill",
-    "fp8_dequantize",
+    "fp8_dequantize_bits",
+    "fp8_dequantize_f32",
     "fp8_quantize_bits",
     "fp8_quantize_f32",
     "pack_best_fit",
@@ -485,17 +486,32 @@ class CoreTrajectoryBuffer:
 
 # ---- fp8 ------------------------------------------------------------------------------------------
 
+_Fp8Request: TypeAlias = tuple[tuple[int, int], float, bool, bool]
+
 def fp8_quantize_f32(
-    w: npt.NDArray[np.float32], block: tuple[int, int], floor: float, ue8m0: bool
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Quantise a float32 matrix; gives codes and scales."""
+    w: npt.NDArray[np.float32], q: npt.NDArray[np.uint8], scale: npt.NDArray[np.float32], request: _Fp8Request
+) -> None:
+    """Quantise a float32 matrix."""
 
 def fp8_quantize_bits(
-    w: npt.NDArray[np.uint16], bfloat16: bool, block: tuple[int, int], floor: float, ue8m0: bool
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """Quantise a matrix of float16 or, with `bfloat16`, bfloat16 bits; gives codes and scales."""
+    w: npt.NDArray[np.uint16],
+    bfloat16: bool,
+    q: npt.NDArray[np.uint8],
+    scale: npt.NDArray[np.float32],
+    request: _Fp8Request,
+) -> None:
+    """Quantise a matrix of float16 or, with `bfloat16`, bfloat16 bits."""
 
-def fp8_dequantize(
-    q: npt.NDArray[np.uint8], scale: npt.NDArray[np.float32], block: tuple[int, int]
-) -> npt.NDArray[np.float32]:
-    """Codes times scales as float32."""
+def fp8_dequantize_f32(
+    q: npt.NDArray[np.uint8], scale: npt.NDArray[np.float32], block: tuple[int, int], out: npt.NDArray[np.float32]
+) -> None:
+    """Codes times scales into a float32 matrix."""
+
+def fp8_dequantize_bits(
+    q: npt.NDArray[np.uint8],
+    scale: npt.NDArray[np.float32],
+    block: tuple[int, int],
+    bfloat16: bool,
+    out: npt.NDArray[np.uint16],
+) -> None:
+    """Codes times scales into a matrix of float16 or, with `bfloat16`, bfloat16 bits."""

@@ -61,5 +61,10 @@ pub(crate) fn check_length(
     }
 }
 
-/// Matrices with fewer values are not worth a second thread.
-pub(crate) const MIN_PARALLEL_VALUES: usize = 1 << 16;
+/// Matrices with fewer values are done before a second thread has woken up.
+const MIN_PARALLEL_VALUES: usize = 1 << 19;
+
+/// Whether other threads should help with so many values.
+pub(crate) fn is_parallel(num_values: usize) -> bool {
+    num_values >= MIN_PARALLEL_VALUES && rayon::current_num_threads() > 1
+}

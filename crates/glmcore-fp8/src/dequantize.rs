@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::Error;
-use crate::blocks::{Blocks, MIN_PARALLEL_VALUES, Matrix, check_length};
+use crate::blocks::{Blocks, Matrix, check_length, is_parallel};
 use crate::element::Element;
 use crate::instructions::{Instructions, Task, Way, dispatch};
 use crate::part::PartDecoder;
@@ -47,7 +47,7 @@ pub fn dequantize_with<T: Element>(
     let work = |((q, out), scales)| {
         dispatch(instructions, Strip { q, out, scales, columns, width: blocks.columns });
     };
-    if q.len() < MIN_PARALLEL_VALUES {
+    if !is_parallel(q.len()) {
         q.chunks(strip).zip(out.chunks_mut(strip)).zip(scales.chunks(grid.1)).for_each(work);
     } else {
         let strips = q.par_chunks(strip).zip(out.par_chunks_mut(strip));
@@ -70,9 +70,8 @@ impl<T: Element> Task for Strip<'_, T> {
     fn run(self, way: Way) {
         let rows = self.q.len() / self.columns;
         let decoders = self.scales.iter();
-        let decoders: Vec<_> = decoders
-            .map(|&scale| PartDecoder::new::<T>(way, scale, rows * self.width))
-            .collect();
+        let decoders: Vec<_> =
+            decoders.map(|&scale| PartDecoder::new::<T>(way, scale, rows * self.width)).collect();
         let lines = self.q.chunks_exact(self.columns).zip(self.out.chunks_exact_mut(self.columns));
         for (q, out) in lines {
             let parts = q.chunks(self.width).zip(out.chunks_mut(self.width));

@@ -14,7 +14,9 @@ const SMALLEST_NORMAL: u32 = 0x3c80_0000;
 pub(crate) fn encode_part<T: Element>(part: &[T], scale: f32, q: &mut [u8]) {
     let reciprocal = 1.0 / scale;
     for (value, q) in part.iter().zip(q) {
-        *q = encode(divide(value.to_f32(), scale, reciprocal));
+        let value = value.to_f32();
+        let sign = (value.to_bits() >> 24) as u8 & 0x80; // of the value: the remainders of a -0 are +0
+        *q = sign | encode(divide(value.abs(), scale, reciprocal)) & 0x7f;
     }
 }
 
@@ -31,7 +33,7 @@ fn divide(value: f32, scale: f32, reciprocal: f32) -> f32 {
     (-faithful).mul_add(scale, value).mul_add(reciprocal, faithful)
 }
 
-/// Nearest code of a value of at most 448 and half an ulp, ties to even.
+/// Nearest code, in the lower seven bits, of a value from 0 to 448 and half an ulp, ties to even.
 ///
 /// With e the exponent of the value, at least that of the smallest normal, codes are 2^(e-3) apart. Adding
 /// 2^(e+20), whose last mantissa bit is just that, rounds; the sum's last byte is then the number of steps, and
@@ -40,9 +42,8 @@ fn divide(value: f32, scale: f32, reciprocal: f32) -> f32 {
 fn encode(value: f32) -> u8 {
     let bits = value.to_bits();
     let exponent = (bits & 0x7f80_0000).max(SMALLEST_NORMAL);
-    let rounded = f32::from_bits(bits & 0x7fff_ffff) + f32::from_bits(exponent + (20 << 23) + 56);
-    let code = rounded.to_bits().wrapping_add(exponent >> 20);
-    (bits >> 24 & 0x80 | code & 0x7f) as u8
+    let rounded = value + f32::from_bits(exponent + (20 << 23) + 56);
+    rounded.to_bits().wrapping_add(exponent >> 20) as u8
 }
 
 /// As `plain::decode_part`.

@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use crate::blocks::{Blocks, MIN_PARALLEL_VALUES, Matrix, check_length};
+use crate::Error;
+use crate::blocks::{Blocks, Matrix, check_length, is_parallel};
 use crate::e4m3::E4M3_MAX;
 use crate::element::{Element, INFINITY};
-use crate::Error;
 use crate::instructions::{Instructions, Task, Way, dispatch};
 use crate::part::PartEncoder;
 
@@ -15,7 +15,7 @@ pub const WEIGHT_FLOOR: f32 = 1e-10;
 pub const ACTIVATION_FLOOR: f32 = 1e-4;
 
 /// Values of a strip of blocks that are looked at twice while they are in the second-level cache.
-const TILE_VALUES: usize = 1 << 17;
+const TILE_VALUES: usize = 1 << 18;
 
 /// What a scale may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,10 @@ impl Quantizer {
     /// # Errors
     ///
     /// As [`Quantizer::quantize_into`].
-    pub fn quantize<T: Element>(&self, matrix: Matrix<'_, T>) -> Result<(Vec<u8>, Vec<f32>), Error> {
+    pub fn quantize<T: Element>(
+        &self,
+        matrix: Matrix<'_, T>,
+    ) -> Result<(Vec<u8>, Vec<f32>), Error> {
         let (rows, columns) = self.blocks.grid(matrix.rows, matrix.columns);
         let (mut q, mut scales) = (vec![0; matrix.values.len()], vec![0.0; rows * columns]);
         self.quantize_into(matrix, &mut q, &mut scales)?;
@@ -110,12 +113,15 @@ impl Quantizer {
                 None => Ok(()),
             }
         };
-        if values.len() < MIN_PARALLEL_VALUES {
-            let strips = values.chunks(strip).zip(q.chunks_mut(strip)).zip(scales.chunks_mut(grid.1));
+        if !is_parallel(values.len()) {
+            let strips =
+                values.chunks(strip).zip(q.chunks_mut(strip)).zip(scales.chunks_mut(grid.1));
             strips.enumerate().try_for_each(work)
         } else {
-            let strips =
-                values.par_chunks(strip).zip(q.par_chunks_mut(strip)).zip(scales.par_chunks_mut(grid.1));
+            let strips = values
+                .par_chunks(strip)
+                .zip(q.par_chunks_mut(strip))
+                .zip(scales.par_chunks_mut(grid.1));
             let results: Vec<_> = strips.enumerate().map(work).collect();
             results.into_iter().collect() // the first error by place, not by time
         }
@@ -170,7 +176,8 @@ impl<T: Element> Task for Strip<'_, T> {
                     return;
                 } else {
                     let left = start + block * width;
-                    let amax = finite_amax(self.values, self.columns, left..(left + width).min(end));
+                    let amax =
+                        finite_amax(self.values, self.columns, left..(left + width).min(end));
                     *scale = self.quantizer.scale_of(amax);
                     encoders.push(PartEncoder::Plain(*scale));
                 }

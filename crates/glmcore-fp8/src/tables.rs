@@ -1,13 +1,16 @@
 //! bfloat16 to codes and back by table: within a block a code depends on no more than the seven mantissa bits, apart from
 //! sign and exponent, and a value on no more than the code. The tables are made by `lanes`, so all bits are the same.
-#![expect(unsafe_code, reason = "instructions that a processor may lack, and their loads and stores")]
+#![expect(
+    unsafe_code,
+    reason = "instructions that a processor may lack, and their loads and stores"
+)]
 
 use std::arch::x86_64::{
-    __m512i, _mm512_add_epi8, _mm512_and_si512, _mm512_cmplt_epu16_mask, _mm512_cvtepu8_epi16,
-    _mm512_loadu_epi8, _mm512_loadu_epi16, _mm512_mask_blend_epi16, _mm512_permutex2var_epi8,
-    _mm512_permutex2var_epi16, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_slli_epi16,
-    _mm512_srli_epi16, _mm512_storeu_epi8, _mm512_storeu_epi16, _mm512_ternarylogic_epi32,
-    _mm512_test_epi16_mask, _mm256_loadu_epi8,
+    __m512i, _mm256_loadu_epi8, _mm512_add_epi8, _mm512_and_si512, _mm512_cmplt_epu16_mask,
+    _mm512_cvtepu8_epi16, _mm512_loadu_epi8, _mm512_loadu_epi16, _mm512_mask_blend_epi16,
+    _mm512_permutex2var_epi8, _mm512_permutex2var_epi16, _mm512_set1_epi8, _mm512_set1_epi16,
+    _mm512_slli_epi16, _mm512_srli_epi16, _mm512_storeu_epi8, _mm512_storeu_epi16,
+    _mm512_ternarylogic_epi32, _mm512_test_epi16_mask,
 };
 
 use half::bf16;

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from glmcore._core import fp8_dequantize, fp8_quantize_bits, fp8_quantize_f32
+from glmcore._core import fp8_dequantize_bits, fp8_dequantize_f32, fp8_quantize_bits, fp8_quantize_f32
 from glmcore.errors import Fp8Error
 
 ScaleFormat = Literal["float32", "ue8m0"]
@@ -20,14 +20,24 @@ ACTIVATION_FLOOR = 1e-4
 
 
 def quantize_blocks(
-    w: Any, block: tuple[int, int] = (128, 128), scale_format: ScaleFormat = "float32"
+    w: Any,
+    block: tuple[int, int] = (128, 128),
+    scale_format: ScaleFormat = "float32",
+    *,
+    not_finite: Literal["refuse", "propagate"] = "refuse",
+    out: tuple[Any, Any] | None = None,
 ) -> tuple[Any, Any]:
     """Quantise a weight, [M, N] or a stack [E, M, N] whose matrices are blocked each on its own.
+
+    Runs on all cores, or as many as the environment's RAYON_NUM_THREADS says; the result does not depend on it.
 
     Args:
         w: C-contiguous numpy array (float32, float16) or CPU tensor (float32, float16, bfloat16).
         block: Rows and columns of a block; blocks at the edges may be smaller.
         scale_format: `ue8m0` rounds scales up to powers of two.
+        not_finite: What becomes of NaN and infinity: an error, or NaN, with the scale of the block's finite values.
+        out: Codes and scales of an earlier call of the same shape, written anew: fresh memory costs more than the
+            work. On an error they hold no sense.
 
     Returns:
         Codes of the shape of `w` (uint8 for numpy, float8_e4m3fn for torch), and float32 scales, [ceil(M / rows),
@@ -36,22 +46,32 @@ def quantize_blocks(
     Raises:
         Fp8Error: The input has another type or shape, is not contiguous, or holds NaN or infinity.
     """
-    return _quantize(w, block, WEIGHT_FLOOR, scale_format)
+    return _quantize(w, block, WEIGHT_FLOOR, scale_format, not_finite, out)
 
 
-def quantize_groups(x: Any, group: int = 128, scale_format: ScaleFormat = "float32") -> tuple[Any, Any]:
+def quantize_groups(
+    x: Any,
+    group: int = 128,
+    scale_format: ScaleFormat = "float32",
+    *,
+    not_finite: Literal["refuse", "propagate"] = "refuse",
+    out: tuple[Any, Any] | None = None,
+) -> tuple[Any, Any]:
     """Quantise activations [M, K] in groups of `group` values of a row; arguments and errors as `quantize_blocks`."""
-    return _quantize(x, (1, group), ACTIVATION_FLOOR, scale_format)
+    return _quantize(x, (1, group), ACTIVATION_FLOOR, scale_format, not_finite, out)
 
 
-def dequantize_blocks(q: Any, scale_inv: Any, block: tuple[int, int] = (128, 128), dtype: Any = None) -> Any:
-    """Codes times scales: the inverse of `quantize_blocks`.
+def dequantize_blocks(
+    q: Any, scale_inv: Any, block: tuple[int, int] = (128, 128), dtype: Any = None, *, out: Any = None
+) -> Any:
+    """Codes times scales, in float32 and then rounded to `dtype`: the inverse of `quantize_blocks`.
 
     Args:
         q: Codes, uint8 numpy or float8_e4m3fn torch, [M, N] or [E, M, N].
         scale_inv: Their scales, float32.
         block: As when quantised.
-        dtype: numpy or torch float type of the result; None for float32.
+        dtype: numpy or torch float type of the result; None for that of `out`, or float32.
+        out: Where the values go: contiguous, float32, float16 or bfloat16.
 
     Raises:
         Fp8Error: Shapes or types do not fit.
@@ -60,21 +80,49 @@ def dequantize_blocks(q: Any, scale_inv: Any, block: tuple[int, int] = (128, 128
     codes, scales = (q, scale_inv) if torch is None else (q.view(torch.uint8).numpy(), scale_inv.numpy())
     if codes.dtype != np.uint8 or codes.ndim not in (2, 3) or scales.ndim != codes.ndim:
         raise Fp8Error(f"q must be codes [M, N] or [E, M, N] with scales of as many dimensions, got {_describe(q)}")
-    stacked = codes.reshape(-1, *codes.shape[-2:])
-    parts = [
-        fp8_dequantize(matrix, np.ascontiguousarray(scale, np.float32).ravel(), block)
-        for matrix, scale in zip(stacked, scales.reshape(len(stacked), *scales.shape[-2:]), strict=True)
-    ]
-    values = parts[0] if codes.ndim == 2 else np.stack(parts) if parts else np.empty(codes.shape, np.float32)
-    if torch is None:
-        return values if dtype is None else values.astype(dtype)
-    tensor = torch.from_numpy(values)
-    return tensor if dtype is None else tensor.to(dtype)
+    scales = np.ascontiguousarray(scales, np.float32)
+    if out is None:
+        direct = _is_direct(torch, dtype)
+        out = _empty(torch, codes.shape, dtype if direct else None)
+        _dequantize_into(torch, codes, scales, block, out)
+        return out if direct else out.astype(dtype) if torch is None else out.to(dtype)
+    if tuple(out.shape) != codes.shape or dtype not in (None, out.dtype) or not _is_direct(torch, out.dtype):
+        raise Fp8Error(f"out must be float32, float16 or bfloat16 {list(codes.shape)}, got {_describe(out)}")
+    _dequantize_into(torch, codes, scales, block, out)
+    return out
 
 
-def _quantize(w: Any, block: tuple[int, int], floor: float, scale_format: ScaleFormat) -> tuple[Any, Any]:
+def _is_direct(torch: Any, dtype: Any) -> bool:
+    """Whether the core writes this type itself."""
+    types = (np.float32, np.float16) if torch is None else (torch.float32, torch.float16, torch.bfloat16)
+    return dtype is None or dtype in types
+
+
+def _empty(torch: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    return np.empty(shape, dtype or np.float32) if torch is None else torch.empty(shape, dtype=dtype or torch.float32)
+
+
+def _dequantize_into(torch: Any, codes: np.ndarray, scales: np.ndarray, block: tuple[int, int], out: Any) -> None:
+    array, is_bfloat16 = (out, False) if torch is None else _as_numpy(torch, out)
+    for matrix, scale, values in zip(_matrices(codes), _matrices(scales), _matrices(array), strict=True):
+        if values.dtype == np.float32:
+            fp8_dequantize_f32(matrix, scale, block, values)
+        else:
+            fp8_dequantize_bits(matrix, scale, block, is_bfloat16, values.view(np.uint16))
+
+
+def scales_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+    """Shape of the scales of a weight of `shape`, [M, N] or [E, M, N]."""
+    return (*shape[:-2], -(-shape[-2] // block[0]), -(-shape[-1] // block[1]))
+
+
+def _quantize(
+    w: Any, block: tuple[int, int], floor: float, scale_format: str, not_finite: str, out: tuple[Any, Any] | None
+) -> tuple[Any, Any]:
     if scale_format not in ("float32", "ue8m0"):
         raise Fp8Error(f"scale_format must be 'float32' or 'ue8m0', got {scale_format!r}")
+    if not_finite not in ("refuse", "propagate"):
+        raise Fp8Error(f"not_finite must be 'refuse' or 'propagate', got {not_finite!r}")
     if min(block) < 1:
         raise Fp8Error(f"block must have at least one row and one column, got {block}")
     torch = _torch_of(w)
@@ -83,30 +131,36 @@ def _quantize(w: Any, block: tuple[int, int], floor: float, scale_format: ScaleF
         raise Fp8Error(f"expected a matrix or a stack of matrices, got {_describe(w)}")
     if not array.flags.c_contiguous:
         raise Fp8Error("the matrix must be C-contiguous: pass np.ascontiguousarray(w) or w.contiguous()")
-    stacked = array.reshape(-1, *array.shape[-2:])
-    parts = [_quantize_matrix(matrix, is_bfloat16, block, floor, scale_format == "ue8m0") for matrix in stacked]
-    rows, columns = array.shape[-2:]
-    grid = (-(-rows // block[0]), -(-columns // block[1]))
-    if array.ndim == 2:
-        q, scale = parts[0][0], parts[0][1].reshape(grid)
-    else:
-        q = np.stack([part[0] for part in parts]) if parts else np.empty(array.shape, np.uint8)
-        scale = np.stack([part[1].reshape(grid) for part in parts]) if parts else np.empty((0, *grid), np.float32)
-    if torch is None:
-        return q, scale
-    return torch.from_numpy(q).view(torch.float8_e4m3fn), torch.from_numpy(scale)
+    if not (is_bfloat16 or array.dtype in (np.float32, np.float16)):
+        raise Fp8Error(f"values must be float32, float16 or bfloat16, got {array.dtype}")
+    q, scale = _results(torch, array.shape, block, out)
+    codes, scales = (q, scale) if torch is None else (q.view(torch.uint8).numpy(), scale.numpy())
+    request = (block, floor, scale_format == "ue8m0", not_finite == "propagate")
+    for matrix, into, scales_into in zip(_matrices(array), _matrices(codes), _matrices(scales), strict=True):
+        if matrix.dtype == np.float32:
+            fp8_quantize_f32(matrix, into, scales_into, request)
+        else:
+            fp8_quantize_bits(matrix.view(np.uint16), is_bfloat16, into, scales_into, request)
+    return q, scale
 
 
-def _quantize_matrix(
-    matrix: np.ndarray, is_bfloat16: bool, block: tuple[int, int], floor: float, ue8m0: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    if matrix.dtype == np.float32:
-        return fp8_quantize_f32(matrix, block, floor, ue8m0)
-    if matrix.dtype == np.float16:
-        return fp8_quantize_bits(matrix.view(np.uint16), False, block, floor, ue8m0)
-    if is_bfloat16:
-        return fp8_quantize_bits(matrix, True, block, floor, ue8m0)
-    raise Fp8Error(f"values must be float32, float16 or bfloat16, got {matrix.dtype}")
+def _results(torch: Any, shape: tuple[int, ...], block: tuple[int, int], out: tuple[Any, Any] | None) -> Any:
+    """Where codes and scales go."""
+    grid = scales_shape(shape, block)
+    if out is None:
+        if torch is None:
+            return np.empty(shape, np.uint8), np.empty(grid, np.float32)
+        return torch.empty(shape, dtype=torch.float8_e4m3fn), torch.empty(grid)
+    q, scale = out
+    types = (np.uint8, np.float32) if torch is None else (torch.float8_e4m3fn, torch.float32)
+    if (q.dtype, scale.dtype) != types or (tuple(q.shape), tuple(scale.shape)) != (shape, grid):
+        raise Fp8Error(f"out must be codes {list(shape)} and scales {list(grid)}, got {_describe(q)}, {_describe(scale)}")
+    return q, scale
+
+
+def _matrices(array: np.ndarray) -> np.ndarray:
+    """A stack of one or more matrices, without a copy."""
+    return array[np.newaxis] if array.ndim == 2 else array
 
 
 def _as_numpy(torch: Any, tensor: Any) -> tuple[np.ndarray, bool]:
