@@ -44,7 +44,7 @@ def eager(w: Any) -> tuple[Any, Any]:
 
 
 def with_torchao(w: Any) -> tuple[Any, Any]:
-    """torchao's own primitives, which choose the scale in another order of operations."""
+    """Torchao's own primitives, which choose the scale in another order of operations."""
     import torch
     from torchao.quantization.quant_primitives import _choose_scale_float8, _quantize_affine_float8
 
@@ -53,7 +53,7 @@ def with_torchao(w: Any) -> tuple[Any, Any]:
 
 
 def with_ml_dtypes(w: Any) -> tuple[Any, Any]:
-    """numpy with the float8 type of ml_dtypes."""
+    """Numpy with the float8 type of ml_dtypes."""
     import ml_dtypes
     import numpy as np
 

@@ -1,10 +1,12 @@
 """Writes that survive a crash: a file or a directory appears whole, under its name, or not at all."""
 
+import json
 import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -44,6 +46,33 @@ def atomic_directory(path: Path) -> Generator[Path, None, None]:
         fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def resumable_directory(path: Path, task: dict[str, Any]) -> Generator[Path, None, None]:
+    """Yield a temporary directory beside `path` that becomes `path` when the block ends well.
+
+    What a killed or interrupted call of the same `task`, a JSON object, left there is still there; what another task
+    left is removed. After an error nothing is left.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    note = temporary / ".task.json"
+    told = json.dumps(task, sort_keys=True)
+    if not (note.is_file() and note.read_text(encoding="utf-8") == told):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write_file(note, told)
+    try:
+        yield temporary
+        note.unlink()
+        for file in sorted(temporary.rglob("*")):
+            fsync(file)
+        fsync(temporary)
+        temporary.rename(path)
+        fsync(path.parent)
+    except Exception:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def fsync(path: Path) -> None:

@@ -33,12 +33,21 @@ def add_verbs(verbs: Any) -> None:
     quantize = add_verb(
         verbs,
         "quantize",
-        "turn a bfloat16 checkpoint into block-wise FP8",
-        "  glmcore quantize runs/nano/export/bf16 /tmp/nano-fp8",
+        "turn a bfloat16 checkpoint into block-wise FP8, or back",
+        "  glmcore quantize runs/nano/export/bf16 /tmp/nano-fp8\n"
+        "  glmcore quantize GLM-4.5-Air GLM-4.5-Air-FP8 --layout compressed-tensors --threads 4\n"
+        "  glmcore quantize --back GLM-4.6-FP8 GLM-4.6-BF16\n  glmcore quantize --verify GLM-4.6-FP8",
     )
     quantize.add_argument("source", type=Path, help="Hugging Face checkpoint directory")
-    quantize.add_argument("target", type=Path, help="directory to make")
-    quantize.set_defaults(command=_quantize)
+    quantize.add_argument("target", type=Path, nargs="?", help="directory to make")
+    way = quantize.add_mutually_exclusive_group()
+    way.add_argument("--back", action="store_true", help="from FP8, in either layout, to bfloat16")
+    way.add_argument("--verify", action="store_true", help="compare SOURCE with its checksums and make nothing")
+    quantize.add_argument("--layout", choices=["fp8", "compressed-tensors"], default="fp8", help="default: fp8")
+    quantize.add_argument("--block", type=int, nargs=2, default=[128, 128], metavar=("ROWS", "COLUMNS"))
+    quantize.add_argument("--scales", choices=["float32", "ue8m0"], default="float32", help="ue8m0: powers of two")
+    quantize.add_argument("--threads", type=int, help="tensors at a time (default: all cores)")
+    quantize.set_defaults(command=_quantize, resumable=True)
 
     info = add_verb(
         verbs,
@@ -108,9 +117,24 @@ def _chat(args: argparse.Namespace) -> None:
 
 
 def _quantize(args: argparse.Namespace) -> None:
-    from glmcore.fp8 import quantize_checkpoint
+    from glmcore.fp8 import dequantize_checkpoint, quantize_checkpoint, verify_checkpoint
 
-    quantize_checkpoint(args.source, args.target)
+    if args.verify:
+        print(f"{args.source}: {verify_checkpoint(args.source)} files are what was written")
+        return
+    if args.target is None:
+        raise RequestError("name the directory to make")
+    if args.back:
+        dequantize_checkpoint(args.source, args.target, num_threads=args.threads)
+        return
+    quantize_checkpoint(
+        args.source,
+        args.target,
+        (args.block[0], args.block[1]),
+        layout=args.layout,
+        scale_format=args.scales,
+        num_threads=args.threads,
+    )
 
 
 def _info(args: argparse.Namespace) -> None:

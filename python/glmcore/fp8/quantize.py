@@ -154,7 +154,8 @@ def _results(torch: Any, shape: tuple[int, ...], block: tuple[int, int], out: tu
     q, scale = out
     types = (np.uint8, np.float32) if torch is None else (torch.float8_e4m3fn, torch.float32)
     if (q.dtype, scale.dtype) != types or (tuple(q.shape), tuple(scale.shape)) != (shape, grid):
-        raise Fp8Error(f"out must be codes {list(shape)} and scales {list(grid)}, got {_describe(q)}, {_describe(scale)}")
+        got = f"{_describe(q)}, {_describe(scale)}"
+        raise Fp8Error(f"out must be codes {list(shape)} and scales {list(grid)}, got {got}")
     return q, scale
 
 

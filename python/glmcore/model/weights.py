@@ -14,6 +14,7 @@ from glmcore.durable import atomic_directory, write_file
 from glmcore.errors import CheckpointError
 from glmcore.fp8 import dequantize_blocks
 from glmcore.fp8.checkpoint import quantize_checkpoint
+from glmcore.fp8.layout import read_quantization
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.tensors import open_tensors, write_tensors
@@ -106,6 +107,7 @@ class _Source:
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.directory = directory
+        self.quantization = read_quantization(json.loads((directory / "config.json").read_text(encoding="utf-8")))
         self.files: dict[str, Any] = {}
         """Open file of each tensor."""
         self.file_names: dict[str, str] = {}
@@ -132,7 +134,9 @@ class _Source:
             del targets["lm_head.weight"]
         for name, target in targets.items():
             target.copy_(self._read(name, target))
-        known = targets.keys() | {f"{name}_scale_inv" for name in targets} | _mtp_copies(model.config)
+        known = targets.keys() | _mtp_copies(model.config)
+        if self.quantization is not None:
+            known |= {name + self.quantization.suffix for name in targets}
         extra = sorted(self.files.keys() - known)
         if extra:
             raise CheckpointError(
@@ -149,10 +153,14 @@ class _Source:
                 f"{file}: tensor {name!r} has shape {list(tensor.shape)}, the model has {list(target.shape)}"
             )
         if tensor.dtype == torch.float8_e4m3fn:
-            scale = f"{name}_scale_inv"
+            quantization = self.quantization
+            if quantization is None:
+                raise CheckpointError(f"{file}: tensor {name!r} is FP8, config.json has no quantization_config")
+            scale = name + quantization.suffix
             if scale not in self.files:
                 raise CheckpointError(f"{file}: tensor {scale!r} is missing")
-            return dequantize_blocks(tensor, self.files[scale].get_tensor(scale), block=FP8_BLOCK)
+            scales = self.files[scale].get_tensor(scale).float()
+            return dequantize_blocks(tensor, scales, block=quantization.block_of(tuple(tensor.shape)))
         return tensor
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from glmcore.fp8 import dequantize_blocks, quantize_blocks
-from glmcore.fp8.checkpoint import is_quantized
+from glmcore.fp8.layout import is_quantized
 from glmcore.model.glm import Glm
 from glmcore.model.weights import FP8_BLOCK, hf_views
 
