@@ -22,6 +22,8 @@ class Document:
     messages: list[dict[str, Any]] | None = None
     """A conversation, as `glmcore.chat.apply_chat_template` takes it."""
     quality: float = 1.0
+    middle: tuple[int, int] | None = None
+    """Characters of the text that are asked for between the rest: fill-in-the-middle."""
 
     @property
     def plain_text(self) -> str:
@@ -62,11 +64,16 @@ def read_documents(path: Path) -> Iterator[Document]:
         with path.open(encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    yield Document(**json.loads(line))
-                except (ValueError, TypeError):
+                    yield _from_json(json.loads(line))
+                except (ValueError, TypeError, AttributeError, IndexError):
                     raise DataError(f"{path}:{number}: not a document") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _from_json(fields: dict[str, Any]) -> Document:
+    middle = fields.pop("middle", None)
+    return Document(**fields, middle=None if middle is None else (int(middle[0]), int(middle[1])))
 
 
 def _to_json(document: Document) -> dict[str, Any]:

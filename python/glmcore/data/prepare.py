@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
-from glmcore.chat import apply_chat_template
 from glmcore.data.corpus.collect import collect
-from glmcore.data.documents import Document, read_documents, write_documents
+from glmcore.data.documents import read_documents, write_documents
+from glmcore.data.encode import encode_documents
 from glmcore.data.shards import ShardWriter
 from glmcore.durable import atomic_directory
 from glmcore.errors import DataError
@@ -19,7 +17,6 @@ from glmcore.rundir import RunDirectory, open_run, timed
 from glmcore.tokenizer import Tokenizer, train_tokenizer
 
 DOCUMENTS_PER_BATCH = 512
-END_OF_TEXT = "<|endoftext|>"
 
 
 def run(recipe: Recipe) -> None:
@@ -98,28 +95,13 @@ def write_shards(run: RunDirectory) -> int:
             with ShardWriter(run.shards / f"{file.stem}.tokens", tokenizer.vocab_size, with_loss_mask=True) as writer:
                 documents = read_documents(file)
                 while batch := list(islice(documents, DOCUMENTS_PER_BATCH)):
-                    count = _write_batch(tokenizer, batch, writer, run.recipe.run.num_threads)
+                    encoded = encode_documents(tokenizer, batch, num_threads=run.recipe.run.num_threads)
+                    for document, (ids, loss_mask) in zip(batch, encoded, strict=True):
+                        writer.append(ids, loss_mask=loss_mask, quality=document.quality)
+                    count = sum(len(ids) for ids, _ in encoded)
                     total += count
                     bar.advance(count)
     return total
-
-
-def _write_batch(tokenizer: Tokenizer, batch: list[Document], writer: ShardWriter, num_threads: int) -> int:
-    """Append documents to a shard; gives the number of tokens."""
-    end = np.array([tokenizer.token_to_id(END_OF_TEXT)], np.int32)
-    texts = [document.text for document in batch if document.text is not None]
-    encoded = iter(tokenizer.encode_batch(texts, num_threads=num_threads))
-    count = 0
-    for document in batch:
-        if document.messages is not None:
-            chat = apply_chat_template(tokenizer, document.messages)
-            ids, mask = chat.ids, chat.loss_mask
-        else:
-            ids = np.concatenate((next(encoded), end))
-            mask = np.ones(len(ids), np.uint8)
-        writer.append(ids, loss_mask=mask, quality=document.quality)
-        count += len(ids)
-    return count
 
 
 def _corpus_files(run: RunDirectory) -> list[Path]:
