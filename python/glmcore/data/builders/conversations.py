@@ -29,13 +29,16 @@ class ConversationRules:
     """Text of a conversation at most."""
 
 
+DEFAULT_RULES = ConversationRules()
+
+
 def openai_documents(
     records: Iterable[Record],
     *,
     source: str = "agent",
     messages_field: str = "messages",
     tools_field: str = "tools",
-    rules: ConversationRules = ConversationRules(),
+    rules: ConversationRules = DEFAULT_RULES,
     on_reject: OnReject,
 ) -> Iterator[Document]:
     """A document of each record in OpenAI's chat format; fields that hold JSON as text are read as such.
@@ -63,10 +66,10 @@ def anthropic_documents(
     records: Iterable[Record],
     *,
     source: str = "agent",
-    rules: ConversationRules = ConversationRules(),
+    rules: ConversationRules = DEFAULT_RULES,
     on_reject: OnReject,
 ) -> Iterator[Document]:
-    """A document of each record with `messages`, and `system` and `tools` if there are any, as Anthropic's API has them.
+    """A document of each record with `messages`, and maybe `system` and `tools`, as Anthropic's API has them.
 
     Args:
         records: Place and fields of each.

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from glmcore.data.builders.conversations import (
+    DEFAULT_RULES,
     ConversationError,
     ConversationRules,
     Message,
@@ -24,13 +25,13 @@ def session_documents(
     source: str = "agent",
     tools: list[dict[str, Any]] | None = None,
     side_chains: bool = True,
-    rules: ConversationRules = ConversationRules(),
+    rules: ConversationRules = DEFAULT_RULES,
     on_reject: OnReject,
 ) -> Iterator[Document]:
     """Conversations of a session: the main one, again after each compaction, and each side chain as one of its own.
 
-    Of turns that were taken back and said again, the last version counts. What is not a message (summaries, snapshots of
-    files, notices) is left out, and so are answers that only report an error of the interface.
+    Of turns that were taken back and said again, the last version counts. What is not a message (summaries, snapshots
+    of files, notices) is left out, and so are answers that only report an error of the interface.
 
     Args:
         name: Beginning of the documents' ids, and the place of what is left out.
@@ -79,7 +80,7 @@ def cc_bench_documents(
     max_failure_rate: float = 100.0,
     tools: list[dict[str, Any]] | None = None,
     side_chains: bool = True,
-    rules: ConversationRules = ConversationRules(),
+    rules: ConversationRules = DEFAULT_RULES,
     on_reject: OnReject,
 ) -> Iterator[Document]:
     """Conversations of rows with CC-Bench's columns; ids are `cc-bench/task/model#number`.

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from glmcore.data.builders.imports.paths import common_depth, join, parent
 
-SUFFIXES = tuple(".c .h .cc .cpp .cxx .c++ .hh .hpp .hxx .h++ .inl .ipp .tcc .tpp .cu .cuh .m .mm .inc .def".split())
+_SOURCES = (".c", ".cc", ".cpp", ".cxx", ".c++", ".cu", ".m", ".mm")
+_HEADERS = (".h", ".hh", ".hpp", ".hxx", ".h++", ".cuh", ".inl", ".ipp", ".tcc", ".tpp", ".inc", ".def")
+SUFFIXES = (*_SOURCES, *_HEADERS)
 INCLUDE_DIRECTORIES = frozenset({"", "include", "includes", "inc", "src", "source", "lib", "headers", "public"})
 """Names of directories that compilers are usually told to look in; the empty one is the root."""
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*(?:include|import)(?:_next)?[ \t]*(?:"([^"\n]+)"|<([^>\n]+)>)', re.MULTILINE)
