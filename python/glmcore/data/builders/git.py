@@ -99,9 +99,9 @@ def pipe(repository: Path, *arguments: str) -> Iterator[tuple[IO[bytes], IO[byte
     Raises:
         DataError: It cannot be run.
     """
-    ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    command, environment, end = _command(repository, arguments), _environment(), subprocess.PIPE
     try:
-        process = subprocess.Popen(_command(repository, arguments), env=_environment(), **ends)
+        process = subprocess.Popen(command, env=environment, stdin=end, stdout=end, stderr=subprocess.DEVNULL)
     except OSError as error:
         raise DataError(f"cannot run git: {error.strerror}") from None
     assert process.stdin is not None

@@ -137,7 +137,8 @@ def _chains(entries: list[Entry]) -> Iterator[tuple[bool, list[Entry]]]:
     root_of: list[int] = []
     leaf_of: dict[int, int] = {}
     for at, entry in enumerate(entries):
-        root_of.append(at if parents[at] is None else root_of[parents[at]])
+        above = parents[at]
+        root_of.append(at if above is None else root_of[above])
         if entry.get("type") in ("user", "assistant"):
             leaf_of[root_of[at]] = at
     for root, leaf in sorted(leaf_of.items()):

@@ -16,7 +16,7 @@ _MOD = re.compile(
     re.MULTILINE,
 )
 _USE = re.compile(
-    r"^(?P<indent>[ \t]*)(?P<public>pub(?:\([^)]*\))?[ \t]+)?use[ \t]+(?P<tree>[^;]{1,8000});", re.MULTILINE
+    r"^(?P<indent>[ \t]*)(?P<public>pub(?:\([^)]*\))?[ \t]+)?use[ \t]+(?P<tree>[^;]{1,2000});", re.MULTILINE
 )
 _COMMENT = re.compile(r"//[^\n]*")
 _ENTRY_DIRECTORIES = ("src/bin", "tests", "examples", "benches")
