@@ -5,14 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from glmcore.data.builders import git
 from glmcore.data.builders.files import name_reason, text_reason
-from glmcore.data.builders.history import is_bot
 from glmcore.data.builders.imports.graph import order_files
 from glmcore.data.builders.joined import Measure, file_block
-from glmcore.data.builders.people import People
+from glmcore.data.builders.people import People, by_bot
 from glmcore.data.builders.redact import redact
 from glmcore.data.builders.threads import Fields, Thread, Threads, closed_issues, login_of
 from glmcore.data.documents import Document, OnReject, Record, without_surrogates
@@ -142,7 +140,7 @@ def _issue_alone(
 def _issue_reason(thread: Thread, rules: IssueRules) -> str | None:
     if not thread.issue:
         return "comments without their issue"
-    if _by_bot(thread.issue):
+    if by_bot(thread.issue):
         return "made by a bot"
     said = [thread.issue, *_human(thread.comments)]
     size = sum(len(_body(fields)) for fields in said)
@@ -155,7 +153,7 @@ def _issue_reason(thread: Thread, rules: IssueRules) -> str | None:
 
 
 def _pull_reason(thread: Thread, rules: IssueRules) -> str | None:
-    if _by_bot(thread.pull):
+    if by_bot(thread.pull):
         return "made by a bot"
     if rules.merged_only and not thread.pull.get("merged_at"):
         return "not merged"
@@ -297,13 +295,8 @@ def _filename(file: Fields) -> str:
     return without_surrogates(str(file.get("filename") or ""))
 
 
-def _by_bot(fields: Fields) -> bool:
-    user: Any = fields.get("user")
-    return (isinstance(user, dict) and user.get("type") == "Bot") or is_bot(login_of(fields))
-
-
 def _human(comments: list[Fields]) -> list[Fields]:
-    return [comment for comment in comments if not _by_bot(comment)]
+    return [comment for comment in comments if not by_bot(comment)]
 
 
 def _in_time(comments: list[Fields]) -> list[Fields]:

@@ -2,10 +2,26 @@
 
 import re
 
-from glmcore.data.builders.threads import Thread, login_of
+from glmcore.data.builders.threads import Fields, Thread, login_of
 
-_MENTION = re.compile(r"(?<![\w/@.`-])@([A-Za-z0-9](?:-?[A-Za-z0-9]){0,38})(?![\w/-])")
+_BOT = re.compile(
+    r"\[bot\]|\b(dependabot|renovate|greenkeeper|snyk|github-actions|pre-commit-ci|allcontributors|mergify|bors|codecov)\b"
+    r"|[-_]bot\b|^bot[-_]|\bweblate\b",
+    re.IGNORECASE,
+)
+_MENTION = re.compile(r"(?<![\w/@.-])@([A-Za-z0-9](?:-?[A-Za-z0-9]){0,38})(?![\w/-])")
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
+
+
+def is_bot(name: str) -> bool:
+    """Whether a name or an address looks like a machine's."""
+    return _BOT.search(name) is not None
+
+
+def by_bot(fields: Fields) -> bool:
+    """Whether a machine wrote something."""
+    user = fields.get("user")
+    return (isinstance(user, dict) and user.get("type") == "Bot") or is_bot(login_of(fields))
 
 
 class People:
@@ -19,8 +35,9 @@ class People:
         self._numbers: dict[str, int] = {}
         for thread in threads:
             said = [thread.main, *thread.comments, *thread.reviews, *thread.review_comments]
-            for login in map(login_of, said):
-                self.of(login)
+            for fields in said:
+                if not by_bot(fields):
+                    self.of(login_of(fields))
 
     def of(self, login: str) -> str:
         """What somebody is called."""
