@@ -100,11 +100,11 @@ def openai_messages(messages: Sequence[Any]) -> list[Message]:
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise ConversationError(f"message {number} is no object")
-        role = message.get("role")
+        role = str(message.get("role"))
         if role in _PLAIN_ROLES:
             found.append({"role": _PLAIN_ROLES[role], "content": _text(message.get("content"), number)})
         elif role in ("assistant", "gpt"):
-            calls = [_openai_call(call, number) for call in message.get("tool_calls") or ()]
+            calls = [_openai_call(call, number) for call in _list(message.get("tool_calls") or [], "tool_calls")]
             if message.get("function_call"):
                 calls.append(_openai_call({"function": message["function_call"]}, number))
             reasoning = message.get("reasoning_content") or message.get("reasoning")
@@ -305,10 +305,10 @@ def _list(value: Any, name: str) -> list[Any]:
     return value
 
 
-def _type(block: Any, number: int) -> Any:
+def _type(block: Any, number: int) -> str:
     if not isinstance(block, Mapping):
         raise ConversationError(f"message {number} has a block that is no object")
-    return block.get("type")
+    return str(block.get("type"))
 
 
 def _text(content: Any, number: int) -> str:

@@ -165,7 +165,7 @@ def uses(text: str, *, only_public: bool = False) -> Iterator[tuple[int, list[st
 
 
 def _expand(tree: str) -> Iterator[tuple[list[str], str]]:
-    """Paths and names of a use tree: `a::{b, c::d as e}` gives a::b, b and a::c::d, e. No recursion: it may be anything."""
+    """Paths and names of a use tree: `a::{b, c::d as e}` gives a::b, b and a::c::d, e; no recursion."""
     waiting: list[tuple[list[str], str]] = [([], tree)]
     while waiting:
         prefix, text = waiting.pop()
