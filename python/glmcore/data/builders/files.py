@@ -32,6 +32,7 @@ _LOCKS = frozenset(
     {"package-lock.json", "npm-shrinkwrap.json", "pnpm-lock.yaml", "yarn.lock", "bun.lockb", "go.sum", "go.work.sum"}
     | {"Gopkg.lock", "composer.lock", "Package.resolved", "gradle.lockfile", "MODULE.bazel.lock", "flake.lock"}
 )
+_PRIVATE = frozenset({".git", ".env", ".netrc", ".npmrc", ".pypirc", ".htpasswd", "id_rsa", "id_ed25519", "id_ecdsa"})
 _NAMES = (
     (re.compile(r"\.lock$"), "a lock file"),
     (re.compile(r"[.-](min|bundle|pack)\.(js|css|mjs)$|\.(js|css)\.map$"), "minified"),
@@ -112,6 +113,8 @@ def name_reason(path: str, size: int) -> str | None:
         return f"below {vendored}: vendored or left behind by a tool"
     if name in _LOCKS:
         return "a lock file"
+    if name in _PRIVATE or name.startswith(".env."):
+        return "git's own, or made to hold secrets"
     reason = next((reason for pattern, reason in _NAMES if pattern.search(path)), None)
     if reason is not None:
         return reason
