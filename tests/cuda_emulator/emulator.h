@@ -66,8 +66,12 @@ struct Block {
 inline Block* block;
 inline dim3 thread_index, block_index, block_size, grid_size;
 
+inline char failure[256];  // why the launch ended early, or nothing
+
+/// Ends the launch: the fiber is left where it is.
 [[noreturn]] inline void fail(const char* what) {
-    std::fprintf(stderr, "emulator: %s (block %u, thread %u)\n", what, block_index.x, block->current);
+    std::snprintf(failure, sizeof(failure), "%s (block %u, thread %u)", what, block_index.x, block->current);
+    setcontext(&block->scheduler);
     std::abort();
 }
 
@@ -130,9 +134,13 @@ inline void run_block(const std::function<void()>& kernel, bool reversed) {
             if (fiber().is_done) continue;
             thread_index = {here.current % block_size.x, here.current / block_size.x, 0};
             swapcontext(&here.scheduler, &fiber().context);
+            if (failure[0]) return;
             if (fiber().is_done) --left;
         }
-        if (left > 0 && !here.has_moved) fail("all threads wait: a barrier or a collective that not all reach");
+        if (left > 0 && !here.has_moved) {
+            std::snprintf(failure, sizeof(failure), "all threads wait for a barrier or a collective that not all reach");
+            return;
+        }
     }
 }
 
@@ -141,7 +149,7 @@ inline void run(const unsigned grid[3], const unsigned size[3], bool reversed, c
     block_size = {size[0], size[1], size[2]};
     for (block_index.z = 0; block_index.z < grid[2]; ++block_index.z)
         for (block_index.y = 0; block_index.y < grid[1]; ++block_index.y)
-            for (block_index.x = 0; block_index.x < grid[0]; ++block_index.x) run_block(kernel, reversed);
+            for (block_index.x = 0; block_index.x < grid[0] && !failure[0]; ++block_index.x) run_block(kernel, reversed);
 }
 
 /// Calls a kernel with arguments behind pointers, as cuLaunchKernel does.
@@ -150,10 +158,13 @@ void call(void (*kernel)(Args...), void** args, std::index_sequence<I...>) {
     kernel(*static_cast<std::remove_reference_t<Args>*>(args[I])...);
 }
 
+/// Null, or why the launch ended early.
 template <class... Args>
-void launch(void (*kernel)(Args...), const unsigned grid[3], const unsigned size[3], bool reversed, void** args) {
+const char* launch(void (*kernel)(Args...), const unsigned grid[3], const unsigned size[3], bool reversed, void** args) {
     const std::function<void()> thread = [=] { call(kernel, args, std::index_sequence_for<Args...>()); };
+    failure[0] = 0;
     run(grid, size, reversed, thread);
+    return failure[0] ? failure : nullptr;
 }
 
 template <class To, class From>

@@ -1,6 +1,7 @@
 """The CUDA halves of the operators of `ops`: checks that name the argument, sizes of grids, launches.
 
 Shapes: E matrices of M rows and N columns, R rows of K activations. Results are new tensors on the input's device.
+Codes are uint8 here.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ def quantize_blocks(
     """Codes, scales and places of first values that are not finite of a matrix or a stack of them."""
     element = _element("w", w)
     _contiguous("w", w)
-    q = torch.empty_like(w, dtype=torch.float8_e4m3fn)
+    q = torch.empty_like(w, dtype=torch.uint8)
     scale = w.new_empty(scales_shape(tuple(w.shape), block), dtype=torch.float32)
     bad = w.new_full((w.shape[0] if w.dim() == 3 else 1,), ALL_FINITE, dtype=torch.int64)
     if w.numel():  # an empty grid is a launch error
@@ -88,7 +89,7 @@ def quantize_groups(
     element = _element("x", x)
     _contiguous("x", x)
     rows, columns = x.shape
-    q = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    q = torch.empty_like(x, dtype=torch.uint8)
     scale = empty_group_scales(x, group, column_major)
     bad = x.new_full((1,), ALL_FINITE, dtype=torch.int64)
     if x.numel():
