@@ -52,7 +52,8 @@ impl Element for bf16 {
         let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
         let quiet = bits >> 16 | 0x40;
         let is_nan = bits & 0x7fff_ffff > INFINITY;
-        Self::from_bits(if is_nan { quiet } else { rounded } as u16)
+        let [low, high, ..] = if is_nan { quiet } else { rounded }.to_le_bytes();
+        Self::from_bits(u16::from_le_bytes([low, high]))
     }
 
     #[inline(always)]

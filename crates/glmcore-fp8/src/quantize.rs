@@ -102,28 +102,39 @@ impl Quantizer {
             return Ok(());
         }
         let strip = self.blocks.rows * columns;
-        let work = |(index, ((values, q), scales)): (usize, ((&[T], &mut [u8]), &mut [f32]))| {
-            let mut place = None;
-            let task = Strip { quantizer: self, values, columns, q, scales, place: &mut place };
-            dispatch(self.instructions, task);
-            match place {
-                Some((row, column)) => {
-                    Err(Error::NotFinite { row: index * self.blocks.rows + row, column })
-                }
-                None => Ok(()),
-            }
-        };
-        if !is_parallel(values.len()) {
-            let strips =
-                values.chunks(strip).zip(q.chunks_mut(strip)).zip(scales.chunks_mut(grid.1));
-            strips.enumerate().try_for_each(work)
-        } else {
-            let strips = values
-                .par_chunks(strip)
-                .zip(q.par_chunks_mut(strip))
-                .zip(scales.par_chunks_mut(grid.1));
-            let results: Vec<_> = strips.enumerate().map(work).collect();
+        if is_parallel(values.len()) {
+            let strips = values.par_chunks(strip).zip(q.par_chunks_mut(strip));
+            let results: Vec<_> = strips
+                .zip(scales.par_chunks_mut(grid.1))
+                .enumerate()
+                .map(|(index, ((values, q), scales))| self.strip(index, values, columns, q, scales))
+                .collect();
             results.into_iter().collect() // the first error by place, not by time
+        } else {
+            let strips = values.chunks(strip).zip(q.chunks_mut(strip));
+            strips.zip(scales.chunks_mut(grid.1)).enumerate().try_for_each(
+                |(index, ((values, q), scales))| self.strip(index, values, columns, q, scales),
+            )
+        }
+    }
+
+    /// Quantises the row of blocks with this `index`.
+    fn strip<T: Element>(
+        &self,
+        index: usize,
+        values: &[T],
+        columns: usize,
+        q: &mut [u8],
+        scales: &mut [f32],
+    ) -> Result<(), Error> {
+        let mut place = None;
+        let strip = Strip { quantizer: self, values, columns, q, scales, place: &mut place };
+        dispatch(self.instructions, strip);
+        match place {
+            Some((row, column)) => {
+                Err(Error::NotFinite { row: index * self.blocks.rows + row, column })
+            }
+            None => Ok(()),
         }
     }
 
