@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from glmcore.data.config import DataConfig
 from glmcore.data.ingest import read_documents_of
 from glmcore.data.parts import plan_parts
-from glmcore.data.readers.record import Limits, Piece, Rejects
-from glmcore.data.readers.streams import blocks, lines
+from glmcore.data.readers.record import Rejects
+from glmcore.data.readers.streams import lines
 from glmcore.data.readers.text import cut
 from glmcore.errors import DataError
 
@@ -27,9 +27,8 @@ def read(tmp_path, *paths, limits=(), **source):
     """Documents and rejects of a source."""
     config = DataConfig(sources=[{"name": "s", "paths": [str(path) for path in paths], **source}], **dict(limits))
     file = tmp_path / "rejects.out"
-    rejects = Rejects(file, stop=config.on_bad_record == "stop")
-    documents = [d for part in plan_parts(config) for d in read_documents_of(part, config, rejects)]
-    rejects.close()
+    with Rejects(file, stop=config.on_bad_record == "stop") as rejects:
+        documents = [d for part in plan_parts(config) for d in read_documents_of(part, config, rejects)]
     told = [json.loads(line) for line in file.read_text().splitlines()]
     assert sum(reject.get("num_records", 1) for reject in told) == sum(rejects.counts.values())
     return documents, told
@@ -107,7 +106,9 @@ def test_however_a_file_is_cut_each_line_is_read_once(tmp_path_factory, texts, p
 
 
 @given(
-    content=st.binary(max_size=200), sizes=st.lists(st.integers(1, 9), min_size=1, max_size=50), limit=st.integers(1, 20)
+    content=st.binary(max_size=200),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=50),
+    limit=st.integers(1, 20),
 )
 def test_lines_agree_with_split_for_any_blocks_and_limit(content, sizes, limit):
     content = content.replace(b"\x00", b"\n")
@@ -165,8 +166,10 @@ def test_what_comes_before_the_damage_of_a_compressed_file_is_read(tmp_path, kin
     documents, rejects = read(tmp_path, tmp_path / f"a.jsonl.{kind}")
     assert len(documents) > 5_000
     reasons = [r["reason"] for r in rejects]
-    assert "damaged_file" in reasons
-    assert len(rejects) <= 2 or damage == "flip"  # the torn line, and the damage
+    # pyarrow writes no checksum into Zstandard frames, so a flipped bit may show as bad lines alone.
+    assert "damaged_file" in reasons or (kind, damage) == ("zst", "flip")
+    assert reasons
+    assert damage == "flip" or sorted(reasons) == ["damaged_file", "invalid_json"]  # the damage, and the torn line
     assert [d.text for d in documents[:5_000]] == [row["text"] for row in rows[:5_000]]
 
 
@@ -232,7 +235,7 @@ def test_a_long_text_is_cut_at_line_ends_and_characters(content, limit, block):
     data = content.encode()
     pieces = list(cut((data[i : i + block] for i in range(0, len(data), block)), limit))
     assert b"".join(pieces) == data
-    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+    for piece, following in zip(pieces, [*pieces, None][1:], strict=True):
         assert 0 < len(piece) <= limit
         piece.decode()
         assert following is None or piece.endswith(b"\n") or b"\n" not in piece
@@ -293,13 +296,10 @@ def test_a_path_that_leads_nowhere_is_named(tmp_path):
 
 
 def test_a_file_that_vanishes_is_a_reject(tmp_path):
-    rejects = Rejects(tmp_path / "r", stop=False)
     config = DataConfig(sources=[{"name": "s", "paths": [str(tmp_path / "a.txt")]}])
     (tmp_path / "a.txt").write_text("x")
     [part] = plan_parts(config)
     (tmp_path / "a.txt").unlink()
-    assert list(read_documents_of(part, config, rejects)) == []
+    with Rejects(tmp_path / "r", stop=False) as rejects:
+        assert list(read_documents_of(part, config, rejects)) == []
     assert rejects.counts == {"unreadable_file": 1}
-    assert Limits(1, 1) == Limits(1, 1)
-    assert Piece("a", "a", "text", 0, -1, 1, "").format == "text"
-    assert list(blocks(fsspec.open(f"file://{__file__}").open(), "x.py", rejects.add))

@@ -56,7 +56,7 @@ def ingest(job: IngestJob) -> dict[str, Any]:
         documents_file = files.enter_context(private_file(place.documents(part.name)))
         hashes_file = files.enter_context(private_file(place.state(part.name, "hashes.npy")))
         rejects_file = files.enter_context(private_file(place.rejects(part.name)))
-        rejects = Rejects(rejects_file, stop=job.config.on_bad_record == "stop")
+        rejects = files.enter_context(Rejects(rejects_file, stop=job.config.on_bad_record == "stop"))
         hashes = bytearray()
         num_documents = num_bytes = num_sampled_out = 0
         threshold = round(part.source.sample * 2**64)
@@ -77,7 +77,6 @@ def ingest(job: IngestJob) -> dict[str, Any]:
                     output.writelines(lines)
                     lines.clear()
             output.writelines(lines)
-        rejects.close()
         with hashes_file.open("wb") as output:
             np.save(output, np.frombuffer(bytes(hashes), np.uint64).reshape(-1, 2))
     record = {

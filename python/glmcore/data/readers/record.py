@@ -48,7 +48,10 @@ class Limits:
 
 @dataclass
 class Rejects:
-    """Bad records: a JSON line each, with file, place, reason, detail and the start of the record."""
+    """Bad records: a JSON line each, with file, place, reason, detail and the start of the record.
+
+    Use it in a `with` block, which finishes the file.
+    """
 
     path: Path
     """The file they go to."""
@@ -85,8 +88,10 @@ class Rejects:
             line["num_records"] = num_records
         self._file.write(json.dumps(line) + "\n")
 
-    def close(self) -> None:
-        """Finish the file."""
+    def __enter__(self) -> "Rejects":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
 

@@ -81,14 +81,17 @@ def _gunzip(file: Any, reject: Reject) -> Iterator[bytes]:
 
 
 def _until_damage(decompressor: Any, pending: bytes) -> bytes:
-    """What still comes out of a block that raises: zlib gives nothing of a call that fails."""
+    """What still comes out of a block that raises: zlib gives nothing of a call that fails, so steps get smaller."""
     found = bytearray()
-    try:
+    for step in (4_096, 64, 1):
         while pending:
-            found += decompressor.decompress(pending, 1)
-            pending = decompressor.unconsumed_tail
-    except zlib.error:
-        pass
+            before, left = decompressor.copy(), pending
+            try:
+                found += decompressor.decompress(pending, step)
+                pending = decompressor.unconsumed_tail
+            except zlib.error:
+                decompressor, pending = before, left
+                break
     return bytes(found)
 
 
