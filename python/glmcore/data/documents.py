@@ -1,14 +1,19 @@
 """Documents: what a corpus is made of, and their form on disk."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 from glmcore.durable import atomic_file
 from glmcore.errors import DataError
+
+Record = tuple[str, dict[str, Any]]
+"""Where a record was read, for people, and its fields."""
+OnReject = Callable[[str, str], None]
+"""Called with the place of what is left out, and the reason."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,12 @@ class Document:
     quality: float = 1.0
     middle: tuple[int, int] | None = None
     """Characters of the text that are asked for between the rest: fill-in-the-middle."""
+    middle_order: Literal["psm", "spm"] | None = None
+    """What comes before the middle: prefix and suffix (`psm`, also where None) or suffix and prefix (`spm`)."""
+    tools: list[dict[str, Any]] | None = None
+    """Function descriptions that a conversation starts with."""
+    licence: str | None = None
+    """SPDX identifiers of the licences that were found beside the text, joined by ` AND `; None if there were none."""
     metadata: dict[str, Any] | None = None
     """What else is known of it; kept beside it, never learned."""
 

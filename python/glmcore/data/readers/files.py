@@ -9,7 +9,8 @@ from typing import Any
 import fsspec
 
 from glmcore.data.config import SourceConfig
-from glmcore.data.readers import git
+from glmcore.data.builders.git import resolve
+from glmcore.data.readers.git import size_of
 from glmcore.data.readers.record import Piece
 from glmcore.data.readers.streams import import_pyarrow, open_url
 from glmcore.errors import DataError
@@ -45,8 +46,8 @@ def list_pieces(source: SourceConfig, part_bytes: int) -> list[Piece]:
 
 def _git_piece(source: SourceConfig, path: str) -> list[Piece]:
     repository = Path(path).absolute()
-    commit = git.resolve(repository, source.revision)
-    return [Piece(str(repository), path, "git", 0, -1, git.size_of(repository, commit), commit)]
+    commit = resolve(repository, source.revision)
+    return [Piece(str(repository), path, "git", 0, -1, size_of(repository, commit), commit)]
 
 
 def _files(source: SourceConfig, path: str, part_bytes: int) -> list[Piece]:
