@@ -4,8 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-
-from torch import Tensor
+from typing import Generic, TypeVar
 
 from glmcore.errors import SyncError
 from glmcore.fp8.bucket import Bucket
@@ -13,8 +12,9 @@ from glmcore.fp8.bucket import Bucket
 _GRACE_S = 5.0
 """How long a thread may take to notice that nobody wants more."""
 
-TakeBuffer = Callable[[], Tensor]
-Produce = Callable[[TakeBuffer, Callable[[str], None]], Iterator[Bucket]]
+T = TypeVar("T")
+TakeBuffer = Callable[[], T]
+Produce = Callable[[TakeBuffer[T], Callable[[str], None]], Iterator[Bucket]]
 """Makes buckets: takes a buffer for each, fills it, and tells what it is at."""
 
 
@@ -22,13 +22,13 @@ class _Unwanted(Exception):  # noqa: N818 (never leaves this file)
     """The consumer has gone."""
 
 
-class Pipeline:
+class Pipeline(Generic[T]):
     """Buckets made in a background thread, to be consumed by one loop, once.
 
     A bucket's bytes are good until the next one is asked for.
     """
 
-    def __init__(self, produce: Produce, buffers: list[Tensor], timeout_s: float, what: str) -> None:
+    def __init__(self, produce: Produce[T], buffers: list[T], timeout_s: float, what: str) -> None:
         """Start.
 
         Args:
@@ -41,8 +41,8 @@ class Pipeline:
         self.what = what
         self.timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
-        self._free: queue.SimpleQueue[Tensor | None] = queue.SimpleQueue()
-        self._ready: queue.SimpleQueue[tuple[Bucket, Tensor] | BaseException | None] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[tuple[Bucket, T] | BaseException | None] = queue.SimpleQueue()
         for buffer in buffers:
             self._free.put(buffer)
         self._thread = threading.Thread(target=self._run, args=(produce,), name=what, daemon=True)
@@ -80,10 +80,10 @@ class Pipeline:
     def _late(self, doing: str) -> SyncError:
         return SyncError(f"{self.what} took longer than {self.timeout_s:g} s; {doing}")
 
-    def _run(self, produce: Produce) -> None:
-        taken: list[Tensor] = []
+    def _run(self, produce: Produce[T]) -> None:
+        taken: list[T] = []
 
-        def take() -> Tensor:
+        def take() -> T:
             buffer = self._free.get()
             if buffer is None:
                 raise _Unwanted

@@ -93,7 +93,7 @@ class Publication:
         """`WeightDigests.total` of what engines hold after the update; None before the last bucket is made."""
         self._publisher = publisher
         self._state = state
-        self._pipeline: Pipeline | None = None
+        self._pipeline: Pipeline[Tensor] | None = None
 
     def __iter__(self) -> Iterator[Bucket]:
         """The buckets; each is good until the next is asked for.
@@ -116,8 +116,8 @@ class Publication:
             if self._pipeline.close():
                 self._publisher.give_back(buffers)
 
-    def _producer(self) -> Produce:
-        def produce(take: TakeBuffer, tell: Callable[[str], None]) -> Iterator[Bucket]:
+    def _producer(self) -> Produce[Tensor]:
+        def produce(take: TakeBuffer[Tensor], tell: Callable[[str], None]) -> Iterator[Bucket]:
             with torch.no_grad():
                 filler = _Filler(self._publisher, self.version, take)
                 for name, tensor in _items(self._state):
@@ -141,7 +141,7 @@ def _gather(tensor: Any) -> Tensor:
 class _Filler:
     """Puts tensors into buckets."""
 
-    def __init__(self, publisher: WeightPublisher, version: int, take: TakeBuffer) -> None:
+    def __init__(self, publisher: WeightPublisher, version: int, take: TakeBuffer[Tensor]) -> None:
         self.publisher = publisher
         self.version = version
         self.take = take
