@@ -6,6 +6,7 @@ from typing import TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 __all__ = [
     "CODE_FIELDS",
@@ -27,6 +28,7 @@ __all__ = [
     "CoreTrajectoryBuffer",
     "Packing",
     "Pieces",
+    "Xxh3",
     "__version__",
     "balance",
     "code_statistics",
@@ -495,6 +497,19 @@ class CoreTrajectoryBuffer:
 
     def close(self) -> None:
         """Let the directory go. Further calls are errors."""
+
+# ---- checksum -------------------------------------------------------------------------------------
+
+@final
+class Xxh3:
+    """XXH3-128 of the bytes that were given to it."""
+
+    def __new__(cls) -> Self: ...
+    def update(self, data: npt.NDArray[np.uint8]) -> None:
+        """Add bytes, C-contiguous."""
+
+    def hexdigest(self) -> str:
+        """32 hexadecimal digits, as `xxh128sum` prints them."""
 
 # ---- fp8 ------------------------------------------------------------------------------------------
 

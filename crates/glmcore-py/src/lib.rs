@@ -5,6 +5,7 @@
 #![expect(clippy::needless_pass_by_value, reason = "PyO3 extracts arguments by value")]
 
 mod chat;
+mod checksum;
 mod clean;
 mod data;
 mod error;
@@ -24,6 +25,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     tokenizer::register(module)?;
     trainer::register(module)?;
     chat::register(module)?;
+    checksum::register(module)?;
     clean::register(module)?;
     data::register(module)?;
     packing::register(module)?;
