@@ -47,3 +47,7 @@ class RequestError(GlmcoreError, ValueError):
 
 class RunError(GlmcoreError, RuntimeError):
     """A run cannot start or go on: no disk space, a locked or foreign run directory."""
+
+
+class SyncError(GlmcoreError, RuntimeError):
+    """Weights did not reach an engine, or not as they were sent."""
