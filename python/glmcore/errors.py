@@ -29,6 +29,10 @@ class Fp8Error(GlmcoreError, ValueError):
     """A tensor cannot be quantised or dequantised."""
 
 
+class KernelError(GlmcoreError, RuntimeError):
+    """A CUDA kernel cannot be compiled or launched, or there is no GPU for it."""
+
+
 class ConfigError(GlmcoreError, ValueError):
     """A recipe or a model configuration is wrong."""
 

@@ -6,6 +6,7 @@
 
 mod chat;
 mod checksum;
+mod clean;
 mod data;
 mod error;
 mod fp8;
@@ -25,6 +26,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     trainer::register(module)?;
     chat::register(module)?;
     checksum::register(module)?;
+    clean::register(module)?;
     data::register(module)?;
     packing::register(module)?;
     trajectory::register(module)?;
