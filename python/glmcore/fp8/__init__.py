@@ -13,36 +13,38 @@ if TYPE_CHECKING:
     from glmcore.fp8.broadcast import WeightBroadcast
     from glmcore.fp8.bucket import Bucket, weights_checksum
     from glmcore.fp8.publisher import Publication, WeightPublisher
-    from glmcore.fp8.ray_actors import publish_to_actors, receive_bucket
+    from glmcore.fp8.ray_actors import RayWeightReceiver, publish_to_actors
     from glmcore.fp8.receiver import WeightReceiver
-    from glmcore.fp8.weight_directory import WeightDirectory
+    from glmcore.fp8.weight_directory import WeightDirectory, checkpoint_checksum
 
 _HOME_OF = {
     "Bucket": "bucket",
     "Publication": "publisher",
+    "RayWeightReceiver": "ray_actors",
     "WeightBroadcast": "broadcast",
     "WeightDirectory": "weight_directory",
     "WeightPublisher": "publisher",
     "WeightReceiver": "receiver",
+    "checkpoint_checksum": "weight_directory",
     "publish_to_actors": "ray_actors",
-    "receive_bucket": "ray_actors",
     "weights_checksum": "bucket",
 }
 
 __all__ = [
     "Bucket",
     "Publication",
+    "RayWeightReceiver",
     "WeightBroadcast",
     "WeightDirectory",
     "WeightPublisher",
     "WeightReceiver",
+    "checkpoint_checksum",
     "dequantize_blocks",
     "dequantize_checkpoint",
     "publish_to_actors",
     "quantize_blocks",
     "quantize_checkpoint",
     "quantize_groups",
-    "receive_bucket",
     "verify_checkpoint",
     "weights_checksum",
 ]
