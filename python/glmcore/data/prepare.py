@@ -164,11 +164,13 @@ def read_sources(run: Run, plan: Plan, engine: Engine) -> str:
     todo = plan.unread()
     for file in sorted({file for i in todo for file in _changed(plan, i)}):
         say(f"{file} has changed since it was read: its part is read again")
-    jobs = [IngestJob(plan.parts[i], plan.keys[i], config, run.recipe.run.seed, plan.place) for i in todo]
-    sizes = [job.part.size for job in jobs]
+    sizes = [plan.parts[i].size for i in todo]
+    workers = num_workers(run.recipe.run.num_threads, len(todo), sum(sizes))
+    threads = max(1, run.recipe.run.num_threads // workers)
+    seed = run.recipe.run.seed
+    jobs = [IngestJob(plan.parts[i], plan.keys[i], config, seed, plan.place, threads) for i in todo]
     with progress("read", total=sum(part.size for part in plan.parts), unit="bytes") as bar:
         bar.skip(bar.total - sum(sizes) if bar.total else 0)
-        workers = num_workers(run.recipe.run.num_threads, len(jobs), sum(sizes))
         run_jobs(ingest, jobs, lambda i, _: bar.advance(sizes[i]), workers=workers, engine=engine)
     records = plan.read_records()
     for source in config.sources:
@@ -223,7 +225,7 @@ def write_tokenizer(run: Run, plan: Plan) -> str:
         tokenizer = Tokenizer.from_pretrained(path) if path.is_dir() else Tokenizer.from_file(path)
     else:
         names = sorted({*plan.built_in, *(part.source.name for part in plan.parts)})
-        _judge(plan)
+        _judge(run, plan)
         share = config.training_bytes // len(names)
         texts = chain.from_iterable(_head(plan, name, share) for name in names)
         tokenizer = train_tokenizer(texts, config.vocab_size, num_threads=run.recipe.run.num_threads)
@@ -231,9 +233,9 @@ def write_tokenizer(run: Run, plan: Plan) -> str:
     return f"{tokenizer.vocab_size:,} ids"
 
 
-def _judge(plan: Plan) -> list[str]:
+def _judge(run: Run, plan: Plan) -> list[str]:
     """Decide which documents stay; gives a key for each part."""
-    return decide(plan.parts, plan.read_records(), plan.place)
+    return decide(plan.parts, plan.read_records(), plan.place, run.recipe.run.num_threads)
 
 
 def _head(plan: Plan, source: str, max_chars: int) -> Iterator[str]:
@@ -292,15 +294,16 @@ def _tokenize_jobs(run: Run, plan: Plan) -> tuple[list[TokenizeJob], list[int]]:
                 [key, vocabulary, numbers[source], [b.model_dump() for b in part.source.buckets] if part else []]
             ),
             buckets=tuple(part.source.buckets) if part else (),
-            with_loss_mask=part is None or part.source.kind == "conversations",
+            with_loss_mask=part is None or part.source.kind in ("conversations", "problems"),
             tokenizer=str(run.tokenizer),
+            vocabulary=vocabulary,
             num_threads=1,
             place=plan.place,
             judged=part is not None,
         )
 
     jobs = [job(None, name, name, plan.built_in_key) for name in plan.built_in]
-    for part, read_key, verdict_key in zip(plan.parts, plan.keys, _judge(plan), strict=True):
+    for part, read_key, verdict_key in zip(plan.parts, plan.keys, _judge(run, plan), strict=True):
         jobs.append(job(part, part.name, part.source.name, read_key + verdict_key))
     sizes = [int((read_state(plan.place.state(job.name, "read.json")) or {})["bytes"]) for job in jobs]
     return jobs, sizes
