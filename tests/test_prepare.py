@@ -236,7 +236,7 @@ def test_a_changed_file_is_told_and_only_its_parts_are_read_again(sources, prepa
     (tmp_path / "run" / "checkpoints").mkdir()
     write_jsonl(tmp_path / "b.jsonl", [{"text": words(1)}])
     assert prepare(sources, tmp_path / "run", *settings) == 1
-    assert "b.jsonl: changed since" in capsys.readouterr().err
+    assert "b.jsonl changed since" in capsys.readouterr().err
 
 
 def test_sample_and_limit_take_part_of_a_source(sources, tmp_path):

@@ -137,9 +137,3 @@ def read_state(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-
-
-def changed_files(part: Part, record: dict[str, Any]) -> list[str]:
-    """Files of a part that have other content than when `record` was made."""
-    before = {url: stamp for url, *_, stamp in record["pieces"]}
-    return sorted({piece.name for piece in part.pieces if before.get(piece.url, piece.stamp) != piece.stamp})
