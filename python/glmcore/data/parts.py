@@ -6,14 +6,17 @@ same parts, and what a killed call has finished is found again by the part's key
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from glmcore.data.config import DataConfig, SourceConfig
 from glmcore.data.readers.files import list_pieces
 from glmcore.data.readers.record import Piece
+from glmcore.errors import DataError
 
 MAX_PIECES = 4_096
 """Files of one part."""
@@ -93,7 +96,34 @@ def reading_key(part: Part, config: DataConfig, seed: int) -> str:
     """Changes when the documents of a part may."""
     source = part.source.model_dump(exclude={"max_documents", "buckets"})
     limits = [config.max_record_bytes, config.max_text_bytes]
-    return digest([_VERSION, seed, part.pieces, source, limits])
+    cleaning = part.source.cleaning
+    others = [piece.stamp for piece in evaluation_pieces(tuple(cleaning.evaluations))]
+    if cleaning.classifier is not None:
+        others.append(digest_of_file(cleaning.classifier))
+    return digest([_VERSION, seed, part.pieces, source, limits, others])
+
+
+@lru_cache(maxsize=4)
+def digest_of_file(path: str) -> str:
+    """A name for what a file holds.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
+@lru_cache(maxsize=16)
+def evaluation_pieces(paths: tuple[str, ...]) -> tuple[Piece, ...]:
+    """The files of evaluation texts.
+
+    Raises:
+        DataError: A path leads to nothing that can be read.
+    """
+    return tuple(list_pieces(SourceConfig(name="evaluations", paths=list(paths)), sys.maxsize)) if paths else ()
 
 
 def digest(value: Any) -> str:
@@ -107,9 +137,3 @@ def read_state(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-
-
-def changed_files(part: Part, record: dict[str, Any]) -> list[str]:
-    """Files of a part that have other content than when `record` was made."""
-    before = {url: stamp for url, *_, stamp in record["pieces"]}
-    return sorted({piece.name for piece in part.pieces if before.get(piece.url, piece.stamp) != piece.stamp})
