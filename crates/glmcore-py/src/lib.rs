@@ -8,7 +8,10 @@ mod chat;
 mod data;
 mod error;
 mod fp8;
+mod megatron;
 mod packing;
+mod samples;
+mod stream;
 mod tokenizer;
 mod trainer;
 mod trajectory;
@@ -24,7 +27,10 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     trainer::register(module)?;
     chat::register(module)?;
     data::register(module)?;
+    megatron::register(module)?;
+    samples::register(module)?;
     packing::register(module)?;
+    stream::register(module)?;
     trajectory::register(module)?;
     fp8::register(module)
 }
