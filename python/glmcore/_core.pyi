@@ -6,16 +6,21 @@ from typing import TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 __all__ = [
+    "CODE_FIELDS",
     "GLM4_SPECIAL_TOKENS",
     "PATTERNS",
     "STOP_TOKENS",
+    "TEXT_FIELDS",
     "CoreBestFitStream",
     "CoreChatTemplate",
     "CoreConversation",
+    "CoreDecontaminator",
     "CoreDraws",
     "CoreMegatronWriter",
+    "CoreQualityClassifier",
     "CoreReplyParser",
     "CoreSamples",
     "CoreShardWriter",
@@ -26,15 +31,23 @@ __all__ = [
     "CoreTrajectoryBuffer",
     "Packing",
     "Pieces",
+    "Xxh3",
     "__version__",
     "balance",
+    "code_statistics",
+    "detect_language",
     "draw",
+    "exact_hashes",
     "fill",
     "fp8_dequantize_bits",
     "fp8_dequantize_f32",
     "fp8_quantize_bits",
     "fp8_quantize_f32",
     "group_by_prefix",
+    "jaccard",
+    "lsh_bands",
+    "minhash",
+    "near_duplicates",
     "pack_best_fit",
     "pack_concat",
     "pack_documents",
@@ -42,6 +55,7 @@ __all__ = [
     "render_chat",
     "share_prefixes",
     "shuffled",
+    "text_statistics",
 ]
 
 __version__: str
@@ -606,6 +620,19 @@ class CoreTrajectoryBuffer:
     def close(self) -> None:
         """Let the directory go. Further calls are errors."""
 
+# ---- checksum -------------------------------------------------------------------------------------
+
+@final
+class Xxh3:
+    """XXH3-128 of the bytes that were given to it."""
+
+    def __new__(cls) -> Self: ...
+    def update(self, data: npt.NDArray[np.uint8]) -> None:
+        """Add bytes, C-contiguous."""
+
+    def hexdigest(self) -> str:
+        """32 hexadecimal digits, as `xxh128sum` prints them."""
+
 # ---- fp8 ------------------------------------------------------------------------------------------
 
 _Fp8Request: TypeAlias = tuple[tuple[int, int], float, bool, bool]
@@ -637,3 +664,88 @@ def fp8_dequantize_bits(
     out: npt.NDArray[np.uint16],
 ) -> None:
     """Codes times scales into a matrix of float16 or, with `bfloat16`, bfloat16 bits."""
+
+# ---- cleaning -------------------------------------------------------------------------------------
+
+TEXT_FIELDS: list[str]
+CODE_FIELDS: list[str]
+
+def text_statistics(texts: Sequence[str], num_threads: int) -> npt.NDArray[np.float64]:
+    """Numbers about prose, one row for each text and one column for each of `TEXT_FIELDS`."""
+
+def code_statistics(texts: Sequence[str], num_threads: int) -> npt.NDArray[np.float64]:
+    """Numbers about source files, one row for each text and one column for each of `CODE_FIELDS`."""
+
+def detect_language(texts: Sequence[str], num_threads: int) -> tuple[list[str], list[str], npt.NDArray[np.float64]]:
+    """Language and script of each text."""
+
+def exact_hashes(texts: Sequence[str], num_threads: int) -> npt.NDArray[np.uint64]:
+    """Upper and lower half of the 128-bit hash of each text."""
+
+def minhash(
+    texts: Sequence[str], num_permutations: int, shingle: int, seed: int, num_threads: int
+) -> npt.NDArray[np.uint32]:
+    """`MinHash` signature of each text."""
+
+def near_duplicates(
+    signatures: npt.NDArray[np.uint32],
+    threshold: float,
+    bands: tuple[int, int] | None,
+    quality: npt.NDArray[np.float64] | None,
+    ids: npt.NDArray[np.uint64] | None,
+    texts: Sequence[str] | None,
+    shingle: int,
+    num_threads: int,
+) -> npt.NDArray[np.uint32]:
+    """Text that is kept in place of each text."""
+
+def lsh_bands(num_permutations: int, threshold: float) -> tuple[int, int, float]:
+    """Number of bands and rows for a threshold, and the probability that a pair at the threshold is compared."""
+
+def jaccard(a: str, b: str, shingle: int) -> float:
+    """Exact Jaccard similarity of the shingles of two texts."""
+
+@final
+class CoreDecontaminator:
+    """Runs of tokens of evaluation texts."""
+
+    def __new__(cls, texts: Sequence[str], letters: bool, ngram: int, min_units: int) -> CoreDecontaminator: ...
+    @property
+    def num_skipped(self) -> int:
+        """Evaluation texts that were too short."""
+
+    @property
+    def num_runs(self) -> int:
+        """Number of different runs."""
+
+    def overlaps(
+        self, texts: Sequence[str], num_threads: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Share of each text inside shared runs, and where they are, in characters."""
+
+@final
+class CoreQualityClassifier:
+    """A linear classifier over hashed runs of tokens."""
+
+    @staticmethod
+    def train(
+        texts: Sequence[str],
+        labels: npt.NDArray[np.bool_],
+        table_bits: int,
+        max_run: int,
+        epochs: int,
+        learning_rate: float,
+        seed: int,
+        num_threads: int,
+    ) -> CoreQualityClassifier:
+        """Learn from texts labelled true or false."""
+
+    @staticmethod
+    def from_bytes(data: bytes) -> CoreQualityClassifier:
+        """Read the form of `to_bytes`."""
+
+    def to_bytes(self) -> bytes:
+        """Bytes to save."""
+
+    def scores(self, texts: Sequence[str], num_threads: int) -> npt.NDArray[np.float64]:
+        """Likelihood of the label true for each text."""

@@ -5,6 +5,8 @@
 #![expect(clippy::needless_pass_by_value, reason = "PyO3 extracts arguments by value")]
 
 mod chat;
+mod checksum;
+mod clean;
 mod data;
 mod error;
 mod fp8;
@@ -26,6 +28,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     tokenizer::register(module)?;
     trainer::register(module)?;
     chat::register(module)?;
+    checksum::register(module)?;
+    clean::register(module)?;
     data::register(module)?;
     megatron::register(module)?;
     samples::register(module)?;

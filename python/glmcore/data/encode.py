@@ -10,7 +10,8 @@ from glmcore.chat import apply_chat_template
 from glmcore.data.documents import Document
 from glmcore.tokenizer import END_OF_TEXT, Tokenizer
 
-_FILL_IN_THE_MIDDLE = ("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>")
+_PREFIX, _SUFFIX, _MIDDLE = "<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>"
+_ORDERS = {"psm": (_PREFIX, _SUFFIX, _MIDDLE), "spm": (_SUFFIX, _PREFIX, _MIDDLE)}
 
 
 class EncodedDocument(NamedTuple):
@@ -27,41 +28,47 @@ def encode_documents(
     """Tokens of each document.
 
     A text ends with `<|endoftext|>`, and all of it is learned. With a `middle` it becomes `<|code_prefix|>` before
-    `<|code_suffix|>` after `<|code_middle|>` middle, each part tokenised on its own; the report says that GLM-4.5 uses
-    fill-in-the-middle on all source code (arXiv:2508.06471, section 2.2), not in which order: this is the one that its
-    tokens' names suggest. Of a conversation only what the assistant said is learned.
+    `<|code_suffix|>` after `<|code_middle|>` middle, or with `middle_order` `spm` `<|code_suffix|>` after
+    `<|code_prefix|>` before `<|code_middle|>` middle; each part is tokenised on its own. Of a conversation only what
+    the assistant said is learned.
 
     Raises:
+        RequestError: A conversation cannot be rendered.
         TokenizerError: The vocabulary lacks a special token that is needed.
+
+    Source: GLM-4.5 uses fill-in-the-middle on all source code (arXiv:2508.06471, section 2.2); its order of the parts
+    is not published. CodeGeeX4, trained on from GLM-4-9B with the same three tokens, has that of `spm` (its
+    guides/Infilling_guideline.md); `psm` is the other order of arXiv:2207.14255.
     """
     end = _special(tokenizer, END_OF_TEXT)
-    parts = [part for document in documents for part in _parts(document)]
+    parts = [part for document in documents for _, part in _parts(document)]
     encoded = iter(tokenizer.encode_batch(parts, num_threads=num_threads))
     results: list[EncodedDocument] = []
     for document in documents:
         if document.messages is not None:
-            chat = apply_chat_template(tokenizer, document.messages)
+            chat = apply_chat_template(tokenizer, document.messages, document.tools)
             results.append(EncodedDocument(chat.ids, chat.loss_mask))
             continue
-        if document.middle is None:
-            pieces = [next(encoded), end]
-        else:
-            marks = (_special(tokenizer, mark) for mark in _FILL_IN_THE_MIDDLE)
-            pieces = [piece for mark in marks for piece in (mark, next(encoded))] + [end]
-        ids = np.concatenate(pieces)
+        pieces: list[npt.NDArray[np.int32]] = []
+        for mark, _ in _parts(document):
+            if mark is not None:
+                pieces.append(_special(tokenizer, mark))
+            pieces.append(next(encoded))
+        ids = np.concatenate([*pieces, end])
         results.append(EncodedDocument(ids, np.ones(len(ids), np.uint8)))
     return results
 
 
-def _parts(document: Document) -> tuple[str, ...]:
-    """Texts that are tokenised each on its own, in the order of the tokens."""
+def _parts(document: Document) -> list[tuple[str | None, str]]:
+    """Texts that are tokenised each on its own, in the order of the tokens, each after its mark."""
     text = document.text
     if text is None:
-        return ()
+        return []
     if document.middle is None:
-        return (text,)
+        return [(None, text)]
     start, stop = document.middle
-    return (text[:start], text[stop:], text[start:stop])
+    parts = {_PREFIX: text[:start], _SUFFIX: text[stop:], _MIDDLE: text[start:stop]}
+    return [(mark, parts[mark]) for mark in _ORDERS[document.middle_order or "psm"]]
 
 
 def _special(tokenizer: Tokenizer, token: str) -> npt.NDArray[np.int32]:

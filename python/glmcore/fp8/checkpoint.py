@@ -171,7 +171,6 @@ def _convert(
     files = sorted(source.glob("*.safetensors"))
     _check_complete(source, files)
     stamps = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
-    num_bytes_in = sum(size for size, _ in stamps.values())
     started = time.perf_counter()
     with (
         resumable_directory(target, task | {"source": str(source.absolute()), "files": stamps}) as temporary,
