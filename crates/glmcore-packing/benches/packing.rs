@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use glmcore_packing::{Pieces, balance, fill, pack_best_fit, pack_best_fit_split, pack_concat};
+use glmcore_packing::{Pieces, balance, fill, pack_best_fit, pack_concat, pack_documents};
 
 /// Log-normal lengths like those of web pages (median 600 tokens, mean 1,164), from a fixed linear
 /// congruential generator.
@@ -46,8 +46,8 @@ fn packings(c: &mut Criterion) {
                 b.iter(|| pack_best_fit(black_box(&pieces), capacity));
             });
             group.throughput(Throughput::Elements(count as u64));
-            group.bench_function("pack_best_fit_split", |b| {
-                b.iter(|| pack_best_fit_split(black_box(&lengths), capacity));
+            group.bench_function("pack_documents", |b| {
+                b.iter(|| pack_documents(black_box(&lengths), capacity, TooLong::Split));
             });
             group.bench_function("pack_concat", |b| {
                 b.iter(|| pack_concat(black_box(&lengths), capacity));

@@ -28,9 +28,11 @@ pub(crate) const MAX_MERGES: usize = 1 << 22;
 /// Entries that share a cache line, filled from the first. An entry holds, from the top, what the pair's place in the
 /// table does not tell of the pair, the rank plus one, and the merged token; 0 is a free place.
 type Bucket = [u64; 8];
-/// Merges per bucket, on average at most: so few that one in hundreds is full.
-const MERGES_PER_BUCKET: usize = 4;
+/// Merges per bucket, on average at most: one bucket in fifteen is full, one merge in fifty spills, and the table stays
+/// half as large as with one merge less, which counts for more.
+const MERGES_PER_BUCKET: usize = 5;
 const FILTER_WORDS: usize = 1 << 16;
+const FILTER_BUCKETS: usize = FILTER_WORDS / 8;
 
 /// The merges of a vocabulary.
 #[derive(Debug)]
@@ -39,9 +41,8 @@ pub(crate) struct Merges {
     pub(crate) byte_ids: [TokenId; 256],
     /// Merges of two single bytes, by the bytes.
     byte_pairs: Box<[Merge]>,
-    /// Two bits of a word for each pair that is there: 512 KiB, which stay near.
-    filter: Box<[u64]>,
-    /// Buckets, and one more that is always empty.
+    /// The filter, which has two bits of a word for each pair that is there (512 KiB, which stay near); behind it the
+    /// buckets, and one more that is always empty.
     table: Table<Bucket>,
     /// Merges whose buckets are full.
     spilled: FxHashMap<(TokenId, TokenId), Merge>,
@@ -91,8 +92,7 @@ impl Merges {
         let mut merges = Self {
             byte_ids: *byte_ids,
             byte_pairs: vec![Merge::NONE; 1 << 16].into(),
-            filter: vec![0; FILTER_WORDS].into(),
-            table: Table::zeroed((1 << bucket_bits) + 1),
+            table: Table::zeroed(FILTER_BUCKETS + (1 << bucket_bits) + 1),
             spilled: FxHashMap::default(),
             id_bits,
             rank_bits,
@@ -114,7 +114,8 @@ impl Merges {
 
     fn insert(&mut self, left: TokenId, right: TokenId, merge: Merge) {
         let mixed = self.mix(left, right);
-        self.filter[self.filter_word(mixed)] |= filter_bits(mixed);
+        let word = self.filter_word(mixed);
+        self.table.as_mut_slice()[word / 8][word % 8] |= filter_bits(mixed);
         let Place { bucket, tag } = self.place(left, right);
         let shift = self.tag_shift();
         let bucket = &mut self.table.as_mut_slice()[bucket as usize];
@@ -152,10 +153,11 @@ impl Merges {
     pub(crate) fn place(&self, left: TokenId, right: TokenId) -> Place {
         let mixed = self.mix(left, right);
         let bits = filter_bits(mixed);
-        let may_be = self.filter[self.filter_word(mixed)] & bits == bits;
+        let word = self.filter_word(mixed);
+        let may_be = self.table.as_slice()[word / 8][word % 8] & bits == bits;
         let empty = 1 << self.bucket_bits;
         let bucket = if may_be { mixed & (empty - 1) } else { empty };
-        Place { bucket: bucket as u32, tag: mixed >> self.bucket_bits }
+        Place { bucket: FILTER_BUCKETS as u32 + bucket as u32, tag: mixed >> self.bucket_bits }
     }
 
     /// Brings the place near.

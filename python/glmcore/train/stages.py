@@ -6,6 +6,8 @@ import torch
 
 from glmcore.data import manifest
 from glmcore.data.loader import PackedRows, Source
+from glmcore.data.prefetch import Rows
+from glmcore.data.samples import SampleStream
 from glmcore.data.shards import TokenShards
 from glmcore.metrics import MetricLog
 from glmcore.model.config import GlmConfig
@@ -91,8 +93,8 @@ def model_config(run: RunDirectory) -> GlmConfig:
     return run.recipe.model.model_copy(update={"eos_token_id": stops, "pad_token_id": stops[0]})
 
 
-def stage_rows(run: RunDirectory, stage_index: int) -> PackedRows:
-    """All packed rows of a stage, in order; a pure function of recipe and shards.
+def stage_rows(run: RunDirectory, stage_index: int) -> Rows:
+    """The packed rows of a stage, in order; a pure function of recipe and shards.
 
     Raises:
         DataError: A source of the mixture has no shard.
@@ -103,13 +105,18 @@ def stage_rows(run: RunDirectory, stage_index: int) -> PackedRows:
     corpus = recipe.corpus
     if stage.kind == "pretrain" and corpus is not None and corpus.path is not None and corpus.user_weight:
         mixture[USER_SOURCE] = corpus.user_weight
+    sources = mixture_sources(run, mixture)
+    seed = recipe.run.seed * 1000 + stage_index
+    if stage.packing == "stream":
+        return SampleStream(sources, capacity=stage.sequence_length, seed=seed)
     return PackedRows(
-        mixture_sources(run, mixture),
+        sources,
         capacity=stage.sequence_length,
         num_rows=stage.num_rows,
         packing=stage.packing,
-        seed=recipe.run.seed * 1000 + stage_index,
+        seed=seed,
         pad_id=model_config(run).pad_token_id,
+        too_long=stage.too_long,
     )
 
 

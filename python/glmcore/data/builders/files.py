@@ -49,7 +49,8 @@ _GENERATED = re.compile(
 )
 _CACHE_MARKS = frozenset({"CACHEDIR.TAG", ".rustc_info.json", "pyvenv.cfg"})
 _HEAD_LINES = 5
-"""Lines in which a generated file says so."""
+_HEAD_CHARS = 2_000
+"""Lines and characters in which a generated file says so."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def text_reason(path: str, text: str) -> str | None:
     lines = text.splitlines()
     if not text.strip():
         return None
-    if _GENERATED.search("\n".join(lines[:_HEAD_LINES])):
+    if _GENERATED.search("\n".join(lines[:_HEAD_LINES])[:_HEAD_CHARS]):
         return "generated"
     if path.lower().endswith(PROSE_SUFFIXES):
         return None

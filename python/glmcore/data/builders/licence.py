@@ -7,7 +7,7 @@ from glmcore.data.builders.files import SourceFile
 
 _FILE = re.compile(r"^(licen[cs]e|copying|unlicense|notice)([-._].*)?$", re.IGNORECASE)
 _TAG = re.compile(r"SPDX-License-Identifier:[ \t]*([\w.+() -]*[\w.+)])")
-_MANIFEST = re.compile(r'^\s*"?licen[cs]e"?\s*[:=]\s*(?:\{\s*text\s*=\s*)?"([\w.+() /-]{2,80})"', re.MULTILINE)
+_MANIFEST = re.compile(r'^[ \t]*"?licen[cs]e"?\s*[:=]\s*(?:\{\s*text\s*=\s*)?"([\w.+() /-]{2,80})"', re.MULTILINE)
 _MANIFESTS = ("Cargo.toml", "pyproject.toml", "package.json", "composer.json", "setup.cfg")
 _TEXTS = (
     ("Apache-2.0", "apache license version 2.0"),

@@ -6,17 +6,15 @@ EMAIL = "<EMAIL>"
 KEY = "<KEY>"
 _EMAIL = re.compile(r"(?<![\w.+/:-])(?!git@)[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
 _EXAMPLE = re.compile(r"@(?:[\w-]+\.)*(?:example\.(?:com|org|net)|invalid|test|localhost|users\.noreply\.github\.com)$")
-_PRIVATE_KEY = re.compile(
-    r"-----BEGIN (?:[A-Z]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----.{1,20000}?"
-    r"-----END (?:[A-Z]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----",
-    re.DOTALL,
-)
+_KEY_BEGIN = re.compile(r"-----BEGIN (?:[A-Z]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----")
+_KEY_END = re.compile(r"-----END (?:[A-Z]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----")
+_MAX_KEY_CHARS = 20_000
 _TOKEN = re.compile(
     r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"  # Amazon
     r"|\bgh[pousr]_[0-9A-Za-z]{36,255}\b|\bgithub_pat_[0-9A-Za-z_]{60,255}\b|\bglpat-[\w-]{20,64}"
     r"|\bxox[abeoprs]-[0-9A-Za-z-]{10,250}|\bAIza[\w-]{35}|\bsk-(?:ant-|proj-)?[\w-]{32,200}|\bsk_live_[0-9A-Za-z]{20,250}"
     r"|\bnpm_[0-9A-Za-z]{36}\b|\bpypi-[\w-]{60,250}|\bhf_[0-9A-Za-z]{30,60}\b"
-    r"|\beyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,2000}"  # JSON web tokens
+    r"|(?<![\w-])eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,2000}"  # JSON web tokens
 )
 _TRAILER = re.compile(
     r"^[ \t]*(?:[A-Z][a-z]+(?:-[a-z]+)*-by|Cc|CC|Author|Committer|From|Change-Id|git-svn-id|Gerrit-\w+)[ \t]*:.*\n?",
@@ -34,8 +32,19 @@ def redact(text: str) -> str:
     if "@" in text:
         text = _EMAIL.sub(lambda match: match[0] if _EXAMPLE.search(match[0].lower()) else EMAIL, text)
     if "PRIVATE KEY" in text:
-        text = _PRIVATE_KEY.sub(KEY, text)
+        text = _without_private_keys(text)
     return _TOKEN.sub(KEY, text)
+
+
+def _without_private_keys(text: str) -> str:
+    parts: list[str] = []
+    done = 0
+    for begin in _KEY_BEGIN.finditer(text):
+        end = _KEY_END.search(text, begin.end(), begin.end() + _MAX_KEY_CHARS) if begin.start() >= done else None
+        if end is not None:
+            parts += [text[done : begin.start()], KEY]
+            done = end.end()
+    return "".join([*parts, text[done:]])
 
 
 def without_trailers(message: str) -> str:
