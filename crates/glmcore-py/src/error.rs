@@ -24,6 +24,7 @@ macro_rules! raise_as {
 
 raise_as! {
     glmcore_chat::Error => RequestError,
+    glmcore_clean::Error => DataError,
     glmcore_data::Error => DataError,
     glmcore_fp8::Error => Fp8Error,
     glmcore_packing::Error => PackingError,

@@ -1,10 +1,11 @@
 """Documents: what a corpus is made of, and their form on disk."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import orjson
 
 from glmcore.durable import atomic_file
 from glmcore.errors import DataError
@@ -35,6 +36,8 @@ class Document:
     """Function descriptions that a conversation starts with."""
     licence: str | None = None
     """SPDX identifiers of the licences that were found beside the text, joined by ` AND `; None if there were none."""
+    metadata: dict[str, Any] | None = None
+    """What else is known of it; kept beside it, never learned."""
 
     @property
     def plain_text(self) -> str:
@@ -62,9 +65,9 @@ def write_documents(path: Path, documents: Iterable[Document]) -> DocumentStats:
     """Write documents as JSON lines; the file appears whole or not at all."""
     count = 0
     with atomic_file(path) as temporary:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with temporary.open("wb") as file:
             for document in documents:
-                file.write(json.dumps(_to_json(document), ensure_ascii=False) + "\n")
+                file.write(to_line(document))
                 count += 1
         size = temporary.stat().st_size
     return DocumentStats(count, size)
@@ -77,10 +80,10 @@ def read_documents(path: Path) -> Iterator[Document]:
         DataError: The file cannot be read, or a line is no document.
     """
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    yield _from_json(json.loads(line))
+                    yield _from_json(orjson.loads(line))
                 except (ValueError, TypeError, AttributeError, IndexError):
                     raise DataError(f"{path}:{number}: not a document") from None
     except OSError as error:
@@ -92,5 +95,7 @@ def _from_json(fields: dict[str, Any]) -> Document:
     return Document(**fields, middle=None if middle is None else (int(middle[0]), int(middle[1])))
 
 
-def _to_json(document: Document) -> dict[str, Any]:
-    return {name: value for name, value in vars(document).items() if value is not None}
+def to_line(document: Document) -> bytes:
+    """A document as a JSON line, its end included."""
+    known = {name: value for name, value in vars(document).items() if value is not None}
+    return orjson.dumps(known, default=str, option=orjson.OPT_APPEND_NEWLINE)

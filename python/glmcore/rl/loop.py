@@ -16,7 +16,7 @@ from glmcore.rl.advantage import group_advantages
 from glmcore.rl.config import RLConfig
 from glmcore.rl.loss import policy_loss
 from glmcore.rl.rollout import Rollout, RolloutWorker, rollout_seed
-from glmcore.rl.sync import fp8_weights
+from glmcore.rl.sync import WeightSync
 from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.loop import peak_memory_gib
 from glmcore.train.optim import Optimizer
@@ -39,6 +39,7 @@ class SynchronousLoop:
         model: Glm,
         optimizer: Optimizer,
         worker: RolloutWorker,
+        sync: WeightSync,
         buffer: TrajectoryBuffer,
         store: CheckpointStore,
         *,
@@ -49,6 +50,7 @@ class SynchronousLoop:
         self.model = model
         self.optimizer = optimizer
         self.worker = worker
+        self.sync = sync
         self.buffer = buffer
         self.store = store
         self.stage_index = stage_index
@@ -68,6 +70,7 @@ class SynchronousLoop:
             bar.skip(first_step - 1)
             for step in range(first_step, config.num_steps + 1):
                 started = time.perf_counter()
+                synced = self.sync.push(self.model, step - 1)
                 groups = slice((step - 1) * config.groups_per_step, step * config.groups_per_step)
                 self._collect(problems[groups], step)
                 lease = self.buffer.take(config.groups_per_step, policy_version=step - 1)
@@ -85,6 +88,9 @@ class SynchronousLoop:
                     tokens=tokens,
                     tokens_per_s=tokens / seconds,
                     seconds=seconds,
+                    sync_seconds=synced.seconds,
+                    sync_bytes=synced.num_bytes,
+                    engine_checksum=synced.checksum,
                     peak_gib=peak_memory_gib(),
                 )
                 if step % config.checkpoint_every_steps == 0 or step == config.num_steps:
@@ -105,7 +111,6 @@ class SynchronousLoop:
             return
         for group in left:
             self.buffer.discard(group.group_id)
-        self.worker.engine.update_weights(version, fp8_weights(self.model))
         size = config.rollouts_per_group
         group_ids = [self.buffer.admit(problem.id, size, version) for problem in problems]
         rollouts = self.worker.roll_out(
