@@ -65,7 +65,7 @@ class SourceFile:
 
 
 def read_directory(directory: Path, on_reject: OnReject) -> Iterator[SourceFile]:
-    """Files of a directory that are worth reading, in a fixed order; links are not followed, hidden directories left out.
+    """Files of a directory that are worth reading, in a fixed order; links and hidden directories are left out.
 
     Blank files are given too: a package's `__init__.py` says where the package begins. A directory with a CACHEDIR.TAG
     (https://bford.info/cachedir/) or another mark of a cache or an environment is left out.
