@@ -12,6 +12,8 @@ from glmcore.fp8.quantize import dequantize_blocks, quantize_blocks, quantize_gr
 if TYPE_CHECKING:
     from glmcore.fp8.broadcast import WeightBroadcast
     from glmcore.fp8.bucket import Bucket, weights_checksum
+    from glmcore.fp8.linear import Float8Experts, Float8Linear
+    from glmcore.fp8.many import expert_stack, quantize_many
     from glmcore.fp8.publisher import Publication, WeightPublisher
     from glmcore.fp8.ray_actors import publish_to_actors, receive_bucket
     from glmcore.fp8.receiver import WeightReceiver
@@ -19,18 +21,24 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "Bucket": "bucket",
+    "Float8Experts": "linear",
+    "Float8Linear": "linear",
     "Publication": "publisher",
     "WeightBroadcast": "broadcast",
     "WeightDirectory": "weight_directory",
     "WeightPublisher": "publisher",
     "WeightReceiver": "receiver",
+    "expert_stack": "many",
     "publish_to_actors": "ray_actors",
+    "quantize_many": "many",
     "receive_bucket": "ray_actors",
     "weights_checksum": "bucket",
 }
 
 __all__ = [
     "Bucket",
+    "Float8Experts",
+    "Float8Linear",
     "Publication",
     "WeightBroadcast",
     "WeightDirectory",
@@ -38,10 +46,12 @@ __all__ = [
     "WeightReceiver",
     "dequantize_blocks",
     "dequantize_checkpoint",
+    "expert_stack",
     "publish_to_actors",
     "quantize_blocks",
     "quantize_checkpoint",
     "quantize_groups",
+    "quantize_many",
     "receive_bucket",
     "verify_checkpoint",
     "weights_checksum",
