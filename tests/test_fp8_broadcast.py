@@ -119,7 +119,9 @@ def test_a_sharded_state_reaches_the_engine_on_another_rank(told):
 def test_each_side_hears_why_the_other_could_not_and_the_next_update_works(told):
     trainer, receiver = told
     assert receiver["older"] == "SyncError: an update to version 1 came, the engine holds version 2"
-    assert trainer["older"].startswith("SyncError: version 1 did not reach the engine on rank 1: an update to version 1")
+    assert trainer["older"].startswith(
+        "SyncError: version 1 did not reach the engine on rank 1: an update to version 1"
+    )
     assert "'extra' of shape [3] is unknown" in receiver["foreign"]
     assert "version 3 did not reach the engine on rank 1: tensor 'extra'" in trainer["foreign"]
     assert trainer["broken"].startswith("Fp8Error: tensor 'model.layers.2.self_attn.q_proj.weight'")

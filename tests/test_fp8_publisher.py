@@ -265,10 +265,10 @@ def test_an_update_that_takes_too_long_says_where_it_was():
     "header",
     [
         b"", b"[]", b"{}", b'{"version": 1}', b"\xff", b'{"pieces": [[1]]}',
-        b'{"version":0,"index":0,"is_last":true,"block":[1,1],"pieces":[["a","F32",[4],[0,4],0]],"checksum":""}',
-        b'{"version":0,"index":0,"is_last":true,"block":[1,1],"pieces":[["a","F32",[1],[0,2],0]],"checksum":""}',
-        b'{"version":0,"index":0,"is_last":true,"block":[1,1],"pieces":[["a","F32",[1],[0,1],1]],"checksum":""}',
-        b'{"version":0,"index":0,"is_last":true,"block":[1,1],"pieces":[["a","I64",[1],[0,1],0]],"checksum":""}',
+        b'{"version":0,"index":0,"is_last":true,"block":[1,1],"scale_format":"float32","pieces":[["a","F32",[4],[0,4],0]],"checksum":""}',
+        b'{"version":0,"index":0,"is_last":true,"block":[1,1],"scale_format":"float32","pieces":[["a","F32",[1],[0,2],0]],"checksum":""}',
+        b'{"version":0,"index":0,"is_last":true,"block":[1,1],"scale_format":"float32","pieces":[["a","F32",[1],[0,1],1]],"checksum":""}',
+        b'{"version":0,"index":0,"is_last":true,"block":[1,1],"scale_format":"float32","pieces":[["a","I64",[1],[0,1],0]],"checksum":""}',
     ],
 )  # fmt: skip
 def test_a_header_that_is_none_is_refused(header):

@@ -37,8 +37,8 @@ class LLM:
         directory: Hugging Face layout, bfloat16 or block-FP8, with tokenizer.json.
         dtype: Arithmetic of the model. float32 is the fastest on most CPUs and adds no rounding of its own.
         max_sequences: Most sequences decoded together.
-        fp8: Hold in FP8 what FP8 checkpoints have quantised, and quantise its inputs: `Float8Linear`. The codes are those
-            of the checkpoint if it has 128x128 blocks. For GPUs; on the CPU the same numbers come more slowly.
+        fp8: Hold in FP8 what FP8 checkpoints have quantised, and quantise its inputs: `Float8Linear`. The codes are
+            those of the checkpoint if it has 128x128 blocks. Half the memory; on the CPU slower.
 
     Raises:
         CheckpointError: The checkpoint is damaged, or its tokenizer does not fit the model.

@@ -15,23 +15,24 @@ if TYPE_CHECKING:
     from glmcore.fp8.linear import Float8Experts, Float8Linear
     from glmcore.fp8.many import expert_stack, quantize_many
     from glmcore.fp8.publisher import Publication, WeightPublisher
-    from glmcore.fp8.ray_actors import publish_to_actors, receive_bucket
+    from glmcore.fp8.ray_actors import RayWeightReceiver, publish_to_actors
     from glmcore.fp8.receiver import WeightReceiver
-    from glmcore.fp8.weight_directory import WeightDirectory
+    from glmcore.fp8.weight_directory import WeightDirectory, checkpoint_checksum
 
 _HOME_OF = {
     "Bucket": "bucket",
     "Float8Experts": "linear",
     "Float8Linear": "linear",
     "Publication": "publisher",
+    "RayWeightReceiver": "ray_actors",
     "WeightBroadcast": "broadcast",
     "WeightDirectory": "weight_directory",
     "WeightPublisher": "publisher",
     "WeightReceiver": "receiver",
+    "checkpoint_checksum": "weight_directory",
     "expert_stack": "many",
     "publish_to_actors": "ray_actors",
     "quantize_many": "many",
-    "receive_bucket": "ray_actors",
     "weights_checksum": "bucket",
 }
 
@@ -40,10 +41,12 @@ __all__ = [
     "Float8Experts",
     "Float8Linear",
     "Publication",
+    "RayWeightReceiver",
     "WeightBroadcast",
     "WeightDirectory",
     "WeightPublisher",
     "WeightReceiver",
+    "checkpoint_checksum",
     "dequantize_blocks",
     "dequantize_checkpoint",
     "expert_stack",
@@ -52,7 +55,6 @@ __all__ = [
     "quantize_checkpoint",
     "quantize_groups",
     "quantize_many",
-    "receive_bucket",
     "verify_checkpoint",
     "weights_checksum",
 ]

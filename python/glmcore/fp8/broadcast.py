@@ -42,7 +42,7 @@ class WeightBroadcast:
         self.ranks = list(range(dist.get_world_size())) if ranks is None else sorted(ranks)
         self.src = src
         self.timeout_s = timeout_s
-        self._group = dist.new_group(self.ranks, timeout=timedelta(seconds=timeout_s), backend="gloo")
+        self._group: Any = dist.new_group(self.ranks, timeout=timedelta(seconds=timeout_s), backend="gloo")
         self._buffers = [Scratch(torch.uint8), Scratch(torch.uint8)]
 
     def send(self, publication: Publication) -> str:

@@ -62,6 +62,8 @@ class Bucket:
     is_last: bool
     block: tuple[int, int]
     """Rows and columns of a block of codes."""
+    scale_format: str
+    """`float32` or `ue8m0`."""
     pieces: tuple[Piece, ...]
     """Codes are followed by their scales, named `X.weight_scale_inv`."""
     data: Tensor

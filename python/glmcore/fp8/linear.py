@@ -1,7 +1,7 @@
-"""Layers whose weights are held in block-wise FP8 and whose inputs are quantised as they come: half the memory of bfloat16.
+"""Layers whose weights are held in block-wise FP8 and whose inputs are quantised as they come.
 
-For sampling: they have no gradient. On a GPU the products are FP8 ones; on the CPU the same numbers come from float32
-ones, which is for tests and not for speed.
+They take half the memory of bfloat16, and are for sampling: they have no gradient. On a GPU the products are FP8 ones;
+on the CPU the same numbers come from float32 ones, which is for tests and not for speed.
 
 Shapes: T tokens, R routed rows, D hidden size, E experts, M expert width, P that width in whole blocks.
 """

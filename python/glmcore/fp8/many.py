@@ -1,7 +1,7 @@
 """All weights of a model to FP8 in one call: on a GPU one launch in place of hundreds.
 
-The results go into views of memory that the caller has made, of any strides. So the layouts that an engine wants need no
-pass of their own: matrices joined into a stack (`expert_stack`), cut over ranks (a slice), transposed (`q.t()`).
+The results go into views of memory that the caller has made, of any strides. So the layouts that an engine wants need
+no pass of their own: matrices joined into a stack (`expert_stack`), cut over ranks (a slice), transposed (`q.t()`).
 """
 
 from collections.abc import Sequence

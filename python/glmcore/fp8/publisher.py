@@ -130,7 +130,8 @@ class Publication:
 
 
 def _items(state: State) -> Iterable[tuple[str, Any]]:
-    return state.items() if isinstance(state, Mapping) else state
+    items: Any = state.items() if isinstance(state, Mapping) else state
+    return items
 
 
 def _gather(tensor: Any) -> Tensor:
@@ -241,6 +242,7 @@ class _Filler:
             index=self._index,
             is_last=is_last,
             block=self.publisher.block,
+            scale_format=self.publisher.scale_format,
             pieces=tuple(self._pieces),
             data=self._buffer[: self._used],
             weights_checksum=self.digests.total() if is_last else None,

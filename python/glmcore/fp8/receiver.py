@@ -89,8 +89,9 @@ class WeightReceiver:
 
     @torch.no_grad()
     def load(self, bucket: Bucket) -> None:
-        """Put the next bucket's tensors into place: codes as they are where the engine holds FP8, elsewhere as the
-        bfloat16 value of code times scale.
+        """Put the next bucket's tensors into place.
+
+        Codes stay what they are where the engine holds FP8; elsewhere they become the bfloat16 code times scale.
 
         Raises:
             SyncError: The bucket is damaged or out of order, or has a tensor that the engine does not know.
