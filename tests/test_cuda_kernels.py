@@ -236,7 +236,10 @@ def test_the_emulator_sees_mistakes(monkeypatch, edit):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: cuda.quantize_blocks(torch.zeros(2, 2, dtype=torch.float64), BLOCK, 1e-10, False), "w must be float32"),
+        (
+            lambda: cuda.quantize_blocks(torch.zeros(2, 2, dtype=torch.float64), BLOCK, 1e-10, False),
+            "w must be float32",
+        ),
         (lambda: cuda.quantize_blocks(torch.zeros(4, 4).t()[1:], BLOCK, 1e-10, False), "w must be contiguous"),
         (lambda: product(depth=24), "multiple of 16"),
         (lambda: product(dtype=torch.float16), "bfloat16 or float32"),

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmcore.data.config import DataConfig
-from glmcore.data.ingest import read_documents_of
-from glmcore.data.parts import plan_parts
-from glmcore.data.readers.record import Rejects
+from glmcore.data.convert import find_documents
+from glmcore.data.ingest import IngestJob, ingest
+from glmcore.data.parts import WorkPlace, plan_parts
+from glmcore.data.readers.record import Limits, Rejects
 from glmcore.data.readers.streams import lines
 from glmcore.data.readers.text import cut
 from glmcore.errors import DataError
@@ -28,7 +29,10 @@ def read(tmp_path, *paths, limits=(), **source):
     config = DataConfig(sources=[{"name": "s", "paths": [str(path) for path in paths], **source}], **dict(limits))
     file = tmp_path / "rejects.out"
     with Rejects(file, stop=config.on_bad_record == "stop") as rejects:
-        documents = [d for part in plan_parts(config) for d in read_documents_of(part, config, rejects)]
+        pieces = [piece for part in plan_parts(config) for piece in part.pieces]
+        limits = Limits(config.max_record_bytes, config.max_text_bytes)
+        found = [one for piece in pieces for one in find_documents(config.sources[0], piece, limits, 0, rejects)]
+        documents = [one.document for one in found]
     told = [json.loads(line) for line in file.read_text().splitlines()]
     assert sum(reject.get("num_records", 1) for reject in told) == sum(rejects.counts.values())
     return documents, told
@@ -264,7 +268,7 @@ def test_a_commit_of_a_git_repository_is_read_without_a_checkout(tmp_path):
     assert [(r["place"], r["reason"]) for r in rejects] == [("a.bin", "binary_file")]
     documents, _ = read(tmp_path, folder, format="git", revision="HEAD~1")
     assert documents[0].text == "a = 1\n"
-    with pytest.raises(DataError, match="cannot read git repository"):
+    with pytest.raises(DataError, match=r"Needed a single revision"):
         read(tmp_path, folder, format="git", revision="nowhere")
 
 
@@ -283,8 +287,10 @@ def test_conversations_that_cannot_be_rendered_are_rejected(tmp_path):
     rows = [{"messages": chat}, {"messages": []}, {"messages": [{"role": "poet"}]}, {"messages": "hi"}, {"text": HAIKU}]
     (tmp_path / "a.jsonl").write_bytes(as_jsonl(rows))
     documents, rejects = read(tmp_path, tmp_path / "a.jsonl", kind="conversations")
-    assert [d.messages for d in documents] == [chat]
-    assert [r["reason"] for r in rejects] == ["empty", "bad_conversation", "wrong_type", "missing_field"]
+    assert [[(m["role"], m["content"]) for m in d.messages] for d in documents] == [
+        [("user", "hi"), ("assistant", "hello")]
+    ]
+    assert [r["reason"] for r in rejects] == ["bad_conversation"] * 4
 
 
 def test_a_path_that_leads_nowhere_is_named(tmp_path):
@@ -296,10 +302,9 @@ def test_a_path_that_leads_nowhere_is_named(tmp_path):
 
 
 def test_a_file_that_vanishes_is_a_reject(tmp_path):
-    config = DataConfig(sources=[{"name": "s", "paths": [str(tmp_path / "a.txt")]}])
     (tmp_path / "a.txt").write_text("x")
+    config = DataConfig(sources=[{"name": "s", "paths": [str(tmp_path / "a.txt")]}])
     [part] = plan_parts(config)
     (tmp_path / "a.txt").unlink()
-    with Rejects(tmp_path / "r", stop=False) as rejects:
-        assert list(read_documents_of(part, config, rejects)) == []
-    assert rejects.counts == {"unreadable_file": 1}
+    job = IngestJob(part, "key", config, 0, WorkPlace(str(tmp_path / "run")))
+    assert ingest(job)["rejects"] == {"unreadable_file": 1}

@@ -63,9 +63,7 @@ class Emulator:
         edit: Text of a source to replace, and by what: to see that a mistake is seen.
     """
 
-    def __init__(
-        self, arch: int = 900, *, reversed_order: bool = False, edit: tuple[str, str] | None = None
-    ) -> None:
+    def __init__(self, arch: int = 900, *, reversed_order: bool = False, edit: tuple[str, str] | None = None) -> None:
         self.arch = arch
         self.reversed_order = reversed_order
         self.edit = edit

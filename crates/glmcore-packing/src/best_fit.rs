@@ -1,6 +1,7 @@
 //! Best-fit decreasing: whole documents, as few rows as the method gives, in linear time.
 
-use crate::{Error, Piece, Pieces, check_capacity, count32};
+use crate::too_long::cut_all;
+use crate::{Error, Piece, Pieces, TooLong, check_capacity, count32};
 
 /// No row: ends a list.
 const NONE: u32 = u32::MAX;
@@ -14,6 +15,10 @@ pub struct Packing {
 }
 
 impl Packing {
+    pub(crate) fn from_parts(row_of: Vec<u32>, order: Vec<u32>, row_offsets: Vec<u32>) -> Self {
+        Self { row_of, order, row_offsets }
+    }
+
     /// Row of each document.
     pub fn row_of(&self) -> &[u32] {
         &self.row_of
@@ -111,34 +116,30 @@ pub fn pack_best_fit(lengths: &[u32], capacity: u32) -> Result<Packing, Error> {
     Ok(group_by_row(&docs, &rows, &open.num_documents))
 }
 
-/// Packs documents by best-fit decreasing after cutting those longer than `capacity` into pieces of
-/// `capacity` tokens and one rest.
+/// Packs documents by best-fit decreasing; `too_long` says what happens to those longer than a row.
+///
+/// [`Pieces::loss`] counts them and the tokens that they lose.
 ///
 /// ```
-/// let pieces = glmcore_packing::pack_best_fit_split(&[20, 4], 8)?;
+/// use glmcore_packing::{TooLong, pack_documents};
+///
+/// let pieces = pack_documents(&[20, 4], 8, TooLong::Split)?;
 /// assert_eq!(pieces.num_rows(), 3);
 /// assert_eq!(pieces.len(), [8, 8, 4, 4]);
+/// assert_eq!(pack_documents(&[20, 4], 8, TooLong::Truncate)?.loss().num_lost_tokens, 12);
 /// # Ok::<(), glmcore_packing::Error>(())
 /// ```
 ///
 /// # Errors
 ///
-/// [`Error::Capacity`], [`Error::TooMany`].
-pub fn pack_best_fit_split(lengths: &[u32], capacity: u32) -> Result<Pieces, Error> {
+/// [`Error::DocumentTooLong`] with [`TooLong::Error`], [`Error::Capacity`], [`Error::TooMany`].
+pub fn pack_documents(lengths: &[u32], capacity: u32, too_long: TooLong) -> Result<Pieces, Error> {
     check_capacity(capacity)?;
-    count32("documents", lengths.len() as u64)?;
-    let total = lengths.iter().map(|&len| u64::from(len.div_ceil(capacity))).sum();
-    count32("pieces", total)?;
-
-    let mut cut = Vec::with_capacity(lengths.len());
-    for (doc, &len) in (0..).zip(lengths) {
-        let mut start = 0;
-        while start < len {
-            let piece = Piece { doc, start, len: capacity.min(len - start) };
-            cut.push(piece);
-            start += piece.len;
-        }
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    if (1..=capacity).contains(&longest) {
+        return pack_best_fit(lengths, capacity)?.pieces(lengths); // nothing to cut: a third of the time
     }
+    let (cut, loss) = cut_all(lengths, capacity, too_long)?;
     let cut_lengths: Vec<u32> = cut.iter().map(|piece| piece.len).collect();
     let packing = pack_best_fit(&cut_lengths, capacity)?;
     let mut pieces = Pieces::with_capacity(cut.len(), packing.num_rows());
@@ -148,7 +149,7 @@ pub fn pack_best_fit_split(lengths: &[u32], capacity: u32) -> Result<Pieces, Err
         }
         pieces.end_row();
     }
-    Ok(pieces)
+    Ok(pieces.with_loss(loss))
 }
 
 /// Counting sort: documents from the longest to the shortest, ties in order, and for each length where

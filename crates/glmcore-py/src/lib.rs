@@ -10,7 +10,10 @@ mod clean;
 mod data;
 mod error;
 mod fp8;
+mod megatron;
 mod packing;
+mod samples;
+mod stream;
 mod tokenizer;
 mod trainer;
 mod trajectory;
@@ -28,7 +31,10 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     checksum::register(module)?;
     clean::register(module)?;
     data::register(module)?;
+    megatron::register(module)?;
+    samples::register(module)?;
     packing::register(module)?;
+    stream::register(module)?;
     trajectory::register(module)?;
     fp8::register(module)
 }

@@ -23,6 +23,8 @@ class FieldsConfig(Config):
     """What names a record; one without it is named by its file and place."""
     quality: str | None = None
     """A number, 0 to 1 by custom; a record without it has quality 1."""
+    tools: str = "tools"
+    """Function descriptions of a conversation."""
     metadata: list[str] = Field(default_factory=list)
     """Fields that are kept beside the document in the corpus."""
 
@@ -38,14 +40,93 @@ class BucketConfig(Config):
     GLM-4.5's web text was seen over 3.2 times and the lowest dropped (arXiv:2508.06471, section 2.2)."""
 
 
+class RangeConfig(Config):
+    """Where a rule of cleaning lets a text pass; a side that is not given has no limit."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+class CleaningConfig(Config):
+    """Which documents of a source are left out; docs/cleaning.md has every definition and its origin."""
+
+    rules: Literal["none", "web", "code"] = "none"
+    """Published filters over statistics of a text: `web` for prose, `code` for source files."""
+    thresholds: dict[str, RangeConfig | Literal["off"]] = Field(default_factory=dict)
+    """Other ranges of single rules by their name, or `off`."""
+    languages: list[str] = Field(default_factory=list)
+    """Languages that stay, such as `eng` and `cmn` (ISO 639-3); empty for all."""
+    quality: Literal["given", "statistics", "classifier"] = "given"
+    """Where quality comes from: the field `fields.quality`; 0 to 1 by how far a text's statistics are from what the
+    filters reject; or a trained classifier's likelihood."""
+    classifier: str | None = None
+    """File of a `glmcore.data.cleaning.QualityClassifier`."""
+    exact_duplicates: Literal["drop", "keep"] = "drop"
+    """What becomes of a document whose text, white space aside, an earlier one has, in this source or in one before it
+    that drops them too."""
+    near_duplicates: PositiveFloat | None = Field(default=None, le=1.0)
+    """Documents that share so much of their runs of five words with a better or earlier one are dropped (0.8 is usual);
+    of sources with a different share each only the documents of the same share are compared."""
+    evaluations: list[str] = Field(default_factory=list)
+    """Files with evaluation texts, in any format; every text field counts. Documents that hold a run of them go."""
+    evaluation_run: PositiveInt = 13
+    """Words of such a run."""
+
+    @model_validator(mode="after")
+    def _has_a_classifier(self) -> Self:
+        if (self.quality == "classifier") != (self.classifier is not None):
+            raise ValueError("quality = 'classifier' and a classifier's file go together")
+        if self.thresholds and self.rules == "none":
+            raise ValueError("thresholds are of rules, and rules = 'none'")
+        return self
+
+
+class ProblemsConfig(Config):
+    """How problems become conversations."""
+
+    question: str = "question"
+    """Fields of a record; a dot leads into a table."""
+    reasoning: str | None = "reasoning"
+    solution: str = "solution"
+    answer: str | None = "answer"
+    answer_mark: str | None = None
+    """What stands between steps and answer of a solution, such as `####`."""
+    thinking_share: NonNegativeFloat = Field(default=1.0, le=1.0)
+    """Share of the problems that keep their steps as thinking; the others are answered at once."""
+    tasks: dict[str, PositiveInt] = Field(default_factory=dict)
+    """Problems to draw from each task of reasoning-gym."""
+
+
+class RepositoriesConfig(Config):
+    """How repositories become documents."""
+
+    max_chars: PositiveInt = 100_000
+    """Length of a document at most; 100,000 characters of most code are 32,768 tokens or fewer."""
+    history: bool = True
+    """Add the commits of a git repository, messages and diffs."""
+
+
+class FillInTheMiddleConfig(Config):
+    """Fill-in-the-middle (arXiv:2207.14255); GLM-4.5 uses it on all source code, at a rate that is not published."""
+
+    rate: NonNegativeFloat = Field(default=0.0, le=1.0)
+    """Share of the documents."""
+    span: Literal["characters", "lines", "blocks"] = "characters"
+    """What the middle is bounded by."""
+    spm_share: NonNegativeFloat = Field(default=0.5, le=1.0)
+    """Share of those with the suffix first."""
+
+
 class SourceConfig(Config):
     """One source of documents."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     """What a stage's mixture calls it."""
-    kind: Literal["documents", "conversations"] = "documents"
-    """`documents` are learned whole; of `conversations` only what the assistant says."""
-    paths: list[str] = Field(min_length=1)
+    kind: Literal["documents", "repositories", "problems", "conversations"] = "documents"
+    """`documents` and `repositories` are learned whole; of `problems` and `conversations`, which are rendered as chats,
+    only what the assistant says. A repository is one document, or several for a long one, its files in the order of
+    their imports, and its commits."""
+    paths: list[str] = Field(default_factory=list)
     """Files, directories, patterns (`*`, `?`, `[]`, `**`) or fsspec URLs; git repositories with `format = "git"`."""
     format: Format = "auto"
     """`auto` goes by the ends of the names. `text` and `markdown` make a document of a file, `lines` of a line."""
@@ -56,8 +137,13 @@ class SourceConfig(Config):
     """Commit whose files are read from a git repository."""
     buckets: list[BucketConfig] = Field(default_factory=list)
     """Quality buckets, any order; a document below all of them is dropped. Empty: one bucket of everything."""
-    exact_duplicates: Literal["drop", "keep"] = "drop"
-    """What becomes of a document whose text an earlier one has, in this source or one before it that drops them too."""
+    cleaning: CleaningConfig = CleaningConfig()
+    problems: ProblemsConfig = ProblemsConfig()
+    repositories: RepositoriesConfig = RepositoriesConfig()
+    layout: Literal["openai", "anthropic", "claude-code", "cc-bench"] = "openai"
+    """Form of conversations: messages of OpenAI's or Anthropic's interface, a session log of Claude Code, or the
+    columns of CC-Bench."""
+    fill_in_the_middle: FillInTheMiddleConfig = FillInTheMiddleConfig()
     sample: PositiveFloat = Field(default=1.0, le=1.0)
     """Share of the documents that is taken, drawn by seed and text."""
     max_documents: PositiveInt | None = None
@@ -71,8 +157,10 @@ class SourceConfig(Config):
             values = [getattr(bucket, kind) for bucket in self.buckets]
             if len(set(values)) != len(values):
                 raise ValueError(f"buckets of source {self.name!r} have the same {kind}: {values}")
-        if self.kind == "conversations" and self.format in ("text", "markdown", "lines", "git"):
-            raise ValueError(f"source {self.name!r}: conversations cannot be read from {self.format}")
+        if self.kind in ("conversations", "problems") and self.format in ("text", "markdown", "lines", "git"):
+            raise ValueError(f"source {self.name!r}: {self.kind} cannot be read from {self.format}")
+        if not self.paths and not (self.kind == "problems" and self.problems.tasks):
+            raise ValueError(f"source {self.name!r} has no paths")
         return self
 
 

@@ -48,6 +48,11 @@ class Document:
         return "\n".join(part for part in said if isinstance(part, str))
 
 
+def without_surrogates(text: str) -> str:
+    """Text with a replacement character for each lone surrogate, which JSON may hold and no file can."""
+    return text if text.isascii() else text.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace")
+
+
 @dataclass(frozen=True)
 class DocumentStats:
     """What was written."""

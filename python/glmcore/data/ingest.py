@@ -1,37 +1,28 @@
-"""First pass over a part: records to documents, each with a hash; bad records to the rejects."""
+"""First pass over a part: records to documents, cleaned; what finds copies among them; bad records to the rejects."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import orjson
 
-from glmcore.chat import apply_chat_template
-from glmcore.data.config import DataConfig, FieldsConfig, SourceConfig
+from glmcore.data.assess import assess
+from glmcore.data.cleaning import exact_hashes, minhash_signatures
+from glmcore.data.config import CleaningConfig, DataConfig
+from glmcore.data.convert import Found, find_documents
 from glmcore.data.documents import Document, to_line
 from glmcore.data.parts import Part, WorkPlace
-from glmcore.data.readers.git import read_git
-from glmcore.data.readers.jsonl import read_jsonl, read_text_lines
-from glmcore.data.readers.record import Limits, Piece, Record, Reject, Rejects
-from glmcore.data.readers.tables import read_arrow, read_parquet
-from glmcore.data.readers.text import read_markdown, read_text
+from glmcore.data.readers.record import Limits, Piece, Rejects
 from glmcore.durable import private_file, write_file
-from glmcore.errors import RequestError
-from glmcore.tokenizer import Tokenizer, train_tokenizer
 
-_PLAIN: dict[str, Callable[[Piece, Limits, Reject], Iterator[Record]]] = {
-    "git": read_git,
-    "jsonl": read_jsonl,
-    "lines": read_text_lines,
-    "markdown": read_markdown,
-    "text": read_text,
-}
-_TABLES = {"arrow": read_arrow, "parquet": read_parquet}
-LINES_PER_WRITE = 256
+DOCUMENTS_PER_BATCH = 512
+CHARS_PER_BATCH = 4 << 20
+"""A batch ends with the document that reaches either."""
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -43,142 +34,147 @@ class IngestJob:
     config: DataConfig
     seed: int
     place: WorkPlace
+    evaluations: tuple[Piece, ...] = ()
+    """Files of evaluation texts that its cleaning looks for."""
+    num_threads: int = 1
 
 
 def ingest(job: IngestJob) -> dict[str, Any]:
-    """Read a part and write documents, hashes and rejects; gives the record that is written when all is on disk.
+    """Read a part and write what is known of it; gives the record that is written when all is on disk.
 
     Raises:
         DataError: A bad record is to stop the work, or the disk is full.
     """
     part, place = job.part, job.place
     with ExitStack() as files:
-        documents_file = files.enter_context(private_file(place.documents(part.name)))
-        hashes_file = files.enter_context(private_file(place.state(part.name, "hashes.npy")))
+
+        def output(path: Any) -> IO[bytes]:
+            return files.enter_context(files.enter_context(private_file(path)).open("wb"))
+
         rejects_file = files.enter_context(private_file(place.rejects(part.name)))
         rejects = files.enter_context(Rejects(rejects_file, stop=job.config.on_bad_record == "stop"))
-        hashes = bytearray()
-        num_documents = num_bytes = num_sampled_out = 0
-        threshold = round(part.source.sample * 2**64)
-        salt = hashlib.sha256(f"{job.seed}/{part.source.name}".encode()).digest()[:16]
-        with documents_file.open("wb") as output:
-            lines: list[bytes] = []
-            for document in read_documents_of(part, job.config, rejects):
-                content = content_of(document)
-                digest = hashlib.blake2b(content, digest_size=16).digest()
-                if threshold < 2**64 and _draw(digest, salt) >= threshold:
-                    num_sampled_out += 1
-                    continue
-                hashes += digest
-                lines.append(to_line(document))
-                num_documents += 1
-                num_bytes += len(content)
-                if len(lines) == LINES_PER_WRITE:
-                    output.writelines(lines)
-                    lines.clear()
-            output.writelines(lines)
-        with hashes_file.open("wb") as output:
-            np.save(output, np.frombuffer(bytes(hashes), np.uint64).reshape(-1, 2))
+        cleaning = part.source.cleaning
+        columns = _Columns(cleaning)
+        outputs = {name: output(place.state(part.name, name)) for name in columns.names}
+        documents = output(place.documents(part.name))
+        batch_of = _Batches(part, job, rejects)
+        for batch in batch_of:
+            documents.writelines(map(to_line, batch))
+            for name, rows in columns.of(batch, job.num_threads).items():
+                outputs[name].write(rows.tobytes())
     record = {
         "key": job.key,
         "pieces": [list(piece) for piece in part.pieces],
-        "documents": num_documents,
-        "bytes": num_bytes,
+        "documents": batch_of.num_documents,
+        "bytes": batch_of.num_bytes,
         "rejects": dict(sorted(rejects.counts.items())),
-        "sampled_out": num_sampled_out,
+        "left_out": dict(sorted(rejects.left_out.items())),
     }
     write_file(place.state(part.name, "read.json"), orjson.dumps(record))
     return record
 
 
-def _draw(digest: bytes, salt: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(digest, digest_size=8, salt=salt).digest(), "little")
-
-
-def content_of(document: Document) -> bytes:
-    """What makes two documents the same."""
+def content_of(document: Document) -> str:
+    """What cleaning looks at, and what makes two documents the same."""
     if document.text is not None:
-        return document.text.encode()
-    return orjson.dumps(document.messages, option=orjson.OPT_SORT_KEYS)
+        return document.text
+    return orjson.dumps(document.messages, option=orjson.OPT_SORT_KEYS).decode()
 
 
-def read_documents_of(part: Part, config: DataConfig, rejects: Rejects) -> Iterator[Document]:
-    """Documents of a part; what is no document goes to `rejects`."""
-    limits = Limits(config.max_record_bytes, config.max_text_bytes)
-    fields = part.source.fields
-    for piece in part.pieces:
-        reject = partial(rejects.add, piece.name)
-        to_document = _converter(part.source, piece, fields, reject)
-        try:
-            for record in _records(piece, fields, limits, reject):
-                document = to_document(record)
-                if document is not None:
-                    yield document
-        except OSError as error:
-            reject("offset 0", "unreadable_file", str(error))
+class _Columns:
+    """What the search for copies needs of each document: arrays that are written row by row, without a header."""
+
+    def __init__(self, rule: CleaningConfig) -> None:
+        self._exact = rule.exact_duplicates == "drop"
+        self._near = rule.near_duplicates is not None
+        self.names = ["hashes"] * self._exact + ["signatures", "qualities"] * self._near
+        """File of each column."""
+
+    def of(self, batch: list[Document], num_threads: int) -> dict[str, Any]:
+        """Rows of a batch."""
+        if not self.names:
+            return {}
+        contents = [content_of(document) for document in batch]
+        columns: dict[str, Any] = {}
+        if self._exact:
+            columns["hashes"] = exact_hashes(contents, num_threads)
+        if self._near:
+            columns["signatures"] = minhash_signatures(contents, num_threads=num_threads)
+            columns["qualities"] = np.array([document.quality for document in batch], np.float64)
+        return columns
 
 
-def _records(piece: Piece, fields: FieldsConfig, limits: Limits, reject: Reject) -> Iterator[Record]:
-    if piece.format in _TABLES:
-        named = [fields.text, fields.messages, fields.id, fields.quality, *fields.metadata]
-        columns = frozenset(name for name in named if name is not None)
-        return _TABLES[piece.format](piece, columns, limits, reject)
-    return _PLAIN[piece.format](piece, limits, reject)
+class _Batches:
+    """Documents of a part that stay, in batches, and their number."""
 
+    def __init__(self, part: Part, job: IngestJob, rejects: Rejects) -> None:
+        self._source = part.source
+        self._pieces = part.pieces
+        self._rejects = rejects
+        self._job = job
+        self._limits = Limits(job.config.max_record_bytes, job.config.max_text_bytes)
+        self._salt = hashlib.sha256(f"{job.seed}/{part.source.name}".encode()).digest()[:16]
+        self.num_documents = 0
+        self.num_bytes = 0
 
-def _converter(
-    source: SourceConfig, piece: Piece, fields: FieldsConfig, reject: Reject
-) -> Callable[[Record], Document | None]:
-    """What turns the records of a piece into documents."""
-    own_fields = piece.format in ("jsonl", "parquet", "arrow")
-    field = (fields.messages if source.kind == "conversations" else fields.text) if own_fields else "text"
-    id_field = fields.id if own_fields else None
-    quality_field = fields.quality if own_fields else None
-    metadata = fields.metadata if own_fields else []
-    is_chat = source.kind == "conversations"
-    expected: type = list if is_chat else str
-    name = source.name
+    def __iter__(self) -> Iterator[list[Document]]:
+        rule = self._source.cleaning
+        looks = (
+            rule.rules != "none" or bool(rule.languages) or rule.quality != "given" or bool(rule.evaluations)
+        )  # the default cleaning, copies alone, looks at no text here
+        for found in batches(self._found(), attrgetter("document")):
+            if self._source.sample < 1:
+                found = [one for one in found if self._is_drawn(one)]
+            documents = self._cleaned(found) if looks and found else [one.document for one in found]
+            self.num_documents += len(documents)
+            self.num_bytes += sum(map(size_of, documents))
+            yield documents
 
-    def convert(record: Record) -> Document | None:
-        place, values = record
-        content: Any = values.get(field)
-        if type(content) is not expected:
-            if content is None:
-                reject(place, "missing_field", f"no {field!r}", values)
+    def _found(self) -> Iterator[Found]:
+        for piece in self._pieces:
+            try:
+                yield from find_documents(self._source, piece, self._limits, self._job.seed, self._rejects)
+            except OSError as error:
+                self._rejects.add(piece.name, "offset 0", "unreadable_file", str(error))
+
+    def _is_drawn(self, found: Found) -> bool:
+        """Whether a document is in the sample, by its content."""
+        draw = hashlib.blake2b(content_of(found.document).encode(), digest_size=8, salt=self._salt).digest()
+        if int.from_bytes(draw, "little") < self._source.sample * 2**64:
+            return True
+        self._rejects.left_out["not_sampled"] = self._rejects.left_out.get("not_sampled", 0) + 1
+        return False
+
+    def _cleaned(self, found: list[Found]) -> list[Document]:
+        texts = [one.document.plain_text for one in found]
+        told = assess(texts, self._source.cleaning, self._job.evaluations, self._limits, self._job.num_threads)
+        kept: list[Document] = []
+        for i, (one, reason) in enumerate(zip(found, told.reasons, strict=True)):
+            if reason is not None:
+                self._rejects.leave_out(one.file, one.place, *reason, sample=texts[i])
+            elif told.quality is None:
+                kept.append(one.document)
             else:
-                reject(place, "wrong_type", f"{field!r} is {type(content).__name__}", values)
-            return None
-        if not content or (not is_chat and content.isspace()):
-            reject(place, "empty", f"{field!r} is empty", values)
-            return None
-        if is_chat and (problem := _problem_of(content)):
-            reject(place, "bad_conversation", problem, values)
-            return None
-        quality = None if quality_field is None else values.get(quality_field)
-        quality = 1.0 if quality is None else quality
-        if type(quality) not in (float, int) or not -3e38 < quality < 3e38:
-            reject(place, "wrong_type", f"{quality_field!r} is no finite number", values)
-            return None
-        known = values.get(id_field) if id_field is not None else None
-        named = str(known) if known is not None else f"{piece.name}:{place}"
-        kept = {key: values[key] for key in metadata if key in values} or None
-        if is_chat:
-            return Document(named, name, messages=content, quality=float(quality), metadata=kept)
-        return Document(named, name, content, quality=float(quality), metadata=kept)
-
-    return convert
+                kept.append(replace(one.document, quality=float(told.quality[i])))
+        return kept
 
 
-def _problem_of(messages: list[Any]) -> str | None:
-    """Why a conversation cannot be rendered; None where it can."""
-    try:
-        apply_chat_template(_bytes_tokenizer(), messages)
-    except RequestError as error:
-        return str(error)
-    return None
+def batches(items: Iterable[Item], document_of: Callable[[Item], Document]) -> Iterator[list[Item]]:
+    """Documents, or what holds them, in batches of a bounded size."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        text = document_of(item).text
+        size += 1_000 if text is None else len(text)
+        if len(batch) == DOCUMENTS_PER_BATCH or size >= CHARS_PER_BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
-@cache
-def _bytes_tokenizer() -> Tokenizer:
-    """A tokenizer without merges, enough to try a template."""
-    return train_tokenizer([], 256 + 36, progress=False)
+def size_of(document: Document) -> int:
+    """Bytes of what a document says."""
+    text = document.plain_text
+    return len(text) if text.isascii() else len(text.encode("utf-8", errors="replace"))

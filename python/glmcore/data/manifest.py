@@ -48,7 +48,7 @@ def build(
             counts[name].update({key: shard[key] for key in ("documents", "tokens", "text_bytes")})
         if reading is not None:
             rejects[name].update(reading["rejects"])
-            dropped[name].update({"sampled_out": reading["sampled_out"]} if reading["sampled_out"] else {})
+            dropped[name].update(reading["left_out"])
     for name, source in told.items():
         source |= {key: counts[name][key] for key in ("documents", "tokens", "text_bytes")}
         source["rejected"] = dict(sorted(rejects[name].items()))

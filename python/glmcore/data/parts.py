@@ -6,7 +6,8 @@ same parts, and what a killed call has finished is found again by the part's key
 
 import hashlib
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from glmcore.data.config import DataConfig, SourceConfig
 from glmcore.data.readers.files import list_pieces
 from glmcore.data.readers.record import Piece
+from glmcore.errors import DataError
 
 MAX_PIECES = 4_096
 """Files of one part."""
@@ -89,11 +91,33 @@ def _groups(pieces: list[Piece], part_bytes: int) -> Iterator[list[Piece]]:
     yield group
 
 
-def reading_key(part: Part, config: DataConfig, seed: int) -> str:
-    """Changes when the documents of a part may."""
+def reading_key(part: Part, config: DataConfig, seed: int, others: Sequence[str]) -> str:
+    """Changes when the documents of a part may; `others` are stamps of what its cleaning reads."""
     source = part.source.model_dump(exclude={"max_documents", "buckets"})
     limits = [config.max_record_bytes, config.max_text_bytes]
-    return digest([_VERSION, seed, part.pieces, source, limits])
+    return digest([_VERSION, seed, part.pieces, source, limits, others])
+
+
+def evaluation_pieces(source: SourceConfig) -> tuple[Piece, ...]:
+    """The files of evaluation texts that a source's cleaning looks for.
+
+    Raises:
+        DataError: A path leads to nothing that can be read.
+    """
+    paths = source.cleaning.evaluations
+    return tuple(list_pieces(SourceConfig(name="evaluations", paths=paths), sys.maxsize)) if paths else ()
+
+
+def digest_of_file(path: str) -> str:
+    """A name for what a file holds.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 
 def digest(value: Any) -> str:
@@ -107,9 +131,3 @@ def read_state(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-
-
-def changed_files(part: Part, record: dict[str, Any]) -> list[str]:
-    """Files of a part that have other content than when `record` was made."""
-    before = {url: stamp for url, *_, stamp in record["pieces"]}
-    return sorted({piece.name for piece in part.pieces if before.get(piece.url, piece.stamp) != piece.stamp})

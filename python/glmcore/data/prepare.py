@@ -16,12 +16,22 @@ import numpy as np
 import orjson
 
 from glmcore.data import manifest
-from glmcore.data.config import BUILT_IN
+from glmcore.data.config import BUILT_IN, DataConfig
 from glmcore.data.corpus.collect import collect
 from glmcore.data.documents import read_documents, write_documents
 from glmcore.data.engines import Engine, num_workers, run_jobs
 from glmcore.data.ingest import IngestJob, ingest
-from glmcore.data.parts import Part, WorkPlace, changed_files, digest, plan_parts, read_state, reading_key
+from glmcore.data.parts import (
+    Part,
+    WorkPlace,
+    digest,
+    digest_of_file,
+    evaluation_pieces,
+    plan_parts,
+    read_state,
+    reading_key,
+)
+from glmcore.data.readers.record import Piece
 from glmcore.data.tokenize import TokenizeJob, checksum, tokenize
 from glmcore.data.verdicts import decide
 from glmcore.durable import write_file
@@ -33,6 +43,7 @@ from glmcore.tokenizer import Tokenizer, train_tokenizer
 
 STATIONS = ("corpus", "tokenizer", "shards")
 Run = RunDirectory[DataRecipe]
+_REJECTS = (("rejects", "rejected"), ("left_out", "left out"))
 
 
 def run(recipe: DataRecipe, *, engine: Engine = "local", recheck: bool = False) -> None:
@@ -57,8 +68,11 @@ def prepare(run: RunDirectory[DataRecipe], *, engine: Engine = "local", recheck:
     if run.station_done("shards") and not recheck:
         return
     plan = Plan.of(run)
+    changed = plan.changed()
     if run.station_done("corpus") and (plan.unread() or plan.strangers()):
-        _begin_anew(run, plan)
+        _begin_anew(run, changed)
+    for file in changed:
+        say(f"{file} has changed since it was read: its part is read again")
     plan.clean()
     if not run.station_done("corpus"):
         with timed(run, "corpus") as details:
@@ -84,6 +98,8 @@ class Plan:
     parts: list[Part]
     keys: list[str]
     """What each part's documents follow from."""
+    evaluations: dict[str, tuple[Piece, ...]]
+    """Files of evaluation texts of each source."""
 
     @classmethod
     def of(cls, run: Run) -> "Plan":
@@ -95,10 +111,11 @@ class Plan:
         recipe = run.recipe
         corpus, config, seed = recipe.corpus, recipe.data, recipe.run.seed
         parts = [] if config is None else plan_parts(config)
-        keys = [] if config is None else [reading_key(part, config, seed) for part in parts]
+        evaluations = {s.name: evaluation_pieces(s) for s in config.sources} if config else {}
+        keys = [] if config is None else _keys(parts, config, seed, evaluations)
         names = [] if corpus is None else [name for name in BUILT_IN if name != "user" or corpus.path is not None]
         corpus_key = "" if corpus is None else digest([corpus.model_dump(exclude={"user_weight"}), seed])
-        return cls(WorkPlace(str(run.path)), names, corpus_key, parts, keys)
+        return cls(WorkPlace(str(run.path)), names, corpus_key, parts, keys, evaluations)
 
     def unread(self) -> list[int]:
         """Positions of parts that are not read, or whose files or settings have changed since."""
@@ -114,6 +131,14 @@ class Plan:
         """Names of parts that have been read and are no longer planned."""
         read = (Path(self.place.run) / "parts").glob("*.read.json")
         return {file.name.split(".")[0] for file in read} - self._names()
+
+    def changed(self) -> list[str]:
+        """Files that were read and have other content now."""
+        stamps: dict[str, str] = {}
+        for file in (Path(self.place.run) / "parts").glob("*.read.json"):
+            stamps |= {url: stamp for url, *_, stamp in orjson.loads(file.read_bytes()).get("pieces", ())}
+        pieces = [piece for part in self.parts for piece in part.pieces]
+        return sorted({piece.name for piece in pieces if stamps.get(piece.url, piece.stamp) != piece.stamp})
 
     def _names(self) -> set[str]:
         return {*self.built_in, *(part.name for part in self.parts)}
@@ -131,22 +156,26 @@ class Plan:
                     file.unlink()
 
 
-def _begin_anew(run: Run, plan: Plan) -> None:
+def _keys(parts: list[Part], config: DataConfig, seed: int, evaluations: dict[str, tuple[Piece, ...]]) -> list[str]:
+    """The reading key of each part."""
+    others = {name: [piece.stamp for piece in pieces] for name, pieces in evaluations.items()}
+    for source in config.sources:
+        if source.cleaning.classifier is not None:
+            others[source.name].append(digest_of_file(source.cleaning.classifier))
+    return [reading_key(part, config, seed, others[part.source.name]) for part in parts]
+
+
+def _begin_anew(run: Run, changed: list[str]) -> None:
     """Take the data stations as not done, since a source has changed; finished parts stay.
 
     Raises:
         RunError: Something has been made of the data already.
     """
-    changed = sorted({file for i in plan.unread() for file in _changed(plan, i)}) or ["files were added or removed"]
     later = [station["name"] for station in run.stations()["stations"] if station["name"] not in STATIONS]
     if later or run.checkpoints.exists():
-        raise RunError(f"{changed[0]}: changed since {run.path} was trained on it: choose another run.dir=PATH")
+        what = changed[0] if changed else "the files of a source"
+        raise RunError(f"{what} changed since {run.path} was trained on it: choose another run.dir=PATH")
     run.forget_stations(STATIONS)
-
-
-def _changed(plan: Plan, position: int) -> list[str]:
-    record = read_state(plan.place.state(plan.parts[position].name, "read.json"))
-    return [] if record is None else changed_files(plan.parts[position], record)
 
 
 def read_sources(run: Run, plan: Plan, engine: Engine) -> str:
@@ -162,13 +191,18 @@ def read_sources(run: Run, plan: Plan, engine: Engine) -> str:
     for folder in ("corpus", "parts", "rejects"):
         (run.path / folder).mkdir(exist_ok=True)
     todo = plan.unread()
-    for file in sorted({file for i in todo for file in _changed(plan, i)}):
-        say(f"{file} has changed since it was read: its part is read again")
-    jobs = [IngestJob(plan.parts[i], plan.keys[i], config, run.recipe.run.seed, plan.place) for i in todo]
-    sizes = [job.part.size for job in jobs]
+    sizes = [plan.parts[i].size for i in todo]
+    workers = num_workers(run.recipe.run.num_threads, len(todo), sum(sizes))
+    threads = max(1, run.recipe.run.num_threads // workers)
+    seed = run.recipe.run.seed
+    jobs = [
+        IngestJob(
+            plan.parts[i], plan.keys[i], config, seed, plan.place, plan.evaluations[plan.parts[i].source.name], threads
+        )
+        for i in todo
+    ]
     with progress("read", total=sum(part.size for part in plan.parts), unit="bytes") as bar:
         bar.skip(bar.total - sum(sizes) if bar.total else 0)
-        workers = num_workers(run.recipe.run.num_threads, len(jobs), sum(sizes))
         run_jobs(ingest, jobs, lambda i, _: bar.advance(sizes[i]), workers=workers, engine=engine)
     records = plan.read_records()
     for source in config.sources:
@@ -180,11 +214,12 @@ def read_sources(run: Run, plan: Plan, engine: Engine) -> str:
 
 def _tell(run: Run, name: str, records: Sequence[dict[str, Any]]) -> None:
     documents, num_bytes = (sum(record[key] for record in records) for key in ("documents", "bytes"))
-    rejected = sum(sum(record["rejects"].values()) for record in records)
-    told = f"  {rejected:,} rejected, see {run.path / 'rejects'}" if rejected else ""
-    say(f"  {name:<12} {documents:>7,} documents  {num_bytes / 1e6:6.2f} MB{told}")
+    counts = [(sum(sum(r[key].values()) for r in records), word) for key, word in _REJECTS]
+    gone = ", ".join(f"{count:,} {word}" for count, word in counts if count)
+    told = f"{gone}: see {run.path / 'rejects'}" if gone else ""
+    say(f"  {name:<12} {documents:>7,} documents  {num_bytes / 1e6:6.2f} MB  {told}".rstrip())
     if not documents:
-        raise DataError(f"source {name!r} is empty{', ' * bool(rejected)}{told.strip()}")
+        raise DataError(f"source {name!r} is empty{'; ' * bool(told)}{told}")
 
 
 def _write_built_in(run: Run, plan: Plan) -> int:
@@ -223,7 +258,7 @@ def write_tokenizer(run: Run, plan: Plan) -> str:
         tokenizer = Tokenizer.from_pretrained(path) if path.is_dir() else Tokenizer.from_file(path)
     else:
         names = sorted({*plan.built_in, *(part.source.name for part in plan.parts)})
-        _judge(plan)
+        _judge(run, plan)
         share = config.training_bytes // len(names)
         texts = chain.from_iterable(_head(plan, name, share) for name in names)
         tokenizer = train_tokenizer(texts, config.vocab_size, num_threads=run.recipe.run.num_threads)
@@ -231,9 +266,9 @@ def write_tokenizer(run: Run, plan: Plan) -> str:
     return f"{tokenizer.vocab_size:,} ids"
 
 
-def _judge(plan: Plan) -> list[str]:
+def _judge(run: Run, plan: Plan) -> list[str]:
     """Decide which documents stay; gives a key for each part."""
-    return decide(plan.parts, plan.read_records(), plan.place)
+    return decide(plan.parts, plan.read_records(), plan.place, run.recipe.run.num_threads)
 
 
 def _head(plan: Plan, source: str, max_chars: int) -> Iterator[str]:
@@ -292,15 +327,16 @@ def _tokenize_jobs(run: Run, plan: Plan) -> tuple[list[TokenizeJob], list[int]]:
                 [key, vocabulary, numbers[source], [b.model_dump() for b in part.source.buckets] if part else []]
             ),
             buckets=tuple(part.source.buckets) if part else (),
-            with_loss_mask=part is None or part.source.kind == "conversations",
+            with_loss_mask=part is None or part.source.kind in ("conversations", "problems"),
             tokenizer=str(run.tokenizer),
+            vocabulary=vocabulary,
             num_threads=1,
             place=plan.place,
             judged=part is not None,
         )
 
     jobs = [job(None, name, name, plan.built_in_key) for name in plan.built_in]
-    for part, read_key, verdict_key in zip(plan.parts, plan.keys, _judge(plan), strict=True):
+    for part, read_key, verdict_key in zip(plan.parts, plan.keys, _judge(run, plan), strict=True):
         jobs.append(job(part, part.name, part.source.name, read_key + verdict_key))
     sizes = [int((read_state(plan.place.state(job.name, "read.json")) or {})["bytes"]) for job in jobs]
     return jobs, sizes

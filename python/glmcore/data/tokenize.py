@@ -16,15 +16,12 @@ import orjson
 from glmcore.data.config import BucketConfig
 from glmcore.data.documents import Document, read_documents
 from glmcore.data.encode import encode_documents
+from glmcore.data.ingest import batches, size_of
 from glmcore.data.parts import WorkPlace
 from glmcore.data.shards import ShardWriter
 from glmcore.data.verdicts import NAMES
 from glmcore.durable import fsync, write_file
 from glmcore.tokenizer import Tokenizer
-
-DOCUMENTS_PER_BATCH = 512
-CHARS_PER_BATCH = 4 << 20
-"""A batch ends with the document that reaches either."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,9 @@ class TokenizeJob:
     buckets: tuple[BucketConfig, ...]
     with_loss_mask: bool
     tokenizer: str
+    """Directory of the tokenizer."""
+    vocabulary: str
+    """Changes when the tokenizer does."""
     num_threads: int
     place: WorkPlace
     judged: bool
@@ -57,7 +57,7 @@ def tokenize(job: TokenizeJob) -> dict[str, Any]:
         TokenizerError: The vocabulary lacks a special token.
     """
     place = job.place
-    tokenizer = _tokenizer(job.tokenizer)
+    tokenizer = _tokenizer(job.tokenizer, job.vocabulary)
     names = [shard_name(job.name, bucket) for bucket in job.buckets] or [shard_name(job.name, None)]
     best_first = sorted(range(len(job.buckets)), key=lambda i: -job.buckets[i].min_quality)
     dropped: Counter[str] = Counter()
@@ -65,7 +65,7 @@ def tokenize(job: TokenizeJob) -> dict[str, Any]:
     documents = _staying(job, dropped)
     with ExitStack() as files:
         writers: list[ShardWriter | None] = [None] * len(names)
-        for batch in batches(documents):
+        for batch in batches(documents, _itself):
             sorted_in = [_bucket(document, job.buckets, best_first) for document in batch]
             dropped["quality"] += sorted_in.count(None)
             kept = [d for d, bucket in zip(batch, sorted_in, strict=True) if bucket is not None]
@@ -79,7 +79,7 @@ def tokenize(job: TokenizeJob) -> dict[str, Any]:
                     writers[bucket] = writer
                 mask = loss_mask if job.with_loss_mask else None
                 writer.append(ids, loss_mask=mask, source=job.number, quality=document.quality)
-                num_bytes[bucket] += _size(document)
+                num_bytes[bucket] += size_of(document)
         told = [(w.num_documents, w.num_tokens) if w else None for w in writers]
     for name, counts in zip(names, told, strict=True):
         if counts is None:
@@ -128,20 +128,6 @@ def checksum(path: Path) -> str:
         return f"{file.read(8).hex()}-{path.stat().st_size}"
 
 
-def batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Documents in batches of a bounded size."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text) if document.text is not None else 1_000
-        if len(batch) == DOCUMENTS_PER_BATCH or size >= CHARS_PER_BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def _staying(job: TokenizeJob, dropped: Counter[str]) -> Iterator[Document]:
     """Documents whose verdict is to stay; the others are counted."""
     documents = read_documents(job.place.documents(job.name))
@@ -151,6 +137,10 @@ def _staying(job: TokenizeJob, dropped: Counter[str]) -> Iterator[Document]:
     for verdict, name in enumerate(NAMES[1:], start=1):
         dropped[name] = int((verdicts == verdict).sum())
     return compress(documents, (verdicts == 0).tolist())
+
+
+def _itself(document: Document) -> Document:
+    return document
 
 
 def _bucket(document: Document, buckets: Sequence[BucketConfig], best_first: list[int]) -> int | None:
@@ -163,11 +153,8 @@ def _bucket(document: Document, buckets: Sequence[BucketConfig], best_first: lis
     return None
 
 
-def _size(document: Document) -> int:
-    text = document.plain_text
-    return len(text) if text.isascii() else len(text.encode("utf-8", errors="replace"))
-
-
 @lru_cache(maxsize=1)
-def _tokenizer(directory: str) -> Tokenizer:
+def _tokenizer(directory: str, vocabulary: str) -> Tokenizer:
+    """The tokenizer, read once in each process as long as it is the same."""
+    del vocabulary  # only makes another one another entry of the cache
     return Tokenizer.from_pretrained(directory)

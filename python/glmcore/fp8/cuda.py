@@ -30,9 +30,7 @@ _TILE = (64, 128)  # rows and columns of a product that a block of threads makes
 _WEIGHT_WORDS = 11  # 8-byte numbers of a `Weight` in quantize_blocks.cu
 
 
-def quantize_blocks(
-    w: Tensor, block: tuple[int, int], floor: float, ue8m0: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_blocks(w: Tensor, block: tuple[int, int], floor: float, ue8m0: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scales and places of first values that are not finite of a matrix or a stack of them."""
     element = _element("w", w)
     _contiguous("w", w)
@@ -118,9 +116,7 @@ def dequantize_blocks(q: Tensor, scale: Tensor, block: tuple[int, int], dtype: t
     element = _element("the result", out)
     if q.numel():
         rows, columns = q.shape[-2:]
-        in_pieces = (
-            columns % _CODES_PER_THREAD == 0 and block[1] % _CODES_PER_THREAD == 0 and q.data_ptr() % 8 == 0
-        )
+        in_pieces = columns % _CODES_PER_THREAD == 0 and block[1] % _CODES_PER_THREAD == 0 and q.data_ptr() % 8 == 0
         num_threads = rows * columns // (_CODES_PER_THREAD if in_pieces else 1)
         num_matrices = _within("q", q.numel() // (rows * columns), _MAX_ROWS_OF_BLOCKS)
         sizes = (np.int64(rows), np.int64(columns), np.int32(block[0]), np.int32(block[1]), np.int32(in_pieces))

@@ -92,4 +92,6 @@ def _check(index: int, w: Tensor, q: Tensor, scale: Tensor, block: tuple[int, in
     if scale.dtype != torch.float32 or tuple(scale.shape) != grid:
         raise Fp8Error(f"scales of weight {index} must be float32 {list(grid)}, got {scale.dtype} {list(scale.shape)}")
     if any(tensor.device != device for tensor in (w, q, scale)):
-        raise Fp8Error(f"weight {index} and its results must be on {device}, got {w.device}, {q.device}, {scale.device}")
+        raise Fp8Error(
+            f"weight {index} and its results must be on {device}, got {w.device}, {q.device}, {scale.device}"
+        )

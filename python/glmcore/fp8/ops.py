@@ -35,16 +35,12 @@ def quantize_blocks(
 
 
 @quantize_blocks.register_kernel("cuda")
-def _(
-    w: Tensor, block_rows: int, block_columns: int, floor: float, ue8m0: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(w: Tensor, block_rows: int, block_columns: int, floor: float, ue8m0: bool) -> tuple[Tensor, Tensor, Tensor]:
     return cuda.quantize_blocks(w, (block_rows, block_columns), floor, ue8m0)
 
 
 @quantize_blocks.register_fake
-def _(
-    w: Tensor, block_rows: int, block_columns: int, floor: float, ue8m0: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(w: Tensor, block_rows: int, block_columns: int, floor: float, ue8m0: bool) -> tuple[Tensor, Tensor, Tensor]:
     q = torch.empty_like(w, dtype=torch.uint8)
     scale = w.new_empty(scales_shape(tuple(w.shape), (block_rows, block_columns)), dtype=torch.float32)
     return q, scale, w.new_empty((w.shape[0] if w.dim() == 3 else 1,), dtype=torch.int64)
@@ -81,9 +77,7 @@ def _(x: Tensor, group: int, floor: float, ue8m0: bool, column_major: bool) -> t
 
 
 @torch.library.custom_op("glmcore::dequantize_blocks", mutates_args=(), device_types="cpu")
-def dequantize_blocks(
-    q: Tensor, scale_inv: Tensor, block_rows: int, block_columns: int, dtype: torch.dtype
-) -> Tensor:
+def dequantize_blocks(q: Tensor, scale_inv: Tensor, block_rows: int, block_columns: int, dtype: torch.dtype) -> Tensor:
     """Codes times scales, rounded once to `dtype`: float32, float16 or bfloat16."""
     return _dequantize_on_cpu(_e4m3(q), scale_inv, (block_rows, block_columns), dtype)
 

@@ -158,7 +158,9 @@ def quantize_into(w: Any, block: tuple[int, int], floor: float, ue8m0: bool, q: 
     _quantize_matrices(array, is_bfloat16, q.numpy(), scale.numpy(), (block, floor, ue8m0, True))
 
 
-def _quantize_matrices(array: np.ndarray, is_bfloat16: bool, codes: np.ndarray, scales: np.ndarray, request: Any) -> None:
+def _quantize_matrices(
+    array: np.ndarray, is_bfloat16: bool, codes: np.ndarray, scales: np.ndarray, request: Any
+) -> None:
     for matrix, into, scales_into in zip(_matrices(array), _matrices(codes), _matrices(scales), strict=True):
         if matrix.dtype == np.float32:
             fp8_quantize_f32(matrix, into, scales_into, request)

@@ -89,9 +89,7 @@ def compile_source(source: str, element: str | None, arch: str) -> tuple[bytes, 
     core = _cuda_core()
     log = io.StringIO()
     text = (SOURCES / f"{source}.cu").read_text(encoding="utf-8")
-    options = core.ProgramOptions(
-        name=f"{source}.cu", arch=arch, include_path=[str(SOURCES)], **_flags(element)
-    )
+    options = core.ProgramOptions(name=f"{source}.cu", arch=arch, include_path=[str(SOURCES)], **_flags(element))
     try:
         code = core.Program(text, "c++", options).compile("cubin", logs=log)
     except Exception as error:  # cuda.core and NVRTC have several kinds, all of which mean this
@@ -106,7 +104,13 @@ def default_cache_dir() -> Path:
 
 def _flags(element: str | None) -> dict[str, Any]:
     """All options that change the code but the architecture. Fast arithmetic is never among them."""
-    flags: dict[str, Any] = {"std": "c++17", "ftz": False, "prec_div": True, "fma": True, "ptxas_options": "-warn-spills"}
+    flags: dict[str, Any] = {
+        "std": "c++17",
+        "ftz": False,
+        "prec_div": True,
+        "fma": True,
+        "ptxas_options": "-warn-spills",
+    }
     return flags | ({"define_macro": [("ELEMENT", element)]} if element else {})
 
 

@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from glmcore.data import manifest
+from glmcore.data.blocks import PackedBlocks
 from glmcore.data.loader import PackedRows, Source
+from glmcore.data.prefetch import Rows
+from glmcore.data.samples import SampleStream
 from glmcore.data.shards import TokenShards
 from glmcore.metrics import MetricLog
 from glmcore.model.config import GlmConfig
@@ -91,8 +94,8 @@ def model_config(run: RunDirectory) -> GlmConfig:
     return run.recipe.model.model_copy(update={"eos_token_id": stops, "pad_token_id": stops[0]})
 
 
-def stage_rows(run: RunDirectory, stage_index: int) -> PackedRows:
-    """All packed rows of a stage, in order; a pure function of recipe and shards.
+def stage_rows(run: RunDirectory, stage_index: int) -> Rows:
+    """The packed rows of a stage, in order; a pure function of recipe and shards.
 
     Raises:
         DataError: A source of the mixture has no shard.
@@ -103,13 +106,25 @@ def stage_rows(run: RunDirectory, stage_index: int) -> PackedRows:
     corpus = recipe.corpus
     if stage.kind == "pretrain" and corpus is not None and corpus.path is not None and corpus.user_weight:
         mixture[USER_SOURCE] = corpus.user_weight
+    seed = recipe.run.seed * 1000 + stage_index
+    return packed_rows(stage, mixture_sources(run, mixture), seed=seed, pad_id=model_config(run).pad_token_id)
+
+
+def packed_rows(stage: StageConfig, sources: Sequence[Source], *, seed: int, pad_id: int) -> Rows:
+    """Rows of a stage as its `packing` says."""
+    capacity, too_long = stage.sequence_length, stage.too_long
+    if stage.packing == "stream":
+        return SampleStream(sources, capacity=capacity, seed=seed)
+    if stage.packing == "blocks":
+        return PackedBlocks(sources, capacity=capacity, seed=seed, pad_id=pad_id, too_long=too_long)
     return PackedRows(
-        mixture_sources(run, mixture),
-        capacity=stage.sequence_length,
+        sources,
+        capacity=capacity,
         num_rows=stage.num_rows,
         packing=stage.packing,
-        seed=recipe.run.seed * 1000 + stage_index,
-        pad_id=model_config(run).pad_token_id,
+        seed=seed,
+        pad_id=pad_id,
+        too_long=too_long,
     )
 
 

@@ -31,7 +31,7 @@ _PLAIN = (
     "--root",
 )
 _PLAIN += ("--encoding=UTF-8", "--diff-algorithm=myers", "--src-prefix=a/", "--dst-prefix=b/", "--inter-hunk-context=0")
-_PLAIN += ("--find-renames", "-l400", "-O/dev/null", "--submodule=short", "--full-index", "--no-mailmap")
+_PLAIN += ("--find-renames", "-l400", "-O/dev/null", "--submodule=short", "--no-mailmap")
 
 
 @dataclass
@@ -92,7 +92,7 @@ def read_commits(
     Raises:
         DataError: There is no such revision, no repository or no git.
     """
-    git.run_git(repository, "rev-list", "--max-count=1", "--end-of-options", revision, "--")
+    git.resolve(repository, re.split(r"\.\.\.?", revision)[-1] or "HEAD")
     chosen = ["--no-merges"] if merges == "skip" else ["--first-parent", "--diff-merges=first-parent"]
     command = ["log", "--reverse", "--patch", f"--unified={unified}", f"--format={_FORMAT}", *_PLAIN, *chosen]
     with git.pipe(repository, *command, "--end-of-options", revision, "--", *paths) as (_, taken):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glmcore.data.documents import Document, OnReject, Record
+from glmcore.data.documents import Document, OnReject, Record, without_surrogates
 
 Message = dict[str, Any]
 _PLAIN_ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user"}
@@ -100,11 +100,11 @@ def openai_messages(messages: Sequence[Any]) -> list[Message]:
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise ConversationError(f"message {number} is no object")
-        role = message.get("role")
+        role = str(message.get("role"))
         if role in _PLAIN_ROLES:
             found.append({"role": _PLAIN_ROLES[role], "content": _text(message.get("content"), number)})
         elif role in ("assistant", "gpt"):
-            calls = [_openai_call(call, number) for call in message.get("tool_calls") or ()]
+            calls = [_openai_call(call, number) for call in _list(message.get("tool_calls") or [], "tool_calls")]
             if message.get("function_call"):
                 calls.append(_openai_call({"function": message["function_call"]}, number))
             reasoning = message.get("reasoning_content") or message.get("reasoning")
@@ -198,7 +198,7 @@ def assistant(content: str, reasoning: str, calls: list[Message]) -> Message:
     """An answer, without the parts that it lacks."""
     message: Message = {"role": "assistant", "content": content}
     if reasoning.strip():
-        message["reasoning_content"] = clean(reasoning)
+        message["reasoning_content"] = without_surrogates(reasoning)
     if calls:
         message["tool_calls"] = calls
     return message
@@ -245,12 +245,11 @@ def function(name: Any, arguments: Any, call: Any, number: int) -> Message:
             raise ConversationError(f"message {number} calls {name} with arguments that are no JSON") from None
     if not isinstance(arguments, Mapping):
         raise ConversationError(f"message {number} calls {name} with arguments that are no object")
-    return {"type": "function", "id": call, "function": {"name": clean(name), "arguments": _encodable(dict(arguments))}}
-
-
-def clean(text: str) -> str:
-    """Text without lone surrogates, which no file can hold."""
-    return text if text.isascii() else text.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace")
+    return {
+        "type": "function",
+        "id": call,
+        "function": {"name": without_surrogates(name), "arguments": _encodable(dict(arguments))},
+    }
 
 
 def _openai_call(call: Any, number: int) -> Message:
@@ -269,7 +268,7 @@ def _anthropic_answer(blocks: list[Any], number: int) -> Message:
         if kind == "text":
             text.append(_text([block], number))
         elif kind == "thinking":
-            thinking.append(clean(str(block.get("thinking") or "")))
+            thinking.append(without_surrogates(str(block.get("thinking") or "")))
         elif kind in ("tool_use", "server_tool_use"):
             calls.append(function(block.get("name"), block.get("input"), block.get("id"), number))
         elif kind not in _LEFT_OUT_BLOCKS:
@@ -306,16 +305,16 @@ def _list(value: Any, name: str) -> list[Any]:
     return value
 
 
-def _type(block: Any, number: int) -> Any:
+def _type(block: Any, number: int) -> str:
     if not isinstance(block, Mapping):
         raise ConversationError(f"message {number} has a block that is no object")
-    return block.get("type")
+    return str(block.get("type"))
 
 
 def _text(content: Any, number: int) -> str:
     """Text of a message, its parts joined by line ends."""
     if isinstance(content, str):
-        return clean(content)
+        return without_surrogates(content)
     if not isinstance(content, list):
         raise ConversationError(f"the content of message {number} is missing or no text")
     parts: list[str] = []
@@ -324,13 +323,13 @@ def _text(content: Any, number: int) -> str:
         text = part if isinstance(part, str) else part.get("text")
         if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
             raise ConversationError(f"message {number} has content of the type {kind!r}, which is no text")
-        parts.append(clean(text))
+        parts.append(without_surrogates(text))
     return "\n".join(parts)
 
 
 def _encodable(value: Any) -> Any:
     """A JSON value whose texts have no lone surrogates."""
     try:
-        return json.loads(clean(json.dumps(value, ensure_ascii=False)))
+        return json.loads(without_surrogates(json.dumps(value, ensure_ascii=False)))
     except (TypeError, ValueError, RecursionError):
         raise ConversationError("something cannot be written as JSON") from None

@@ -29,7 +29,12 @@ def resolve(repository: Path, revision: str) -> str:
     Raises:
         DataError: There is no such commit, no repository or no git.
     """
-    return run_git(repository, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}").decode().strip()
+    name = run_git(
+        repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", fails=True
+    )
+    if not name:
+        raise DataError(f"{repository} has no commit {revision!r}, is no git repository, or belongs to somebody else")
+    return name.decode().strip()
 
 
 def list_tree(repository: Path, commit: str) -> list[TreeEntry]:
@@ -72,8 +77,8 @@ def read_objects(repository: Path, names: Sequence[str]) -> Iterator[bytes | Non
             yield content if kind == b"blob" else None
 
 
-def run_git(repository: Path, *arguments: str) -> bytes:
-    """Output of a git command.
+def run_git(repository: Path, *arguments: str, fails: bool = False) -> bytes:
+    """Output of a git command; with `fails` it is empty where the command fails.
 
     Raises:
         DataError: It failed or took too long.
@@ -86,6 +91,8 @@ def run_git(repository: Path, *arguments: str) -> bytes:
         raise DataError(f"cannot run git: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise DataError(f"git {arguments[0]} in {repository} took over {TIMEOUT_S} s") from None
+    if done.returncode and fails:
+        return b""
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         raise DataError(f"git {arguments[0]} in {repository}: {said[-1] if said else 'failed'}")
@@ -99,9 +106,9 @@ def pipe(repository: Path, *arguments: str) -> Iterator[tuple[IO[bytes], IO[byte
     Raises:
         DataError: It cannot be run.
     """
-    ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    command, environment, end = _command(repository, arguments), _environment(), subprocess.PIPE
     try:
-        process = subprocess.Popen(_command(repository, arguments), env=_environment(), **ends)
+        process = subprocess.Popen(command, env=environment, stdin=end, stdout=end, stderr=subprocess.DEVNULL)
     except OSError as error:
         raise DataError(f"cannot run git: {error.strerror}") from None
     assert process.stdin is not None

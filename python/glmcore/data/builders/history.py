@@ -1,6 +1,5 @@
 """The commits of a repository as documents."""
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +7,12 @@ from pathlib import Path
 from glmcore.data.builders.commits import Commit, FileDiff, Merges, read_commits
 from glmcore.data.builders.files import name_reason
 from glmcore.data.builders.joined import Measure
+from glmcore.data.builders.people import is_bot
 from glmcore.data.builders.redact import redact as redacted
 from glmcore.data.builders.redact import without_trailers
 from glmcore.data.documents import Document, OnReject
 
-_BOT = re.compile(
-    r"\[bot\]|\b(dependabot|renovate|greenkeeper|snyk|github-actions|pre-commit-ci|allcontributors|mergify|bors|codecov)\b"
-    r"|[-_]bot\b|^bot[-_]|\bweblate\b",
-    re.IGNORECASE,
-)
+_OBJECTS = ("index ", "similarity index ", "dissimilarity index ")
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ def render_commit(commit: Commit, rules: CommitRules, *, redact: bool) -> tuple[
 
 def render_diff(file: FileDiff) -> str:
     """A file's diff without the names of git's objects; of a diff that is left out, its header and the reason."""
-    header = [line for line in file.header if not line.startswith("index ")]
+    header = [line for line in file.header if not line.startswith(_OBJECTS)]
     reason = left_out(file)
     if reason is None:
         return "\n".join([*header, *file.hunks]) + "\n"
@@ -113,11 +109,6 @@ def left_out(file: FileDiff) -> str | None:
     if reason is not None:
         return reason
     return f"{file.num_changed_lines} changed lines, too long" if file.is_cut else None
-
-
-def is_bot(name: str) -> bool:
-    """Whether a name or an address looks like a machine's."""
-    return _BOT.search(name) is not None
 
 
 def _reason(commit: Commit, message: str, rules: CommitRules) -> str | None:

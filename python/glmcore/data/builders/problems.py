@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from glmcore.data.documents import Document, OnReject, Record
+from glmcore.data.documents import Document, OnReject, Record, without_surrogates
 from glmcore.data.reasoning import TASKS, Problem, Solution, generate_problems, is_held_out, score, solve, to_messages
 
 _THINKING = re.compile(r"\A\s*<think>(?P<steps>.*?)</think>(?P<rest>.*)\Z", re.DOTALL)
@@ -219,4 +219,4 @@ def _text(record: Mapping[str, Any], name: str, what: str) -> str:
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise _LeftOutError(f"{what} {name!r} is missing, empty or no text")
-    return value.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace")
+    return without_surrogates(value)

@@ -98,7 +98,7 @@ def cc_bench_documents(
     Source: columns of zai-org/CC-Bench-trajectories (its card).
     """
     for place, row in rows:
-        model, rate = row.get("model_name"), row.get("failure_rate")
+        model, rate = str(row.get("model_name")), row.get("failure_rate")
         if models is not None and model not in models:
             on_reject(place, f"a trajectory of {model!r}")
             continue
@@ -137,7 +137,8 @@ def _chains(entries: list[Entry]) -> Iterator[tuple[bool, list[Entry]]]:
     root_of: list[int] = []
     leaf_of: dict[int, int] = {}
     for at, entry in enumerate(entries):
-        root_of.append(at if parents[at] is None else root_of[parents[at]])
+        above = parents[at]
+        root_of.append(at if above is None else root_of[above])
         if entry.get("type") in ("user", "assistant"):
             leaf_of[root_of[at]] = at
     for root, leaf in sorted(leaf_of.items()):
@@ -168,7 +169,7 @@ def _with_parallel_calls(entries: list[Entry], members: list[int], path: set[int
     """The path with all records of its answers and all results of their calls."""
     answers = {name for at in path if (name := _answer_id(entries[at])) is not None}
     chosen = {at for at in members if at in path or _answer_id(entries[at]) in answers}
-    calls = {block.get("id") for at in chosen for block in _blocks(entries[at]) if block.get("type") == "tool_use"}
+    calls = {str(block.get("id")) for at in chosen for block in _blocks(entries[at]) if block.get("type") == "tool_use"}
     answered = {result for at in chosen for result in _results(entries[at])}
     for at in members:
         if at not in chosen and any(result in calls and result not in answered for result in _results(entries[at])):
@@ -217,9 +218,9 @@ def _blocks(entry: Entry) -> list[Mapping[str, Any]]:
     return [block for block in content if isinstance(block, Mapping)] if isinstance(content, list) else []
 
 
-def _results(entry: Entry) -> list[Any]:
+def _results(entry: Entry) -> list[str]:
     """Ids of the calls that a record answers."""
-    return [block.get("tool_use_id") for block in _blocks(entry) if block.get("type") == "tool_result"]
+    return [str(block.get("tool_use_id")) for block in _blocks(entry) if block.get("type") == "tool_result"]
 
 
 def _only_results(blocks: list[Any]) -> bool:

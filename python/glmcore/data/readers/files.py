@@ -8,8 +8,8 @@ from typing import Any
 
 import fsspec
 
-from glmcore.data.config import SourceConfig
 from glmcore.data.builders.git import resolve
+from glmcore.data.config import SourceConfig
 from glmcore.data.readers.git import size_of
 from glmcore.data.readers.record import Piece
 from glmcore.data.readers.streams import import_pyarrow, open_url
@@ -26,6 +26,8 @@ _SUFFIXES = {
 _TEXT = (".c .cc .cfg .cpp .css .go .h .hpp .html .ini .java .js .json .jsx .lua .pl .py .pyi .rb .rs .rst .scala .sh "
          ".sql .swift .tex .toml .ts .tsx .txt .xml .yaml .yml")  # fmt: skip
 _SUFFIXES |= dict.fromkeys(_TEXT.split(), "text")
+BYTES_PER_PROBLEM = 300
+"""What a drawn problem counts as, in bytes."""
 _COMPRESSED = (".gz", ".zst")
 
 
@@ -35,19 +37,39 @@ def list_pieces(source: SourceConfig, part_bytes: int) -> list[Piece]:
     Raises:
         DataError: A path leads to nothing, or a file's format cannot be told.
     """
-    pieces: list[Piece] = []
+    tasks = source.problems.tasks if source.kind == "problems" else {}
+    pieces = [
+        Piece(task, f"reasoning-gym/{task}", "task", 0, count, count * BYTES_PER_PROBLEM, "")
+        for task, count in tasks.items()
+    ]
     for path in source.paths:
-        found = _git_piece(source, path) if source.format == "git" else _files(source, path, part_bytes)
+        if source.kind == "repositories" or source.format == "git":
+            found = [_repository(source, directory) for directory in _directories(path)]
+        else:
+            found = _files(source, path, part_bytes)
         if not found:
             raise DataError(f"source {source.name!r}: {path} holds nothing to read: check the path, or name the format")
         pieces += found
     return pieces
 
 
-def _git_piece(source: SourceConfig, path: str) -> list[Piece]:
-    repository = Path(path).absolute()
-    commit = resolve(repository, source.revision)
-    return [Piece(str(repository), path, "git", 0, -1, size_of(repository, commit), commit)]
+def _directories(path: str) -> list[str]:
+    """Directories that a path or pattern leads to."""
+    found = sorted(fsspec.filesystem("file").glob(path)) if any(sign in path for sign in "*?[") else [path]
+    return [directory for directory in found if Path(directory).is_dir()]
+
+
+def _repository(source: SourceConfig, path: str) -> Piece:
+    """A git repository at a commit, or any directory."""
+    directory = Path(path).absolute()
+    is_git = (directory / ".git").exists() or ((directory / "HEAD").is_file() and (directory / "objects").is_dir())
+    if is_git or source.format == "git":
+        commit = resolve(directory, source.revision)
+        return Piece(str(directory), path, "git", 0, -1, size_of(directory, commit), commit)
+    files = sorted(file for file in directory.rglob("*") if file.is_file() and not file.is_symlink())
+    told = [(str(file.relative_to(directory)), *_describe_local(file)) for file in files]
+    stamp = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return Piece(str(directory), path, "directory", 0, -1, sum(size for _, size, _ in told), stamp)
 
 
 def _files(source: SourceConfig, path: str, part_bytes: int) -> list[Piece]:
@@ -61,7 +83,7 @@ def _files(source: SourceConfig, path: str, part_bytes: int) -> list[Piece]:
                 continue  # a directory may hold anything
             if kind is None:
                 raise DataError(f"source {source.name!r}: cannot tell the format of {file}: name it with `format`")
-            pieces += _cut(filesystem, root, path, file, kind, part_bytes)
+            pieces += _cut(source, filesystem, root, path, file, kind, part_bytes)
     except (OSError, ValueError, ImportError) as error:
         if isinstance(error, DataError):
             raise
@@ -120,12 +142,15 @@ def _split(source: SourceConfig, splits: list[str]) -> str:
     return source.split
 
 
-def _cut(filesystem: Any, root: str, path: str, file: str, kind: str, part_bytes: int) -> Iterator[Piece]:
+def _cut(
+    source: SourceConfig, filesystem: Any, root: str, path: str, file: str, kind: str, part_bytes: int
+) -> Iterator[Piece]:
     """Pieces of a file: byte ranges of plain lines, row groups of Parquet, else the whole."""
     url = filesystem.unstrip_protocol(file)
     name = path if file == root else file if "://" not in path else url
     size, stamp = _describe(filesystem, file)
-    if kind in ("jsonl", "lines") and not file.endswith(_COMPRESSED):
+    whole = source.kind == "conversations" and source.layout == "claude-code"  # a session is one file
+    if kind in ("jsonl", "lines") and not file.endswith(_COMPRESSED) and not whole:
         for start in range(0, max(size, 1), part_bytes):
             stop = start + part_bytes if start + part_bytes < size else -1
             yield Piece(url, name, kind, start, stop, min(part_bytes, size - start), stamp)
@@ -159,8 +184,12 @@ def _row_groups(whole: Piece, part_bytes: int) -> Iterator[Piece]:
 def _describe(filesystem: Any, file: str) -> tuple[int, str]:
     """Bytes of a file, and what changes when it does."""
     if "file" in filesystem.protocol:
-        status = Path(file).stat()
-        return status.st_size, f"{status.st_size} bytes, {status.st_mtime_ns} ns"
+        return _describe_local(Path(file))
     information = filesystem.info(file)
     told = json.dumps(information, sort_keys=True, default=str)
     return int(information["size"]), hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _describe_local(file: Path) -> tuple[int, str]:
+    status = file.stat()
+    return status.st_size, f"{status.st_size} bytes, {status.st_mtime_ns} ns"

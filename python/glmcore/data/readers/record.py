@@ -58,7 +58,9 @@ class Rejects:
     stop: bool
     """Whether the first one ends the work."""
     counts: dict[str, int] = field(default_factory=dict[str, int])
-    """Records by reason."""
+    """Bad records by reason."""
+    left_out: dict[str, int] = field(default_factory=dict[str, int])
+    """Documents that are not wanted, by reason."""
 
     def __post_init__(self) -> None:
         self._file = self.path.open("w", encoding="utf-8", newline="\n")
@@ -82,6 +84,14 @@ class Rejects:
         if self.stop:
             raise DataError(f"{file}: {place}: {reason}{': ' * bool(detail)}{detail}")
         self.counts[reason] = self.counts.get(reason, 0) + num_records
+        self._write(file, place, reason, detail, sample, num_records)
+
+    def leave_out(self, file: str, place: str, reason: str, detail: str = "", sample: object = b"") -> None:
+        """Note something that is well-formed and not wanted; see `add`."""
+        self.left_out[reason] = self.left_out.get(reason, 0) + 1
+        self._write(file, place, reason, detail, sample, 1)
+
+    def _write(self, file: str, place: str, reason: str, detail: str, sample: object, num_records: int) -> None:
         line: dict[str, Any] = {"file": file, "place": place, "reason": reason, "detail": detail}
         line["sample"] = _sample(sample)
         if num_records != 1:

@@ -9,8 +9,8 @@ from glmcore.data.readers.streams import import_pyarrow, open_url
 BATCH_ROWS = 256
 
 
-def read_parquet(piece: Piece, columns: frozenset[str], limits: Limits, reject: Reject) -> Iterator[Record]:
-    """Rows of the row groups of `piece`; of columns that are named, the file's other ones are not read."""
+def read_parquet(piece: Piece, columns: frozenset[str] | None, limits: Limits, reject: Reject) -> Iterator[Record]:
+    """Rows of the row groups of `piece`; of columns only those that are named, None for all."""
     pa = import_pyarrow("Parquet files")
     with open_url(piece.url) as file:
         try:
@@ -18,7 +18,7 @@ def read_parquet(piece: Piece, columns: frozenset[str], limits: Limits, reject: 
         except (OSError, pa.ArrowException) as error:
             reject("row 0", "damaged_file", _one_line(error))
             return
-        wanted = [name for name in table.schema_arrow.names if name in columns]
+        wanted = [name for name in table.schema_arrow.names if columns is None or name in columns]
         rows = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
         stop = len(rows) if piece.stop < 0 else piece.stop
         for group in range(piece.start, stop):
@@ -27,7 +27,7 @@ def read_parquet(piece: Piece, columns: frozenset[str], limits: Limits, reject: 
             yield from _rows(pa, batches, first, rows[group], limits, reject)
 
 
-def read_arrow(piece: Piece, columns: frozenset[str], limits: Limits, reject: Reject) -> Iterator[Record]:
+def read_arrow(piece: Piece, columns: frozenset[str] | None, limits: Limits, reject: Reject) -> Iterator[Record]:
     """Rows of an Arrow file, of the streaming or the random-access form."""
     pa = import_pyarrow("Arrow files")
     with open_url(piece.url) as file:
@@ -41,8 +41,9 @@ def read_arrow(piece: Piece, columns: frozenset[str], limits: Limits, reject: Re
         except (OSError, pa.ArrowException) as error:
             reject("row 0", "damaged_file", _one_line(error))
             return
-        narrow = (batch.select([n for n in batch.schema.names if n in columns]) for batch in batches)
-        yield from _rows(pa, narrow, 0, None, limits, reject)
+        if columns is not None:
+            batches = (batch.select([n for n in batch.schema.names if n in columns]) for batch in batches)
+        yield from _rows(pa, batches, 0, None, limits, reject)
 
 
 def _rows(pa: Any, batches: Any, first: int, num_rows: int | None, limits: Limits, reject: Reject) -> Iterator[Record]:

@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from glmcore.data.builders.imports.paths import common_depth, join, parent
+from glmcore.data.builders.imports.paths import MAX_CANDIDATES, common_depth, join, parent
 
 _SOURCES = (".c", ".cc", ".cpp", ".cxx", ".c++", ".cu", ".m", ".mm")
 _HEADERS = (".h", ".hh", ".hpp", ".hxx", ".h++", ".cuh", ".inl", ".ipp", ".tcc", ".tpp", ".inc", ".def")
@@ -42,7 +42,7 @@ def _nearest(candidates: list[str], wanted: str, directory: str, *, anywhere: bo
     """The candidate that ends with `wanted` whose place shares most with `directory`."""
     here = directory.split("/")
     best: tuple[int, int, str] | None = None
-    for path in candidates:
+    for path in candidates[:MAX_CANDIDATES]:
         if path != wanted and not path.endswith("/" + wanted):
             continue
         root = path[: -len(wanted)].rstrip("/")

@@ -7,7 +7,7 @@ from glmcore.data.builders.imports.paths import ancestors, parent
 
 SUFFIXES = (".go",)
 _MODULE = re.compile(r'^module[ \t]+"?([^\s"]+)', re.MULTILINE)
-_BLOCK = re.compile(r'^import[ \t]*(?:\(([^)]*)\)|(?:[\w.]+[ \t]+)?"([^"\n]+)")', re.MULTILINE)
+_BLOCK = re.compile(r'^import[ \t]*(?:\(([^)]{0,8000})\)|(?:[\w.]+[ \t]+)?"([^"\n]+)")', re.MULTILINE)
 _SPEC = re.compile(r'^[ \t]*(?:[\w.]+[ \t]+)?"([^"\n]+)"', re.MULTILINE)
 _DECLARATION = re.compile(r"^(?:func|type|var|const)\b", re.MULTILINE)
 

@@ -15,10 +15,11 @@ _BUILT = frozenset({"dist", "build", "lib", "out", "esm", "cjs", "es"})
 """Directories that hold what is built from `src`."""
 _MAX_EXTENDS = 8
 _IMPORT = re.compile(
-    r"""(?:^|[;}\n])[ \t]*(?:import|export)\b[^'"`;()=]{0,4000}?['"](?P<static>[^'"\n]+)['"]"""
+    r"""(?:^|[;}\n])[ \t]*(?:import[ \t]*|(?:import|export)\b[^'"`;()=]{0,1000}?\bfrom\s*)"""
+    r"""['"](?P<static>[^'"\n]+)['"]"""
     r"""|(?<![\w.$])require[ \t]*\([ \t]*['"](?P<required>[^'"\n]+)['"][ \t]*\)""",
 )
-_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
+_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
 _TRAILING_COMMA = re.compile(r'"(?:\\.|[^"\\\n])*"|,(?=\s*[}\]])')
 
 

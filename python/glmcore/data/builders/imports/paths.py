@@ -3,6 +3,9 @@
 import posixpath
 from collections.abc import Sequence
 
+MAX_CANDIDATES = 1_000
+"""Files of one name that are looked at for one import."""
+
 
 def parent(path: str) -> str:
     """The directory of a path."""

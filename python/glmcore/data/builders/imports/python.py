@@ -5,10 +5,10 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from glmcore.data.builders.imports.paths import common_depth, parent
+from glmcore.data.builders.imports.paths import MAX_CANDIDATES, common_depth, parent
 
 SUFFIXES = (".py", ".pyi", ".pyx", ".pxd")
-_NAMES = r"[^\S\n]*(?P<names>\([^)]*\)|[^\n;(\\]*(?:\\\n[^\n;(\\]*)*)"
+_NAMES = r"[^\S\n]*(?P<names>\([^)]{0,4000}\)|[^\n;(\\]*(?:\\\n[^\n;(\\]*)*)"
 _IMPORT = re.compile(
     r"^(?P<indent>[ \t]*)(?:from[ \t]+(?P<dots>\.*)(?P<base>[\w.]*)[ \t]*\bc?import\b" + _NAMES + r"|"
     r"c?import[ \t]+(?P<plain>[\w. \t,]+))",
@@ -110,11 +110,11 @@ class _Modules:
         """The module nearest to `directory` among those that it can import."""
         best: tuple[int, int, int] | None = None
         found: str | None = None
-        for order, (root, path) in enumerate(self._by_parts.get(parts, ())):
+        for order, (root, path) in enumerate(self._by_parts.get(parts, [])[:MAX_CANDIDATES]):
             if root in self._packages:
                 continue
             above = directory[: len(root)] == root
-            if not above and (*root, parts[0]) not in self._packages and len(parts) < 2:
+            if not above and len(parts) < 2 and (*root, *parts[:1]) not in self._packages:
                 continue
             rank = (-common_depth(root, directory), len(root), order)
             if best is None or rank < best:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from glmcore.data.builders.imports.paths import ancestors, join, parent
 
@@ -16,7 +17,7 @@ _MOD = re.compile(
     re.MULTILINE,
 )
 _USE = re.compile(
-    r"^(?P<indent>[ \t]*)(?P<public>pub(?:\([^)]*\))?[ \t]+)?use[ \t]+(?P<tree>[^;]{1,8000});", re.MULTILINE
+    r"^(?P<indent>[ \t]*)(?P<public>pub(?:\([^)]*\))?[ \t]+)?use[ \t]+(?P<tree>[^;]{1,2000});", re.MULTILINE
 )
 _COMMENT = re.compile(r"//[^\n]*")
 _ENTRY_DIRECTORIES = ("src/bin", "tests", "examples", "benches")
@@ -80,13 +81,11 @@ class _Crates:
         crate, module = self._place(path)
         below = _join(crate.directory, module)
         for match in _MOD.finditer(text):
-            if match["path"]:
-                found = join(parent(path), match["path"])
-                if found in self._texts and found is not None:
-                    yield found
-            else:
-                yield from self._file(_join(below, [match["name"]]))
-        for depth, names in uses(text):
+            given = match["path"]
+            found = join(parent(path), given) if given else self._file(_join(below, [match["name"]]))
+            if found is not None and found in self._texts:
+                yield found
+        for depth, names, _ in uses(text):
             target = self._resolve(crate, module, names, depth)
             if target is not None:
                 yield target
@@ -112,12 +111,9 @@ class _Crates:
     def _crate(self, root: str, directory: str) -> _Crate:
         return self._tops.setdefault(root, _Crate(root, directory))
 
-    def _file(self, place: str) -> Iterator[str]:
+    def _file(self, place: str) -> str | None:
         """The file of the module at a place."""
-        for path in (place + ".rs", place + "/mod.rs"):
-            if path in self._texts:
-                yield path
-                return
+        return next((path for path in (place + ".rs", place + "/mod.rs") if path in self._texts), None)
 
     def _resolve(self, crate: _Crate, module: list[str], names: list[str], depth: int) -> str | None:
         """The file that a used path leads to: its longest beginning that is a module."""
@@ -134,55 +130,54 @@ class _Crates:
             crate, rest, start = self._libraries[first], names[1:], []
         else:
             rest, start = names, module  # a child of this module, or another crate
-            if next(self._file(_join(crate.directory, [*module, first])), None) is None:
+            if self._file(_join(crate.directory, [*module, first])) is None:
                 return None
         for end in range(len(rest), 0, -1):
-            found = next(self._file(_join(crate.directory, [*start, *rest[:end]])), None)
+            found = self._file(_join(crate.directory, [*start, *rest[:end]]))
             if found is not None:
                 return found
         if start:
-            return next(self._file(_join(crate.directory, start)), None)
+            return self._file(_join(crate.directory, start))
         return self._exported(crate, rest[0]) if rest else crate.root
 
     def _exported(self, crate: _Crate, name: str) -> str:
         """The file that a name at the top of a crate comes from."""
         if crate.exports is None:
             crate.exports = {}
-            for _, names in uses(self._texts[crate.root], only_public=True):
+            for _, names, new_name in uses(self._texts[crate.root], only_public=True):
                 names = names[1:] if names[0] in ("self", "crate") else names
                 for end in range(len(names) - 1, 0, -1):
-                    found = next(self._file(_join(crate.directory, names[:end])), None)
+                    found = self._file(_join(crate.directory, names[:end]))
                     if found is not None:
-                        crate.exports.setdefault(names[-1], found)
+                        crate.exports.setdefault(new_name, found)
                         break
         return crate.exports.get(name, crate.root)
 
 
-def uses(text: str, *, only_public: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """Used paths, groups taken apart, each with 1 if it is indented and so within an inline module or a function."""
+def uses(text: str, *, only_public: bool = False) -> Iterator[tuple[int, list[str], str]]:
+    """Used paths, groups taken apart: 1 if it is indented, so within an inline module, the path, and its new name."""
     for match in _USE.finditer(text):
         if only_public and not match["public"]:
             continue
         tree = "".join(_COMMENT.sub("", match["tree"]).split("\n"))
-        for number, names in enumerate(_expand(tree)):
-            if number == _MAX_NAMES:
-                break
-            yield int(bool(match["indent"])), names
+        for names, name in islice(_expand(tree), _MAX_NAMES):
+            yield int(bool(match["indent"])), names, name
 
 
-def _expand(tree: str) -> Iterator[list[str]]:
-    """Paths of a use tree: `a::{b, c::d as e}` gives a::b and a::c::d. Iterative: the input may be anything."""
+def _expand(tree: str) -> Iterator[tuple[list[str], str]]:
+    """Paths and names of a use tree: `a::{b, c::d as e}` gives a::b, b and a::c::d, e; no recursion."""
     waiting: list[tuple[list[str], str]] = [([], tree)]
     while waiting:
         prefix, text = waiting.pop()
         head, brace, rest = text.partition("{")
         names = [name for name in (part.strip() for part in head.split("::")) if name]
         if not brace:
-            if names:
-                names[-1] = names[-1].split(" as ")[0].strip()
-            path = [*prefix, *(name for name in names if name not in ("*", "self") or not prefix)]
-            if path and path != ["*"]:
-                yield path
+            last, _, alias = names[-1].partition(" as ") if names else ("", "", "")
+            path = [*prefix, *names[:-1], last.strip()]
+            while path and path[-1] in ("*", "self", ""):
+                path.pop()
+            if path:
+                yield path, alias.strip() or path[-1]
             continue
         prefix = [*prefix, *names]
         if len(prefix) > 64:
