@@ -87,10 +87,13 @@ def test_balance_agrees_with_the_oracle(costs, num_ranks, equal_counts):
     rank_of = balance(np.array(costs, np.float64), num_ranks, equal_counts=equal_counts)
     assert rank_of.dtype == np.uint32
     expected = oracle.balance([float(cost) for cost in costs], num_ranks, equal_counts)
-    np.testing.assert_array_equal(rank_of, expected)
-    if equal_counts:
-        counts = np.bincount(rank_of, minlength=num_ranks)
-        assert counts.max() - counts.min() <= 1
+    if not equal_counts:
+        np.testing.assert_array_equal(rank_of, expected)
+        return
+    counts = np.bincount(rank_of, minlength=num_ranks)
+    assert counts.max() - counts.min() <= 1
+    busiest, twin = (np.bincount(ranks, weights=costs).max(initial=0) for ranks in (rank_of, np.array(expected, int)))
+    assert busiest <= twin * (1 + 1e-12)  # swaps come after the differencing
 
 
 @settings(deadline=None, max_examples=50)

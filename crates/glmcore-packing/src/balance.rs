@@ -3,6 +3,7 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
+use crate::exchange::even_out;
 use crate::{Error, count32};
 
 /// No item: ends a list.
@@ -17,7 +18,9 @@ const NONE: u32 = u32::MAX;
 /// rank) is tried as well and taken where its busiest rank has less, so that the busiest rank never has
 /// more than `4/3 - 1/(3 * num_ranks)` times the work of the best sharing (Graham, SIAM J. Appl. Math.
 /// 17(2), 1969). With `equal_counts` a sharing begins as `num_ranks` items of neighbouring cost, one a
-/// rank, so that the ranks' numbers of items differ by at most one.
+/// rank, so that the ranks' numbers of items differ by at most one; afterwards items of the busiest rank are
+/// swapped for cheaper ones of others as long as that helps, since differencing alone cannot give a rank
+/// with one very costly item the cheapest of all others.
 ///
 /// Rank 0 is the busiest of the differencing method. Takes `O(n * num_ranks)` time at worst; ties go to
 /// the earlier item.
@@ -46,8 +49,9 @@ pub fn balance(costs: &[f64], num_ranks: u32, equal_counts: bool) -> Result<Vec<
     costliest_first.sort_by(|&a, &b| cost(b).total_cmp(&cost(a)));
 
     let num_ranks = num_ranks.min(num_items.max(1));
-    let (busiest, rank_of) = difference(costs, &costliest_first, num_ranks, equal_counts);
+    let (busiest, mut rank_of) = difference(costs, &costliest_first, num_ranks, equal_counts);
     if equal_counts {
+        even_out(costs, &mut rank_of, num_ranks);
         return Ok(rank_of);
     }
     let (greedy_busiest, greedy) = share_greedily(costs, &costliest_first, num_ranks);

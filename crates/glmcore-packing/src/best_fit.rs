@@ -134,6 +134,11 @@ pub fn pack_best_fit(lengths: &[u32], capacity: u32) -> Result<Packing, Error> {
 ///
 /// [`Error::DocumentTooLong`] with [`TooLong::Error`], [`Error::Capacity`], [`Error::TooMany`].
 pub fn pack_documents(lengths: &[u32], capacity: u32, too_long: TooLong) -> Result<Pieces, Error> {
+    check_capacity(capacity)?;
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    if (1..=capacity).contains(&longest) {
+        return pack_best_fit(lengths, capacity)?.pieces(lengths); // nothing to cut: a third of the time
+    }
     let (cut, loss) = cut_all(lengths, capacity, too_long)?;
     let cut_lengths: Vec<u32> = cut.iter().map(|piece| piece.len).collect();
     let packing = pack_best_fit(&cut_lengths, capacity)?;

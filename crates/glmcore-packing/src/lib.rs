@@ -20,6 +20,7 @@ mod balance;
 mod batch;
 mod best_fit;
 mod concat;
+mod exchange;
 mod pieces;
 mod prefix;
 mod ragged;

@@ -1,6 +1,6 @@
 //! What happens to documents longer than a row.
 
-use crate::{Error, Piece, check_capacity, count32};
+use crate::{Error, Piece, count32};
 
 /// The caller's choice for documents longer than a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,14 +50,12 @@ impl TooLong {
 ///
 /// # Errors
 ///
-/// [`Error::DocumentTooLong`] where that is the caller's choice, [`Error::Capacity`],
-/// [`Error::TooMany`].
+/// [`Error::DocumentTooLong`] where that is the caller's choice, [`Error::TooMany`].
 pub(crate) fn cut_all(
     lengths: &[u32],
     capacity: u32,
     too_long: TooLong,
 ) -> Result<(Vec<Piece>, Loss), Error> {
-    check_capacity(capacity)?;
     count32("documents", lengths.len() as u64)?;
     if too_long == TooLong::Error {
         check_lengths(lengths, capacity)?;

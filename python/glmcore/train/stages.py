@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from glmcore.data import manifest
+from glmcore.data.blocks import PackedBlocks
 from glmcore.data.loader import PackedRows, Source
 from glmcore.data.prefetch import Rows
 from glmcore.data.samples import SampleStream
@@ -105,18 +106,25 @@ def stage_rows(run: RunDirectory, stage_index: int) -> Rows:
     corpus = recipe.corpus
     if stage.kind == "pretrain" and corpus is not None and corpus.path is not None and corpus.user_weight:
         mixture[USER_SOURCE] = corpus.user_weight
-    sources = mixture_sources(run, mixture)
     seed = recipe.run.seed * 1000 + stage_index
+    return packed_rows(stage, mixture_sources(run, mixture), seed=seed, pad_id=model_config(run).pad_token_id)
+
+
+def packed_rows(stage: StageConfig, sources: Sequence[Source], *, seed: int, pad_id: int) -> Rows:
+    """Rows of a stage as its `packing` says."""
+    capacity, too_long = stage.sequence_length, stage.too_long
     if stage.packing == "stream":
-        return SampleStream(sources, capacity=stage.sequence_length, seed=seed)
+        return SampleStream(sources, capacity=capacity, seed=seed)
+    if stage.packing == "blocks":
+        return PackedBlocks(sources, capacity=capacity, seed=seed, pad_id=pad_id, too_long=too_long)
     return PackedRows(
         sources,
-        capacity=stage.sequence_length,
+        capacity=capacity,
         num_rows=stage.num_rows,
         packing=stage.packing,
         seed=seed,
-        pad_id=model_config(run).pad_token_id,
-        too_long=stage.too_long,
+        pad_id=pad_id,
+        too_long=too_long,
     )
 
 
