@@ -407,7 +407,7 @@ def test_licences_of_tags_and_manifests_are_joined():
     files = [
         SourceFile("Cargo.toml", '[package]\nlicense = "MIT OR Apache-2.0"\n'),
         SourceFile("x.c", "/* SPDX-License-Identifier: GPL-2.0-only */\n"),
-        SourceFile("y.c", "// SPDX-License-Identifier: GPL-2.0-only\n"),
+        SourceFile("y.c", "// SPDX-License-Identifier: ((GPL-2.0-only))\n"),
     ]
     assert find_licences(files) == "GPL-2.0-only AND (MIT OR Apache-2.0)"
     assert find_licences(files[1:]) == "GPL-2.0-only"
@@ -421,6 +421,7 @@ def test_licences_of_tags_and_manifests_are_joined():
         ("git@github.com:o/r.git user@example.com", "git@github.com:o/r.git user@example.com"),
         ("@decorator a@b 3@4.x x = y @ z", "@decorator a@b 3@4.x x = y @ z"),
         ("https://user:pw@host.org/x", "https://user:pw@host.org/x"),
+        ("x" * 65 + "@host.org a@b.org@c.org", "x" * 65 + "@host.org <EMAIL>@c.org"),
         ("key AKIAABCDEFGHIJKLMNOP end", "key <KEY> end"),
         ("t = 'ghp_" + "a" * 36 + "'", "t = '<KEY>'"),
         ("-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----\nx", "<KEY>\nx"),

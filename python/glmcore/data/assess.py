@@ -23,8 +23,7 @@ from glmcore.data.cleaning import (
 )
 from glmcore.data.config import CleaningConfig
 from glmcore.data.convert import read_records
-from glmcore.data.parts import evaluation_pieces
-from glmcore.data.readers.record import Limits, Rejects
+from glmcore.data.readers.record import Limits, Piece, Rejects
 from glmcore.errors import ConfigError, DataError
 
 
@@ -37,7 +36,9 @@ class Assessed(NamedTuple):
     """Quality of each, None where it stays as it was given."""
 
 
-def assess(texts: Sequence[str], rule: CleaningConfig, limits: Limits, num_threads: int) -> Assessed:
+def assess(
+    texts: Sequence[str], rule: CleaningConfig, evaluations: tuple[Piece, ...], limits: Limits, num_threads: int
+) -> Assessed:
     """Apply the cleaning of a source to texts.
 
     Raises:
@@ -62,8 +63,8 @@ def assess(texts: Sequence[str], rule: CleaningConfig, limits: Limits, num_threa
         for i in np.flatnonzero(~rejected.keep).tolist():
             if reasons[i] is None:
                 reasons[i] = (rejected.rules[rejected.rule[i]].name, rejected.reason(i) or "")
-    if rule.evaluations:
-        decontaminator = _decontaminator(tuple(rule.evaluations), rule.evaluation_run, limits)
+    if evaluations:
+        decontaminator = _decontaminator(evaluations, rule.evaluation_run, limits)
         for i in np.flatnonzero(decontaminator.contaminated(listed, num_threads=num_threads)).tolist():
             if reasons[i] is None:
                 reasons[i] = ("contaminated", f"shares a run of {rule.evaluation_run} words with an evaluation text")
@@ -71,7 +72,7 @@ def assess(texts: Sequence[str], rule: CleaningConfig, limits: Limits, num_threa
     if rule.quality == "statistics" and statistics is not None:
         quality = quality_scores(statistics)
     elif rule.classifier is not None:
-        quality = _classifier(rule.classifier).scores(listed, num_threads)
+        quality = _classifier(rule.classifier, Path(rule.classifier).stat().st_mtime_ns).scores(listed, num_threads)
     return Assessed(reasons, quality)
 
 
@@ -86,16 +87,17 @@ def _rules(rule: CleaningConfig) -> tuple[Rule, ...]:
 
 
 @lru_cache(maxsize=2)
-def _decontaminator(paths: tuple[str, ...], run: int, limits: Limits) -> Decontaminator:
+def _decontaminator(pieces: tuple[Piece, ...], run: int, limits: Limits) -> Decontaminator:
     """An index of all text fields of the evaluation files, made once in each process."""
     texts: list[str] = []
     with Rejects(Path("/dev/null"), stop=True) as rejects:
-        for piece in evaluation_pieces(paths):
+        for piece in pieces:
             for record in read_records(piece, None, limits, partial(rejects.add, piece.name)):
                 texts += [value for value in record.fields.values() if isinstance(value, str)]
     return Decontaminator(texts, run)
 
 
 @lru_cache(maxsize=2)
-def _classifier(path: str) -> QualityClassifier:
+def _classifier(path: str, modified_ns: int) -> QualityClassifier:
+    del modified_ns  # only makes a changed file another entry of the cache
     return QualityClassifier.load(path)

@@ -16,7 +16,7 @@ from glmcore.data.config import CleaningConfig, DataConfig
 from glmcore.data.convert import Found, find_documents
 from glmcore.data.documents import Document, to_line
 from glmcore.data.parts import Part, WorkPlace
-from glmcore.data.readers.record import Limits, Rejects
+from glmcore.data.readers.record import Limits, Piece, Rejects
 from glmcore.durable import private_file, write_file
 
 DOCUMENTS_PER_BATCH = 512
@@ -34,6 +34,8 @@ class IngestJob:
     config: DataConfig
     seed: int
     place: WorkPlace
+    evaluations: tuple[Piece, ...] = ()
+    """Files of evaluation texts that its cleaning looks for."""
     num_threads: int = 1
 
 
@@ -145,7 +147,7 @@ class _Batches:
 
     def _cleaned(self, found: list[Found]) -> list[Document]:
         texts = [one.document.plain_text for one in found]
-        told = assess(texts, self._source.cleaning, self._limits, self._job.num_threads)
+        told = assess(texts, self._source.cleaning, self._job.evaluations, self._limits, self._job.num_threads)
         kept: list[Document] = []
         for i, (one, reason) in enumerate(zip(found, told.reasons, strict=True)):
             if reason is not None:

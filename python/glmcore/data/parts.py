@@ -7,9 +7,8 @@ same parts, and what a killed call has finished is found again by the part's key
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +91,23 @@ def _groups(pieces: list[Piece], part_bytes: int) -> Iterator[list[Piece]]:
     yield group
 
 
-def reading_key(part: Part, config: DataConfig, seed: int) -> str:
-    """Changes when the documents of a part may."""
+def reading_key(part: Part, config: DataConfig, seed: int, others: Sequence[str]) -> str:
+    """Changes when the documents of a part may; `others` are stamps of what its cleaning reads."""
     source = part.source.model_dump(exclude={"max_documents", "buckets"})
     limits = [config.max_record_bytes, config.max_text_bytes]
-    cleaning = part.source.cleaning
-    others = [piece.stamp for piece in evaluation_pieces(tuple(cleaning.evaluations))]
-    if cleaning.classifier is not None:
-        others.append(digest_of_file(cleaning.classifier))
     return digest([_VERSION, seed, part.pieces, source, limits, others])
 
 
-@lru_cache(maxsize=4)
+def evaluation_pieces(source: SourceConfig) -> tuple[Piece, ...]:
+    """The files of evaluation texts that a source's cleaning looks for.
+
+    Raises:
+        DataError: A path leads to nothing that can be read.
+    """
+    paths = source.cleaning.evaluations
+    return tuple(list_pieces(SourceConfig(name="evaluations", paths=paths), sys.maxsize)) if paths else ()
+
+
 def digest_of_file(path: str) -> str:
     """A name for what a file holds.
 
@@ -114,16 +118,6 @@ def digest_of_file(path: str) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-
-
-@lru_cache(maxsize=16)
-def evaluation_pieces(paths: tuple[str, ...]) -> tuple[Piece, ...]:
-    """The files of evaluation texts.
-
-    Raises:
-        DataError: A path leads to nothing that can be read.
-    """
-    return tuple(list_pieces(SourceConfig(name="evaluations", paths=list(paths)), sys.maxsize)) if paths else ()
 
 
 def digest(value: Any) -> str:

@@ -16,12 +16,22 @@ import numpy as np
 import orjson
 
 from glmcore.data import manifest
-from glmcore.data.config import BUILT_IN
+from glmcore.data.config import BUILT_IN, DataConfig
 from glmcore.data.corpus.collect import collect
 from glmcore.data.documents import read_documents, write_documents
 from glmcore.data.engines import Engine, num_workers, run_jobs
 from glmcore.data.ingest import IngestJob, ingest
-from glmcore.data.parts import Part, WorkPlace, digest, plan_parts, read_state, reading_key
+from glmcore.data.parts import (
+    Part,
+    WorkPlace,
+    digest,
+    digest_of_file,
+    evaluation_pieces,
+    plan_parts,
+    read_state,
+    reading_key,
+)
+from glmcore.data.readers.record import Piece
 from glmcore.data.tokenize import TokenizeJob, checksum, tokenize
 from glmcore.data.verdicts import decide
 from glmcore.durable import write_file
@@ -33,6 +43,7 @@ from glmcore.tokenizer import Tokenizer, train_tokenizer
 
 STATIONS = ("corpus", "tokenizer", "shards")
 Run = RunDirectory[DataRecipe]
+_REJECTS = (("rejects", "rejected"), ("left_out", "left out"))
 
 
 def run(recipe: DataRecipe, *, engine: Engine = "local", recheck: bool = False) -> None:
@@ -87,6 +98,8 @@ class Plan:
     parts: list[Part]
     keys: list[str]
     """What each part's documents follow from."""
+    evaluations: dict[str, tuple[Piece, ...]]
+    """Files of evaluation texts of each source."""
 
     @classmethod
     def of(cls, run: Run) -> "Plan":
@@ -98,10 +111,11 @@ class Plan:
         recipe = run.recipe
         corpus, config, seed = recipe.corpus, recipe.data, recipe.run.seed
         parts = [] if config is None else plan_parts(config)
-        keys = [] if config is None else [reading_key(part, config, seed) for part in parts]
+        evaluations = {s.name: evaluation_pieces(s) for s in config.sources} if config else {}
+        keys = [] if config is None else _keys(parts, config, seed, evaluations)
         names = [] if corpus is None else [name for name in BUILT_IN if name != "user" or corpus.path is not None]
         corpus_key = "" if corpus is None else digest([corpus.model_dump(exclude={"user_weight"}), seed])
-        return cls(WorkPlace(str(run.path)), names, corpus_key, parts, keys)
+        return cls(WorkPlace(str(run.path)), names, corpus_key, parts, keys, evaluations)
 
     def unread(self) -> list[int]:
         """Positions of parts that are not read, or whose files or settings have changed since."""
@@ -142,6 +156,15 @@ class Plan:
                     file.unlink()
 
 
+def _keys(parts: list[Part], config: DataConfig, seed: int, evaluations: dict[str, tuple[Piece, ...]]) -> list[str]:
+    """The reading key of each part."""
+    others = {name: [piece.stamp for piece in pieces] for name, pieces in evaluations.items()}
+    for source in config.sources:
+        if source.cleaning.classifier is not None:
+            others[source.name].append(digest_of_file(source.cleaning.classifier))
+    return [reading_key(part, config, seed, others[part.source.name]) for part in parts]
+
+
 def _begin_anew(run: Run, changed: list[str]) -> None:
     """Take the data stations as not done, since a source has changed; finished parts stay.
 
@@ -172,7 +195,12 @@ def read_sources(run: Run, plan: Plan, engine: Engine) -> str:
     workers = num_workers(run.recipe.run.num_threads, len(todo), sum(sizes))
     threads = max(1, run.recipe.run.num_threads // workers)
     seed = run.recipe.run.seed
-    jobs = [IngestJob(plan.parts[i], plan.keys[i], config, seed, plan.place, threads) for i in todo]
+    jobs = [
+        IngestJob(
+            plan.parts[i], plan.keys[i], config, seed, plan.place, plan.evaluations[plan.parts[i].source.name], threads
+        )
+        for i in todo
+    ]
     with progress("read", total=sum(part.size for part in plan.parts), unit="bytes") as bar:
         bar.skip(bar.total - sum(sizes) if bar.total else 0)
         run_jobs(ingest, jobs, lambda i, _: bar.advance(sizes[i]), workers=workers, engine=engine)
@@ -186,11 +214,12 @@ def read_sources(run: Run, plan: Plan, engine: Engine) -> str:
 
 def _tell(run: Run, name: str, records: Sequence[dict[str, Any]]) -> None:
     documents, num_bytes = (sum(record[key] for record in records) for key in ("documents", "bytes"))
-    rejected = sum(sum(record["rejects"].values()) for record in records)
-    told = f"  {rejected:,} rejected, see {run.path / 'rejects'}" if rejected else ""
-    say(f"  {name:<12} {documents:>7,} documents  {num_bytes / 1e6:6.2f} MB{told}")
+    counts = [(sum(sum(r[key].values()) for r in records), word) for key, word in _REJECTS]
+    gone = ", ".join(f"{count:,} {word}" for count, word in counts if count)
+    told = f"{gone}: see {run.path / 'rejects'}" if gone else ""
+    say(f"  {name:<12} {documents:>7,} documents  {num_bytes / 1e6:6.2f} MB  {told}".rstrip())
     if not documents:
-        raise DataError(f"source {name!r} is empty{', ' * bool(rejected)}{told.strip()}")
+        raise DataError(f"source {name!r} is empty{'; ' * bool(told)}{told}")
 
 
 def _write_built_in(run: Run, plan: Plan) -> int:

@@ -31,7 +31,7 @@ _PLAIN = (
     "--root",
 )
 _PLAIN += ("--encoding=UTF-8", "--diff-algorithm=myers", "--src-prefix=a/", "--dst-prefix=b/", "--inter-hunk-context=0")
-_PLAIN += ("--find-renames", "-l400", "-O/dev/null", "--submodule=short", "--full-index", "--no-mailmap")
+_PLAIN += ("--find-renames", "-l400", "-O/dev/null", "--submodule=short", "--no-mailmap")
 
 
 @dataclass

@@ -7,6 +7,7 @@ from glmcore.data.builders.files import SourceFile
 
 _FILE = re.compile(r"^(licen[cs]e|copying|unlicense|notice)([-._].*)?$", re.IGNORECASE)
 _TAG = re.compile(r"SPDX-License-Identifier:[ \t]*([\w.+() -]*[\w.+)])")
+_WORD = re.compile(r"\b(?:and|or|with)\b", re.IGNORECASE)
 _MANIFEST = re.compile(r'^[ \t]*"?licen[cs]e"?\s*[:=]\s*(?:\{\s*text\s*=\s*)?"([\w.+() /-]{2,80})"', re.MULTILINE)
 _MANIFESTS = ("Cargo.toml", "pyproject.toml", "package.json", "composer.json", "setup.cfg")
 _TEXTS = (
@@ -65,6 +66,18 @@ def licence_of(text: str) -> str | None:
 
 
 def _plain(tag: str) -> str:
-    """A tag without the brackets around all of it."""
-    tag = " ".join(tag.split())
-    return tag[1:-1] if tag.startswith("(") and tag.endswith(")") and tag.count("(") == 1 else tag
+    """A tag without the brackets around all of it, its words in capitals."""
+    tag = _WORD.sub(lambda match: match[0].upper(), " ".join(tag.split()))
+    while tag.startswith("(") and tag.endswith(")") and _is_one(tag[1:-1]):
+        tag = tag[1:-1].strip()
+    return tag
+
+
+def _is_one(inside: str) -> bool:
+    """Whether the brackets of a text close each other."""
+    depth = 0
+    for char in inside:
+        depth += (char == "(") - (char == ")")
+        if depth < 0:
+            return False
+    return depth == 0

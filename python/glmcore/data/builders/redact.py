@@ -4,18 +4,31 @@ import re
 
 EMAIL = "<EMAIL>"
 KEY = "<KEY>"
-_EMAIL = re.compile(r"(?<![\w.+/:-])(?!git@)[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
+_DOMAIN = re.compile(r"@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
+_LOCAL_PART = re.compile(r"[\w.+-]{1,64}\Z")
+_MAX_LOCAL_CHARS = 64
+_NOT_BEFORE = re.compile(r"[\w.+/:-]")
 _EXAMPLE = re.compile(r"@(?:[\w-]+\.)*(?:example\.(?:com|org|net)|invalid|test|localhost|users\.noreply\.github\.com)$")
 _KEY_BEGIN = re.compile(r"-----BEGIN (?:[A-Z]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----")
 _KEY_END = re.compile(r"-----END (?:[A-Z]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----")
 _MAX_KEY_CHARS = 20_000
-_TOKEN = re.compile(
-    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"  # Amazon
-    r"|\bgh[pousr]_[0-9A-Za-z]{36,255}\b|\bgithub_pat_[0-9A-Za-z_]{60,255}\b|\bglpat-[\w-]{20,64}"
-    r"|\bxox[abeoprs]-[0-9A-Za-z-]{10,250}|\bAIza[\w-]{35}|\bsk-(?:ant-|proj-)?[\w-]{32,200}|\bsk_live_[0-9A-Za-z]{20,250}"
-    r"|\bnpm_[0-9A-Za-z]{36}\b|\bpypi-[\w-]{60,250}|\bhf_[0-9A-Za-z]{30,60}\b"
-    r"|(?<![\w-])eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,2000}"  # JSON web tokens
-)
+_TOKENS = {
+    "AKIA": r"\bAKIA[0-9A-Z]{16}\b",  # Amazon
+    "ASIA": r"\bASIA[0-9A-Z]{16}\b",
+    **{f"gh{kind}_": rf"\bgh{kind}_[0-9A-Za-z]{{36,255}}\b" for kind in "pousr"},
+    "sk_live_": r"\bsk_live_[0-9A-Za-z]{20,250}\b",
+    "npm_": r"\bnpm_[0-9A-Za-z]{36}\b",
+    "hf_": r"\bhf_[0-9A-Za-z]{30,60}\b",
+    "github_pat_": r"\bgithub_pat_[0-9A-Za-z_]{60,255}\b",
+    "glpat-": r"\bglpat-[\w-]{20,64}",
+    "xox": r"\bxox[abeoprs]-[0-9A-Za-z-]{10,250}",  # Slack
+    "AIza": r"\bAIza[\w-]{35}",  # Google
+    "sk-": r"\bsk-(?:ant-|proj-)?[\w-]{32,200}",
+    "pypi-": r"\bpypi-[\w-]{60,250}",
+    "eyJ": r"(?<![\w-])eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,2000}",  # JSON web tokens
+}
+_KNOWN_TOKENS = [(sign, re.compile(pattern)) for sign, pattern in _TOKENS.items()]
+"""A sign that every token of the kind holds, since to look for that is much faster, and the form."""
 _TRAILER = re.compile(
     r"^[ \t]*(?:[A-Z][a-z]+(?:-[a-z]+)*-by|Cc|CC|Author|Committer|From|Change-Id|git-svn-id|Gerrit-\w+)[ \t]*:.*\n?",
     re.MULTILINE,
@@ -29,11 +42,29 @@ def redact(text: str) -> str:
     without a form of their own (passwords) are not found. The placeholders are those of StarCoder (arXiv:2305.06161,
     section 4).
     """
-    if "@" in text:
-        text = _EMAIL.sub(lambda match: match[0] if _EXAMPLE.search(match[0].lower()) else EMAIL, text)
+    text = _without_emails(text)
     if "PRIVATE KEY" in text:
         text = _without_private_keys(text)
-    return _TOKEN.sub(KEY, text)
+    for sign, form in _KNOWN_TOKENS:
+        if sign in text:
+            text = form.sub(KEY, text)
+    return text
+
+
+def _without_emails(text: str) -> str:
+    parts: list[str] = []
+    done = 0
+    for domain in _DOMAIN.finditer(text):
+        at = domain.start()
+        local = _LOCAL_PART.search(text, max(done, at - _MAX_LOCAL_CHARS), at)
+        if local is None or local[0] == "git" or _EXAMPLE.match(domain[0].lower()):
+            continue
+        start = local.start()
+        if start and _NOT_BEFORE.match(text[start - 1]):
+            continue  # a longer word, or part of an address on the web
+        parts += [text[done:start], EMAIL]
+        done = domain.end()
+    return "".join([*parts, text[done:]])
 
 
 def _without_private_keys(text: str) -> str:
