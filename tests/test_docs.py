@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from glmcore.cli import main
 from glmcore.recipe import RECIPES, Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +26,25 @@ def test_links_lead_somewhere():
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_the_guide_to_own_data_works_as_it_is_written(tmp_path, monkeypatch, capsys):
+    if not (ROOT / ".git").exists():
+        pytest.skip("the guide's example is the history of a checkout")
+    guide = (ROOT / "docs" / "prepare.md").read_text().replace("runs/my_data", f"{tmp_path}/run")
+    recipe, cleaning = re.findall(r"```toml\n(.*?)```", guide, flags=re.DOTALL)
+    (tmp_path / "my_data.toml").write_text(recipe)
+    monkeypatch.chdir(ROOT)
+    [commands] = re.findall(r"```sh\n(.*?)```", guide, flags=re.DOTALL)
+    for command in commands.splitlines():
+        assert main(command.replace("my_data.toml", str(tmp_path / "my_data.toml")).split()[1:]) == 0, command
+    output = capsys.readouterr()
+    assert all(f"\n{source} " in output.out for source in ("docs", "files", "checkout", "problems"))
+    assert "shards are what was written" in output.err
+    [code] = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    exec(compile(code, "prepare.md", "exec"), {})
+    (tmp_path / "cleaning.toml").write_text(recipe.split("[[data.sources]]")[0] + cleaning)
+    assert main(["data", "prepare", str(tmp_path / "cleaning.toml"), "--dry-run"]) == 0
 
 
 def test_every_packaged_recipe_is_valid_and_the_folder_at_the_root_shows_them():
