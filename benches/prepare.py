@@ -1,8 +1,9 @@
 """From JSON lines to shards: the whole preparation beside the tokenizer alone, in one interleaved run.
 
 Run `python benches/prepare.py [--tokenizer PATH] [--megabytes N]`. The tokenizer's own rate is that of
-`Tokenizer.encode_batch`, freshly loaded, on the same texts in memory, on as many threads as there are workers. Rates are
-by processor seconds of all processes, their start included, which other work on the machine disturbs least, and by the clock; the best of the rounds.
+`Tokenizer.encode_batch`, freshly loaded, on the same texts in memory, on as many threads as there are workers. Rates
+are by processor seconds of all processes, their start included, which other work on the machine disturbs least, and by
+the clock; the best of the rounds.
 """
 
 import argparse

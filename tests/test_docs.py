@@ -1,5 +1,6 @@
 """What the documents say holds."""
 
+import os
 import re
 import subprocess
 import sys
@@ -55,3 +56,24 @@ def test_every_packaged_recipe_is_valid_and_the_folder_at_the_root_shows_them():
 def test_python_files_stay_readable():
     for file in [*ROOT.glob("python/**/*.py"), *ROOT.glob("crates/*/src/*.rs")]:
         assert len(file.read_text().splitlines()) <= 400, f"{file} is longer than one idea"
+
+
+def test_the_python_of_the_fp8_guide_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "fp8.md").read_text(), flags=re.DOTALL)
+    spread = [block for block in blocks if block.startswith("# torchrun")]
+    plain = "\n".join(block for block in blocks if block not in spread)
+    assert len(spread) == 1
+    (tmp_path / "plain.py").write_text(plain)
+    (tmp_path / "spread.py").write_text(spread[0])
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for command in (["plain.py"], [*launch, "spread.py"]):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr

@@ -1,7 +1,11 @@
 import collections
 import itertools
+import re
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -277,3 +281,13 @@ def test_wrong_arguments_are_one_clear_line(sources, call, message):
         call(sources)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_code_of_the_guide_runs_without_torch():
+    guide = Path(__file__).parents[1] / "docs" / "packing.md"
+    [code] = re.findall(r"```python\n(.*?)```", guide.read_text(encoding="utf-8"), flags=re.DOTALL)
+    check = "import sys\nassert 'torch' not in sys.modules\n"
+    check += "assert samples.samples_by_source(4_000_000) == {'web': 3_000_000, 'code': 1_000_000}\n"
+    check += "assert (loader.state, len(batches[0].input_ids)) == (101, 4 * 64)\n"
+    done = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -46,7 +46,8 @@ class PrefixForest:
         Args:
             values: A number for every token of every sample, [n].
         """
-        return np.bincount(self.place, weights=np.asarray(values, np.float64), minlength=len(self.input_ids))
+        sums = np.bincount(self.place, weights=np.asarray(values, np.float64), minlength=len(self.input_ids))
+        return sums.astype(np.float64)
 
 
 def share_prefixes(samples: RaggedLike) -> PrefixForest:

@@ -37,8 +37,8 @@ pub struct Stretch {
 /// The source of sample `k` and its number there come from a [`Schedule`]. A source of `t` tokens has
 /// `t / sample_len` samples an epoch, in the order of its [`Shuffle`] for that epoch; they begin at a
 /// place below `sample_len` that the epoch decides, so that every epoch cuts the documents elsewhere, and
-/// up to `sample_len - 1` tokens are left out, other ones each time. Documents should lie in the source
-/// in random order, as `glmcore data prepare` writes them.
+/// up to `sample_len - 1` tokens are left out, other ones each time. Documents of a sample are neighbours
+/// in the source, so sources with neighbours alike should be shuffled when they are written.
 ///
 /// Finding a sample takes `O(log sources)` time and reading it a binary search in the document index;
 /// nothing grows with the number of samples, and the state of a run is the number of its next sample.

@@ -17,7 +17,7 @@ import numpy as np
 from glmcore._core import CoreDraws, draw, shuffled
 from glmcore.data.loader import Source
 from glmcore.errors import DataError, PackingError
-from glmcore.packing import PackedBatch, Pieces, pack_documents
+from glmcore.packing import PackedBatch, Pieces, TooLong, pack_documents
 
 KEPT_BLOCKS = 2
 """Plans in memory: a step can end one block and begin the next."""
@@ -89,7 +89,8 @@ class PackedBlocks:
         self.capacity = capacity
         self.rows_per_block = rows_per_block
         self._sources = tuple(sources)
-        self._seed, self._pad_id, self._too_long = seed, pad_id, too_long
+        self._seed, self._pad_id = seed, pad_id
+        self._too_long: TooLong = too_long
         self._lock = threading.Lock()
         self._begin = start or BlockStart(0, 0, ())
         self._last = self._plan(self._begin)
@@ -166,8 +167,11 @@ def _join(parts: Sequence[PackedBatch]) -> PackedBatch:
     bounds = [parts[0].cu_seqlens]
     for part in parts[1:]:
         bounds.append(part.cu_seqlens[1:] + bounds[-1][-1])
-    arrays = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("input_ids", "labels", "position_ids", "loss_mask")
+    return PackedBatch(
+        np.concatenate([part.input_ids for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.position_ids for part in parts]),
+        np.concatenate([part.loss_mask for part in parts]),
+        np.concatenate(bounds),
+        max(part.max_seqlen for part in parts),
     )
-    return PackedBatch(*arrays, np.concatenate(bounds), max(part.max_seqlen for part in parts))

@@ -67,7 +67,8 @@ class PackedRows:
                 each source; a source that runs out begins anew in another order.
             capacity: Tokens of a row.
             num_rows: Rows of the stage.
-            packing: `best_fit` keeps documents whole but for those longer than a row; `concat` lays them end to end in the order drawn and cuts at each row's end. Rows are shuffled,
+            packing: `best_fit` keeps documents whole but for those longer than a row; `concat` lays them end to end
+                in the order drawn and cuts at each row's end. Rows are shuffled,
                 so that a long document does not fill a whole step.
             seed: Decides the order, 0 to 2^64 - 1.
             pad_id: Id behind the last document of a row.

@@ -19,8 +19,8 @@ from glmcore.errors import DataError
 from glmcore.packing import PackedBatch
 
 ContextSplit = Literal["contiguous", "zigzag"]
-"""How a row is cut over context-parallel ranks: into one stretch each, or into two, the r-th from the front and the r-th
-from the back, which evens out causal attention."""
+"""How a row is cut over context-parallel ranks: into one stretch each, or into two, the r-th from the front and the
+r-th from the back, which evens out causal attention."""
 
 
 class Rows(Protocol):

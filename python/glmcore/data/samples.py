@@ -39,7 +39,8 @@ class SampleStream:
         """Mix sources by weight.
 
         Args:
-            sources: What is mixed; each has at least `capacity` tokens, its documents in random order.
+            sources: What is mixed; each has at least `capacity` tokens. Documents that are neighbours in a source come
+                in one sample.
             capacity: Tokens of a sample.
             seed: Decides the order, 0 to 2^64 - 1.
 
