@@ -203,9 +203,10 @@ def test_steps_are_prepared_ahead_and_an_error_arrives_at_its_step(sources):
         assert ready.wait(10)  # prepared without being asked for
         next(loader)
         next(loader)
-        with pytest.raises(DataError, match="row 6 is damaged"):
-            next(loader)
-        assert loader.state == 3
+        for _ in range(2):  # the step is not passed over
+            with pytest.raises(DataError, match="row 6 is damaged"):
+                next(loader)
+            assert loader.state == 3
     assert max(asked) <= 10
 
 

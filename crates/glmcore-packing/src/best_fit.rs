@@ -1,5 +1,7 @@
 //! Best-fit decreasing: whole documents, as few rows as the method gives, in linear time.
 
+use std::sync::OnceLock;
+
 use crate::too_long::cut_all;
 use crate::{Error, Piece, Pieces, TooLong, check_capacity, count32};
 
@@ -7,21 +9,38 @@ use crate::{Error, Piece, Pieces, TooLong, check_capacity, count32};
 const NONE: u32 = u32::MAX;
 
 /// A row for every document.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Packing {
-    row_of: Vec<u32>,
     order: Vec<u32>,
     row_offsets: Vec<u32>,
+    row_of: OnceLock<Vec<u32>>, // made when asked for: its writes are scattered, and filling needs it not
 }
 
+/// Packings are equal if their rows are.
+impl PartialEq for Packing {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.order, &self.row_offsets) == (&other.order, &other.row_offsets)
+    }
+}
+
+impl Eq for Packing {}
+
 impl Packing {
-    pub(crate) fn from_parts(row_of: Vec<u32>, order: Vec<u32>, row_offsets: Vec<u32>) -> Self {
-        Self { row_of, order, row_offsets }
+    pub(crate) fn from_parts(order: Vec<u32>, row_offsets: Vec<u32>) -> Self {
+        Self { order, row_offsets, row_of: OnceLock::new() }
     }
 
-    /// Row of each document.
+    /// Row of each document. The first call goes through all documents.
     pub fn row_of(&self) -> &[u32] {
-        &self.row_of
+        self.row_of.get_or_init(|| {
+            let mut row_of = vec![0; self.order.len()];
+            for (row, bounds) in (0..).zip(self.row_offsets.windows(2)) {
+                for &doc in &self.order[bounds[0] as usize..bounds[1] as usize] {
+                    row_of[doc as usize] = row;
+                }
+            }
+            row_of
+        })
     }
 
     /// Documents by row, then by position in the row (longest first).
@@ -54,8 +73,8 @@ impl Packing {
     ///
     /// [`Error::DocumentCount`] unless `lengths` has one length per packed document.
     pub fn pieces(&self, lengths: &[u32]) -> Result<Pieces, Error> {
-        if lengths.len() != self.row_of.len() {
-            return Err(Error::DocumentCount { packed: self.row_of.len(), given: lengths.len() });
+        if lengths.len() != self.order.len() {
+            return Err(Error::DocumentCount { packed: self.order.len(), given: lengths.len() });
         }
         let mut pieces = Pieces::with_capacity(self.order.len(), self.num_rows());
         for row in 0..self.num_rows() {
@@ -182,15 +201,13 @@ fn group_by_row(docs: &[u32], rows: &[u32], num_documents: &[u32]) -> Packing {
         end
     }));
     let mut next = row_offsets.clone();
-    let mut row_of = vec![0; docs.len()];
     let mut order = vec![0; docs.len()];
     for (&doc, &row) in docs.iter().zip(rows) {
-        row_of[doc as usize] = row;
         let place = &mut next[row as usize];
         order[*place as usize] = doc;
         *place += 1;
     }
-    Packing { row_of, order, row_offsets }
+    Packing::from_parts(order, row_offsets)
 }
 
 /// Rows with the tokens they have free, while lengths come down.

@@ -85,7 +85,6 @@ impl PrefixForest {
 pub fn group_by_prefix(samples: &Ragged<'_>, capacity: u32) -> Result<Packing, Error> {
     check_capacity(capacity)?;
     let order = lexicographic(samples)?;
-    let mut row_of = vec![0; order.len()];
     let mut row_offsets = vec![0];
     let mut used = 0;
     let mut before: &[i32] = &[];
@@ -102,14 +101,12 @@ pub fn group_by_prefix(samples: &Ragged<'_>, capacity: u32) -> Result<Packing, E
         } else {
             used += own;
         }
-        row_of[sample as usize] = u32::try_from(row_offsets.len() - 1)
-            .expect("a row has a sample, and those fit 32 bits");
         before = ids;
     }
     if !order.is_empty() {
         row_offsets.push(count32("samples", order.len() as u64)?);
     }
-    Ok(Packing::from_parts(row_of, order, row_offsets))
+    Ok(Packing::from_parts(order, row_offsets))
 }
 
 /// Samples in the order of their ids; equal ones stay in order.

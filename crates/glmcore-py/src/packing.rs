@@ -45,8 +45,10 @@ impl Packing {
     /// Row of each document.
     #[getter]
     fn row_of<'py>(slf: &Bound<'py, Self>) -> Bound<'py, PyArray1<u32>> {
-        // SAFETY: the class is frozen and its vectors never change.
-        unsafe { view(slf.get().0.row_of(), slf.clone().into_any()) }
+        let packing = &slf.get().0;
+        slf.py().detach(|| packing.row_of()); // the first call makes it
+        // SAFETY: the class is frozen, and the vector never changes once it is made.
+        unsafe { view(packing.row_of(), slf.clone().into_any()) }
     }
 
     /// Documents by row, then by position in the row.

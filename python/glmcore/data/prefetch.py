@@ -176,7 +176,12 @@ class Loader:
             self._pending.append(self._pool.submit(self._load, step))
         if not self._pending:
             raise StopIteration
-        batches = self._pending.popleft().result()
+        try:
+            batches = self._pending[0].result()
+        except BaseException:
+            self._pending.clear()  # the step is still the next one: asking again tries again
+            raise
+        self._pending.popleft()
         self._next_step += 1
         return batches
 
