@@ -96,6 +96,9 @@ impl Merges {
             pairs,
         };
         for place in 0..merges.pairs.len() {
+            if let Some(&(left, right, _)) = merges.pairs.get(place + 16) {
+                merges.prefetch(merges.place(left, right));
+            }
             let (left, right, id) = merges.pairs[place];
             merges.insert(left, right, Merge { rank: rank_of(place, id), id });
         }

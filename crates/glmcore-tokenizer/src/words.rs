@@ -147,7 +147,8 @@ impl Task for Words<'_> {
                 match cache.find(key) {
                     Some(entered) if entered.count() > 0 => batch.push_few(entered),
                     found => {
-                        tokenizer.push_other(bytes, start, end, key, found.is_some(), cache, batch)
+                        let is_entered = found.is_some();
+                        tokenizer.push_other(bytes, start, end, key, is_entered, cache, batch);
                     }
                 }
                 start = end;

@@ -92,8 +92,8 @@ impl Instructions for Plain {
 mod x86 {
     use std::arch::x86_64::{
         __m256i, _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_min_epu8, _mm256_movemask_epi8,
-        _mm256_or_si256, _mm256_set1_epi8, _mm256_sub_epi8, _mm512_cmple_epu8_mask, _mm512_loadu_epi8,
-        _mm512_maskz_permutex2var_epi8, _mm512_movepi8_mask, _mm512_set1_epi8,
+        _mm256_or_si256, _mm256_set1_epi8, _mm256_sub_epi8, _mm512_cmple_epu8_mask,
+        _mm512_loadu_epi8, _mm512_maskz_permutex2var_epi8, _mm512_movepi8_mask, _mm512_set1_epi8,
         _mm512_sub_epi8, _mm512_test_epi8_mask, _pdep_u64, _pext_u64,
     };
 
@@ -328,5 +328,62 @@ mod x86 {
             // SAFETY: as above.
             unsafe { _pdep_u64(value, mask) }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Instructions, LETTER_OF_THREE, LETTER_OF_TWO, Plain, Task, WINDOW};
+    use crate::unicode::{LETTER, classes};
+
+    /// Compares instructions with their plain twin on windows from a fixed generator, all bytes being likely.
+    struct Compare;
+
+    impl Task for Compare {
+        fn run<I: Instructions>(self, wide: I) {
+            let mut state = 0x2545_f491_4f6c_dd1d_u64;
+            let mut next = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                state ^ state >> 33
+            };
+            for _ in 0..20_000 {
+                let window: [u8; WINDOW] = std::array::from_fn(|_| (next() >> 20) as u8);
+                let (value, mask) = (next(), next());
+                assert_eq!(wide.classify(&window), Plain.classify(&window), "{window:?}");
+                let letters = wide.letters_by_first(&window);
+                assert_eq!(letters, Plain.letters_by_first(&window), "{window:?}");
+                assert_eq!(wide.compress(value, mask), Plain.compress(value, mask));
+                assert_eq!(wide.expand(value, mask), Plain.expand(value, mask));
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn wide_instructions_agree_with_their_plain_twin() {
+        if let Some(instructions) = super::x86::Avx512::detect() {
+            instructions.run(Compare);
+        }
+        if let Some(instructions) = super::x86::Avx2::detect() {
+            instructions.run(Compare);
+        }
+    }
+
+    #[test]
+    fn characters_taken_for_letters_by_their_first_byte_are_letters() {
+        let mut num_letters = 0;
+        for c in '\0'..=char::MAX {
+            let first = c.encode_utf8(&mut [0; 4]).as_bytes()[0];
+            let is_taken = match c.len_utf8() {
+                2 => LETTER_OF_TWO.contains(&first),
+                3 => LETTER_OF_THREE.iter().any(|range| range.contains(&first)),
+                _ => false,
+            };
+            if is_taken {
+                assert_ne!(classes().of(c) & LETTER, 0, "{c:?}");
+                num_letters += 1;
+            }
+        }
+        assert_eq!(num_letters, 2 * 64 + 7 * 4096);
     }
 }
