@@ -18,7 +18,12 @@ _FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-gnu-unique", "-fno-str
 
 @functools.cache
 def _library(
-    source: str, element: str | None, arch: int, kernels: tuple[str, ...], edit: tuple[str, str] | None
+    source: str,
+    element: str | None,
+    arch: int,
+    kernels: tuple[str, ...],
+    edit: tuple[str, str] | None,
+    sanitized: bool,
 ) -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="glmcore-emulator-"))
     entry = "".join(
@@ -35,7 +40,8 @@ def _library(
     paths = ["-include", str(HERE / "emulator.h"), f"-I{HERE}", f"-I{SOURCES}"]
     library = folder / "kernels.so"
     compiler = os.environ.get("CXX", "g++")
-    command = [compiler, *_FLAGS, *defines, *paths, str(folder / "entry.cpp"), "-o", str(library)]
+    flags = [*_FLAGS, *(["-fsanitize=address"] if sanitized else [])]
+    command = [compiler, *flags, *defines, *paths, str(folder / "entry.cpp"), "-o", str(library)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"{source}.cu: {result.stderr}")
@@ -60,18 +66,27 @@ class Emulator:
     Args:
         arch: `__CUDA_ARCH__`; from 890 on conversions and products in e4m3 are instructions.
         reversed_order: Threads get their turn from the last to the first.
+        sanitized: With AddressSanitizer, whose library has to be in the process from its start.
         edit: Text of a source to replace, and by what: to see that a mistake is seen.
     """
 
-    def __init__(self, arch: int = 900, *, reversed_order: bool = False, edit: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arch: int = 900,
+        *,
+        reversed_order: bool = False,
+        sanitized: bool = False,
+        edit: tuple[str, str] | None = None,
+    ) -> None:
         self.arch = arch
         self.reversed_order = reversed_order
         self.edit = edit
+        self.sanitized = sanitized
         self.launches = 0
 
     def __call__(self, kernel: Kernel, grid, block: int, args, device: torch.device) -> None:
         self.launches += 1
-        library = _library(kernel.source, kernel.element, self.arch, _KERNELS[kernel.source], self.edit)
+        library = _library(kernel.source, kernel.element, self.arch, _KERNELS[kernel.source], self.edit, self.sanitized)
         values = [self._value(arg) for arg in args]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         dims = [(ctypes.c_uint * 3)(*size) for size in ((*grid, 1, 1)[:3], (block, 1, 1))]
