@@ -1,6 +1,10 @@
 """The CUDA sources, run on the CPU by `cuda_emulator`, to the bit beside their twins in Rust and the oracle."""
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,6 +235,30 @@ def test_the_emulator_sees_mistakes(monkeypatch, edit):
         return
     parts = [oracle.multiply_blocks(a[s:e], a_scale[s:e], b[i], b_scale[i]) for i, s, e in ((0, 0, 10), (1, 10, 64))]
     assert not torch.equal(got, torch.cat(parts))
+
+
+def under_address_sanitizer(*arguments):
+    found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    library = found.stdout.strip()
+    if not Path(library).is_absolute():
+        pytest.skip("g++ has no AddressSanitizer here")
+    options = "detect_leaks=0:detect_stack_use_after_return=0:protect_shadow_gap=0"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"LD_PRELOAD": library, "ASAN_OPTIONS": options, "PYTHONPATH": path}
+    command = [sys.executable, "-m", "cuda_emulator.addresses", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_no_kernel_touches_memory_beyond_its_tensors():
+    done = under_address_sanitizer()
+    assert done.returncode == 0, done.stderr
+    assert "no wrong address" in done.stdout
+
+
+def test_a_write_beyond_a_tensor_is_seen():
+    done = under_address_sanitizer("--mistaken")
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
 
 
 @pytest.mark.parametrize(
