@@ -11,7 +11,16 @@ from hypothesis.extra.numpy import arrays
 from oracles import packing as oracle
 
 from glmcore.errors import GlmcoreError, PackingError
-from glmcore.packing import balance, fill, pack_best_fit, pack_best_fit_split, pack_concat
+from glmcore.packing import (
+    BestFitStream,
+    PackedBatch,
+    balance,
+    balance_micro_batches,
+    fill,
+    pack_best_fit,
+    pack_concat,
+    pack_documents,
+)
 
 LENGTHS = arrays(np.uint32, st.integers(0, 200), elements=st.integers(0, 64))
 
@@ -57,7 +66,7 @@ def test_split_best_fit_is_best_fit_of_the_pieces(lengths, capacity):
     cut = oracle.split(lengths.tolist(), capacity)
     row_of, order = oracle.best_fit([length for _, _, length in cut], capacity)
     expected = [(row_of[piece], *cut[piece]) for piece in order]
-    assert rows_of(pack_best_fit_split(lengths, capacity)) == expected
+    assert rows_of(pack_documents(lengths, capacity, too_long="split")) == expected
 
 
 @settings(deadline=None, max_examples=100)
@@ -69,11 +78,112 @@ def test_concat_agrees_with_the_oracle_and_fills_all_rows_but_the_last(lengths, 
 
 
 @settings(deadline=None, max_examples=100)
-@given(costs=st.lists(st.floats(0, 1e9) | st.integers(0, 5), max_size=100), num_ranks=st.integers(1, 20))
-def test_balance_agrees_with_the_oracle(costs, num_ranks):
-    rank_of = balance(np.array(costs, np.float64), num_ranks)
+@given(
+    costs=st.lists(st.floats(0, 1e9) | st.integers(0, 5), max_size=60),
+    num_ranks=st.integers(1, 20),
+    equal_counts=st.booleans(),
+)
+def test_balance_agrees_with_the_oracle(costs, num_ranks, equal_counts):
+    rank_of = balance(np.array(costs, np.float64), num_ranks, equal_counts=equal_counts)
     assert rank_of.dtype == np.uint32
-    np.testing.assert_array_equal(rank_of, oracle.balance([float(cost) for cost in costs], num_ranks))
+    expected = oracle.balance([float(cost) for cost in costs], num_ranks, equal_counts)
+    if not equal_counts:
+        np.testing.assert_array_equal(rank_of, expected)
+        return
+    counts = np.bincount(rank_of, minlength=num_ranks)
+    assert counts.max() - counts.min() <= 1
+    busiest, twin = (np.bincount(ranks, weights=costs).max(initial=0) for ranks in (rank_of, np.array(expected, int)))
+    assert busiest <= twin * (1 + 1e-12)  # swaps come after the differencing
+
+
+@settings(deadline=None, max_examples=50)
+@given(costs=st.lists(st.integers(0, 100), max_size=60), num_ranks=st.integers(1, 5), num_micro=st.integers(1, 4))
+def test_micro_batches_share_each_ranks_items_and_come_costliest_first(costs, num_ranks, num_micro):
+    rank_of, micro_of = balance_micro_batches(costs, num_ranks, num_micro)
+    np.testing.assert_array_equal(rank_of, balance(np.array(costs, np.float64), num_ranks))
+    for rank in range(num_ranks):
+        mine = np.array(costs, np.float64)[rank_of == rank]
+        loads = np.bincount(micro_of[rank_of == rank], weights=mine, minlength=num_micro)
+        assert len(loads) == num_micro
+        assert (np.diff(loads) <= 0).all()
+        assert loads[0] <= (4 / 3) * max(mine.sum() / num_micro, mine.max(initial=0)) + 1e-9
+
+
+@settings(deadline=None, max_examples=100)
+@given(lengths=LENGTHS, capacity=st.integers(1, 40), too_long=st.sampled_from(["split", "truncate", "drop"]))
+def test_long_documents_are_treated_as_chosen_and_every_lost_token_is_counted(lengths, capacity, too_long):
+    pieces = pack_documents(lengths, capacity, too_long=too_long)
+    kept = np.bincount(pieces.doc, weights=pieces.length, minlength=len(lengths)).astype(np.int64)
+    is_long = lengths > capacity
+    whole = {"split": lengths, "truncate": np.minimum(lengths, capacity), "drop": np.where(is_long, 0, lengths)}
+    np.testing.assert_array_equal(kept, whole[too_long])
+    assert pieces.num_too_long == is_long.sum()
+    assert pieces.num_lost_tokens == (lengths - kept).sum()
+    if is_long.any():
+        with pytest.raises(PackingError, match="more than the row capacity"):
+            pack_documents(lengths, capacity, too_long="error")
+
+
+def test_a_seed_shuffles_the_rows_and_keeps_them():
+    lengths = np.random.default_rng(0).integers(1, 64, 500)
+    plain, one, same, other = (pack_documents(lengths, 64, too_long="error", seed=seed) for seed in (None, 1, 1, 2))
+    rows = [np.split(packing.doc, packing.row_offsets[1:-1]) for packing in (plain, one, same, other)]
+    listed = [[row.tolist() for row in packing] for packing in rows]
+    assert sorted(listed[0]) == sorted(listed[1]) == sorted(listed[3])
+    assert listed[1] == listed[2] != listed[3] != listed[0]
+    with pytest.raises(PackingError, match="seed is -1"):
+        pack_documents(lengths, 64, too_long="error", seed=-1)
+
+
+def test_fill_writes_into_given_memory_whatever_it_held():
+    documents = Documents(np.arange(50, dtype=np.int32), np.array([0, 20, 27, 50]))
+    packing = pack_documents(np.diff(documents.offsets), 32, too_long="error")
+    fresh = fill(documents, packing, 32, pad_id=9)
+    size = len(fresh.input_ids)
+    memory = np.full(3 * size, 77, np.int32)
+    mask = np.full(size, 77, np.uint8)
+    out = PackedBatch(*np.split(memory, 3), mask, np.zeros(0, np.int32), 0)
+    filled = fill(documents, packing, 32, pad_id=9, out=out)
+    for name, value in vars(fresh).items():
+        np.testing.assert_array_equal(getattr(filled, name), value)
+    assert all(np.shares_memory(part, memory) for part in (filled.input_ids, filled.labels, filled.position_ids))
+    assert np.shares_memory(filled.loss_mask, mask)
+    short = PackedBatch(*np.split(memory[:-3], 3), mask, np.zeros(0, np.int32), 0)
+    with pytest.raises(PackingError, match=f"out.input_ids has {size - 1} entries, the batch has {size} tokens"):
+        fill(documents, packing, 32, pad_id=9, out=short)
+    mask.flags.writeable = False
+    with pytest.raises(PackingError, match=r"out\.loss_mask must be writable"):
+        fill(documents, packing, 32, pad_id=9, out=out)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    lengths=st.lists(st.integers(0, 100), max_size=100),
+    window=st.integers(1, 20),
+    cut=st.integers(0, 100),
+    crop=st.booleans(),
+)
+def test_a_stream_packs_every_document_once_and_resumes_exactly(lengths, window, cut, crop):
+    whole = BestFitStream(64, window=window, too_long="split", crop=crop)
+    first = whole.push(lengths[:cut])
+    resumed = BestFitStream(64, window=window, too_long="split", crop=crop)
+    resumed.resume(whole.state)
+    rest = [whole.push(lengths[cut:]), whole.finish()]
+    for mine, expected in zip([resumed.push(lengths[cut:]), resumed.finish()], rest, strict=True):
+        assert rows_of(mine) == rows_of(expected)
+    packed = [first, *rest]
+    report = whole.report
+    assert sum(int(part.length.sum()) for part in packed) == sum(lengths) - report.num_lost_tokens
+    assert report.num_rows == sum(part.num_rows for part in packed)
+    assert report.num_rows * 64 == sum(lengths) - report.num_lost_tokens + report.num_padding_tokens
+    if not crop:
+        assert report.num_lost_tokens == report.num_cropped == 0
+        seen = np.zeros(sum(lengths), np.int64)
+        offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+        for part in packed:
+            for doc, start, length in zip(part.doc, part.start, part.length, strict=True):
+                seen[offsets[doc] + start : offsets[doc] + start + length] += 1
+        assert (seen == 1).all()
 
 
 @settings(deadline=None, max_examples=100)
@@ -87,7 +197,8 @@ def test_fill_agrees_with_the_oracle(ragged, capacity, method):
         placed = [(packing.row_of[doc], doc, 0, lengths[doc]) for doc in packing.order]
         pieces = [piece for piece in placed if piece[3]]
     else:
-        packing = (pack_best_fit_split if method == "split" else pack_concat)(lengths, capacity)
+        split = method == "split"
+        packing = pack_documents(lengths, capacity, too_long="split") if split else pack_concat(lengths, capacity)
         pieces = rows_of(packing)
     batch = fill(ragged, packing, capacity, pad_id=7)
 
@@ -123,6 +234,9 @@ def test_a_strided_view_is_refused_instead_of_copied():
         (lambda: pack_best_fit([1.5], 8), "lengths must be integers, got float64"),
         (lambda: pack_best_fit([[1]], 8), "lengths must be 1-D, got 2-D"),
         (lambda: balance([1, -2], 2), "cost 1 is -2, it must be finite and not negative"),
+        (lambda: pack_documents([1], 8, too_long="cut"), "too_long is \"cut\", it must be 'error', 'split'"),
+        (lambda: BestFitStream(8, window=0, too_long="split"), "a window of 0 pieces cannot hold them"),
+        (lambda: BestFitStream(8, window=2, too_long="error").push([9]), "document 0 has 9 tokens"),
         (lambda: balance([1.0], 0), "num_ranks is 0, it must be at least 1"),
         (lambda: balance(["a"], 1), "costs must be a 1-D array of numbers"),
         (
@@ -188,5 +302,5 @@ def test_the_arrays_of_a_packing_are_read_only_views_that_outlive_it():
 
 
 def test_packing_leaves_torch_unimported():
-    code = "import sys, glmcore.packing, glmcore.data.loader; sys.exit('torch' in sys.modules)"
+    code = "import sys, glmcore.prefixes, glmcore.data.prefetch, glmcore.data.samples, glmcore.data.megatron; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -22,7 +22,7 @@ def test_the_verifier_accepts_our_solutions_and_refuses_others(task):
         assert score(problem, solution.answer + "1") < 1.0
         assert score(problem, "") < 1.0
         assert solution.answer in to_text(problem, solution)
-        assert to_messages(problem, solution)[1]["reasoning_content"] == solution.steps
+        assert to_messages(problem.question, solution)[1]["reasoning_content"] == solution.steps
 
 
 @pytest.mark.parametrize("task", TASKS)

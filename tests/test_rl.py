@@ -7,7 +7,7 @@ from test_model import packed, random_model
 
 from glmcore.rl.advantage import group_advantages
 from glmcore.rl.evaluate import RewardEstimate
-from glmcore.rl.loop import response_logprobs
+from glmcore.rl.loop import response_logprobs, shared_response_logprobs
 from glmcore.rl.loss import policy_loss
 from glmcore.rl.rollout import rollout_seed
 from glmcore.trajectory import Sample
@@ -109,3 +109,26 @@ def test_response_log_probabilities_are_those_of_the_masked_tokens():
         logprobs = (model.logits(model(ids, positions, layout).hidden) / 0.7).log_softmax(-1)
         expected += [logprobs[t - 1, ids[t]] for t in range(len(ids)) if sample.loss_mask[t]]
     torch.testing.assert_close(got, torch.stack(expected))
+
+
+def test_sharing_prompts_changes_neither_log_probabilities_nor_gradients():
+    model = random_model()
+    generator = np.random.default_rng(0)
+    samples = []
+    for group in range(3):
+        prompt = generator.integers(0, 50, 10 + group)
+        for rollout in range(4):
+            ids = np.concatenate((prompt, generator.integers(0, 50, 3 + rollout))).astype(np.int32)
+            mask = (np.arange(len(ids)) >= len(prompt)).astype(np.uint8)
+            zeros = np.zeros(len(ids), np.float32)
+            samples.append(Sample(group, rollout, "task", ids, mask, zeros, mask.astype(np.int32), 0.0, "stop", None))
+    gradients = []
+    for logprobs in (response_logprobs, shared_response_logprobs):
+        found = logprobs(model, samples, 0.7)
+        model.zero_grad()
+        (found.exp() * torch.linspace(-1, 1, len(found))).sum().backward()
+        gradients.append((found.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (one, ones), (other, others) = gradients
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+    for name, grad in ones.items():
+        torch.testing.assert_close(others[name], grad, rtol=1e-8, atol=1e-9)

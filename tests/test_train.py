@@ -9,17 +9,21 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glmcore.data.loader import Source
+from glmcore.data.shards import ShardWriter, TokenShards
 from glmcore.errors import CheckpointError, ConfigError
+from glmcore.metrics import MetricLog
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.packing import PackedBatch
 from glmcore.tensors import write_tensors
 from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.config import OptimizerConfig, StageConfig, TrainConfig
-from glmcore.train.loop import train_step
+from glmcore.train.loop import StageLoop, train_step
 from glmcore.train.loss import IGNORED, linear_cross_entropy
 from glmcore.train.optim import Optimizer, is_muon_parameter, orthogonalize
 from glmcore.train.schedule import learning_rate
+from glmcore.train.stages import packed_rows
 
 
 def stage(**fields: object) -> StageConfig:
@@ -271,11 +275,50 @@ def test_a_checkpoint_of_another_model_names_the_tensor(tmp_path):
         ({"kind": "sft"}, "needs learning_rate"),
         ({"num_steps": 1.5}, "num_steps: "),
         ({"packing": "bestfit"}, "packing: "),
+        ({"packing": "concat", "too_long": "drop"}, "is for best fit"),
     ],
 )
 def test_a_wrong_stage_names_the_field(fields, message):
     with pytest.raises(ConfigError, match=message):
         stage(**fields)
+
+
+@pytest.mark.parametrize("packing", ["concat", "stream", "best_fit", "blocks"])
+def test_a_stage_trains_on_the_rows_of_its_packing_and_resumes_bit_for_bit(tmp_path, packing):
+    with ShardWriter(tmp_path / "prose", TINY["vocab_size"]) as writer:
+        generator = np.random.default_rng(0)
+        for length in generator.integers(1, 20, 50):
+            writer.append(generator.integers(0, TINY["vocab_size"], length, np.int32))
+    sources = [Source("prose", TokenShards.open(tmp_path / "prose"), 1.0)]
+    steps = stage(packing=packing, num_steps=4, rows_per_step=3, rows_per_micro_batch=2)
+    config = TrainConfig(optimizer=OptimizerConfig(warmup_steps=2), stages=[steps])
+
+    def run(folder: str, first_step: int) -> Glm:
+        rows = packed_rows(config.stages[0], sources, seed=1, pad_id=0)
+        model = Glm(GlmConfig(**TINY)).init_weights(seed=1)
+        optimizer = Optimizer(model, config.optimizer)
+        store = CheckpointStore(tmp_path / folder, keep=1)
+        found = store.latest()
+        if found:
+            store.load(found[1], model, optimizer)
+        loop = StageLoop(config, 0, model, optimizer, store)
+        metrics = MetricLog(tmp_path / f"{folder}.jsonl")
+        if folder == "stopped" and first_step == 1:
+            batches = [rows.batch(3 * step + start, size) for step in (0, 1) for start, size in ((0, 2), (2, 1))]
+            for step in (1, 2):
+                train_step(model, batches[2 * step - 2 : 2 * step], config.stages[0])
+                optimizer.step(learning_rate(config, 0, step))
+            store.save(Progress(0, 2), model, optimizer)
+        else:
+            loop.run(rows, first_step, metrics)
+            assert [record["step"] for record in metrics.read()] == list(range(first_step, 5))
+        return model
+
+    whole = run("whole", 1)
+    run("stopped", 1)
+    resumed = run("stopped", 3)
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
 
 
 def test_progress_is_readable_by_people(tmp_path):

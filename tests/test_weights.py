@@ -10,7 +10,6 @@ from test_model import packed, random_model
 
 from glmcore.errors import CheckpointError
 from glmcore.model.glm import Glm
-from glmcore.rl.sync import fp8_weights
 
 
 def saved(tmp_path, **fields):
@@ -101,19 +100,6 @@ def test_shards_with_an_index_load(tmp_path):
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     got = Glm.from_pretrained(directory, dtype=torch.float32).state_dict()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
-
-
-def test_the_fp8_checkpoint_holds_the_weights_that_sample(tmp_path):
-    model = random_model(torch.float32)
-    model.save_pretrained(tmp_path / "fp8", fp8=True)
-    loaded = Glm.from_pretrained(tmp_path / "fp8", dtype=torch.float32).state_dict()
-    exact = model.state_dict()
-    changed = 0
-    for name, tensor in fp8_weights(model):
-        # Loading multiplies code and scale in float32; the sampling copy rounds the product to bfloat16.
-        torch.testing.assert_close(loaded[name], tensor, rtol=2**-8, atol=0)
-        changed += not torch.equal(tensor, exact[name].to(torch.bfloat16).float())
-    assert changed > 20
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 __all__ = [
     "CODE_FIELDS",
@@ -13,12 +14,15 @@ __all__ = [
     "PATTERNS",
     "STOP_TOKENS",
     "TEXT_FIELDS",
+    "CoreBestFitStream",
     "CoreChatTemplate",
     "CoreConversation",
     "CoreDecontaminator",
     "CoreDraws",
+    "CoreMegatronWriter",
     "CoreQualityClassifier",
     "CoreReplyParser",
+    "CoreSamples",
     "CoreShardWriter",
     "CoreShards",
     "CoreStreamDecoder",
@@ -27,6 +31,7 @@ __all__ = [
     "CoreTrajectoryBuffer",
     "Packing",
     "Pieces",
+    "Xxh3",
     "__version__",
     "balance",
     "code_statistics",
@@ -38,15 +43,17 @@ __all__ = [
     "fp8_dequantize_f32",
     "fp8_quantize_bits",
     "fp8_quantize_f32",
+    "group_by_prefix",
     "jaccard",
     "lsh_bands",
     "minhash",
     "near_duplicates",
     "pack_best_fit",
-    "pack_best_fit_split",
     "pack_concat",
+    "pack_documents",
     "parse_reply",
     "render_chat",
+    "share_prefixes",
     "shuffled",
     "text_statistics",
 ]
@@ -286,6 +293,10 @@ class CoreShards:
     def __new__(cls, paths: list[str]) -> CoreShards:
         """Map shards."""
 
+    @staticmethod
+    def open_megatron(prefixes: list[str], vocab_size: int) -> CoreShards:
+        """Map Megatron data sets."""
+
     def __len__(self) -> int:
         """Number of documents."""
 
@@ -335,14 +346,68 @@ class CoreDraws:
     def length(self) -> npt.NDArray[np.uint32]:
         """Number of tokens of each document."""
 
-    def fill(self, pieces: Pieces, first_row: int, num_rows: int, capacity: int, pad_id: int) -> _BatchArrays:
+    def fill(
+        self, pieces: Pieces, first_row: int, num_rows: int, capacity: int, pad_id: int, out: _OutArrays | None
+    ) -> _BatchArrays:
         """Arrays of some rows of a packing of these documents."""
 
-def draw(names: list[str], weights: list[float], shards: list[CoreShards], seed: int, min_tokens: int) -> CoreDraws:
-    """Documents of a mixture, from its beginning until there are enough tokens."""
+def draw(
+    names: list[str],
+    weights: list[float],
+    shards: list[CoreShards],
+    seed: int,
+    min_tokens: int,
+    progress: list[tuple[int, int]],
+) -> CoreDraws:
+    """Documents of a mixture from a state on, until there are enough tokens."""
 
 def shuffled(len: int, seed: int, name: str) -> npt.NDArray[np.uint32]:
     """The numbers below `len` in the order that belongs to a seed and a name."""
+
+@final
+class CoreMegatronWriter:
+    """Writes one Megatron data set."""
+
+    def __new__(cls, prefix: str | os.PathLike[str], vocab_size: int) -> CoreMegatronWriter:
+        """Begin a data set."""
+
+    def append(self, ids: npt.NDArray[np.int64]) -> None:
+        """Add a document."""
+
+    def finish(self) -> None:
+        """Complete the files and give them their names."""
+
+    def abort(self) -> None:
+        """Remove what was written, unless finished."""
+
+@final
+class CoreSamples:
+    """Samples of one length from a mixture; sample k is a pure function of the seed and k."""
+
+    def __new__(
+        cls, names: list[str], weights: list[float], shards: list[CoreShards], sample_len: int, seed: int
+    ) -> CoreSamples:
+        """A stream of samples."""
+
+    @property
+    def max_deviation(self) -> float:
+        """How many samples a source can be off its share."""
+
+    @property
+    def samples_per_epoch(self) -> list[int]:
+        """Samples of one epoch of each source."""
+
+    def counts(self, k: int) -> list[int]:
+        """Samples of each source among the first `k`."""
+
+    def sample(self, k: int) -> tuple[int, int, int]:
+        """Source, epoch and first token of sample `k`."""
+
+    def tokens(self, first: int, count: int, len: int, out: npt.NDArray[np.int32] | None) -> npt.NDArray[np.int32]:
+        """Ids of some samples, `len` tokens of each."""
+
+    def fill(self, first: int, count: int, pad_id: int, out: _OutArrays | None) -> _BatchArrays:
+        """Arrays of some samples, a row each."""
 
 # ---- packing --------------------------------------------------------------------------------------
 
@@ -354,6 +419,10 @@ _BatchArrays: TypeAlias = tuple[
     npt.NDArray[np.int32],
     int,
 ]
+_OutArrays: TypeAlias = tuple[
+    npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.uint8]
+]
+_PieceArrays: TypeAlias = tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32], npt.NDArray[np.uint32]]
 
 @final
 class Packing:
@@ -399,19 +468,27 @@ class Pieces:
     def num_rows(self) -> int:
         """Number of rows."""
 
+    @property
+    def num_too_long(self) -> int:
+        """Documents longer than a row, in the packing that the rows are from."""
+
+    @property
+    def num_lost_tokens(self) -> int:
+        """Tokens of those that are in no row."""
+
     def select_rows(self, rows: npt.NDArray[np.uint32]) -> Pieces:
         """The given rows, in the given order."""
 
 def pack_best_fit(lengths: npt.NDArray[np.uint32], capacity: int) -> Packing:
     """Rows by best-fit decreasing."""
 
-def pack_best_fit_split(lengths: npt.NDArray[np.uint32], capacity: int) -> Pieces:
-    """Rows by best-fit decreasing, longer documents cut."""
+def pack_documents(lengths: npt.NDArray[np.uint32], capacity: int, too_long: str) -> Pieces:
+    """Rows by best-fit decreasing, longer documents treated as chosen."""
 
 def pack_concat(lengths: npt.NDArray[np.uint32], capacity: int) -> Pieces:
     """Documents end to end, cut at every row's end."""
 
-def balance(costs: npt.NDArray[np.float64], num_ranks: int) -> npt.NDArray[np.uint32]:
+def balance(costs: npt.NDArray[np.float64], num_ranks: int, equal_counts: bool) -> npt.NDArray[np.uint32]:
     """Rank of each item."""
 
 def fill(
@@ -421,8 +498,55 @@ def fill(
     packing: Packing | Pieces,
     capacity: int,
     pad_id: int,
+    out: _OutArrays | None,
 ) -> _BatchArrays:
     """Arrays of all rows of a packing."""
+
+def share_prefixes(
+    ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]
+) -> tuple[
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+]:
+    """Samples that share prefixes, as trees of tokens."""
+
+def group_by_prefix(ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], capacity: int) -> Packing:
+    """Samples by batch, those with common prefixes together."""
+
+@final
+class CoreBestFitStream:
+    """Packs documents that keep coming."""
+
+    def __new__(cls, capacity: int, window: int, too_long: str, crop: bool) -> CoreBestFitStream:
+        """An empty stream."""
+
+    def push(self, lengths: npt.NDArray[np.uint32]) -> Pieces:
+        """Add documents; gives the rows that leave the buffer."""
+
+    def finish(self) -> Pieces:
+        """The rows of all pieces that wait."""
+
+    def waiting(self) -> _PieceArrays:
+        """Pieces in the buffer, from the oldest to the newest."""
+
+    def resume(
+        self,
+        doc: npt.NDArray[np.uint32],
+        start: npt.NDArray[np.uint32],
+        length: npt.NDArray[np.uint32],
+        next_doc: int,
+    ) -> None:
+        """Put an empty stream where another was."""
+
+    @property
+    def next_doc(self) -> int:
+        """Number of the next document, modulo 2^32."""
+
+    def report(self) -> tuple[int, int, int, int, int]:
+        """Rows, padding tokens, cropped pieces, lost tokens and documents longer than a row, so far."""
 
 # ---- trajectory -----------------------------------------------------------------------------------
 
@@ -495,6 +619,19 @@ class CoreTrajectoryBuffer:
 
     def close(self) -> None:
         """Let the directory go. Further calls are errors."""
+
+# ---- checksum -------------------------------------------------------------------------------------
+
+@final
+class Xxh3:
+    """XXH3-128 of the bytes that were given to it."""
+
+    def __new__(cls) -> Self: ...
+    def update(self, data: npt.NDArray[np.uint8]) -> None:
+        """Add bytes, C-contiguous."""
+
+    def hexdigest(self) -> str:
+        """32 hexadecimal digits, as `xxh128sum` prints them."""
 
 # ---- fp8 ------------------------------------------------------------------------------------------
 

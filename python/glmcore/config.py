@@ -33,12 +33,7 @@ class Config(BaseModel):
         Raises:
             ConfigError: A file cannot be read, or a key is unknown, missing or has a wrong value.
         """
-        merged: dict[str, Any] = {}
-        for file in files:
-            _merge(merged, _read_toml(file))
-        for override in overrides:
-            _apply_override(merged, override)
-        return cls.from_dict(merged, origin=", ".join(str(file) for file in files))
+        return cls.from_dict(merge(files, overrides), origin=", ".join(str(file) for file in files))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], origin: str) -> Self:
@@ -51,6 +46,20 @@ class Config(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise ConfigError(f"{origin}: {_first_problem(error)}") from None
+
+
+def merge(files: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
+    """The values that `Config.load` validates.
+
+    Raises:
+        ConfigError: A file cannot be read, or an override fits nothing.
+    """
+    merged: dict[str, Any] = {}
+    for file in files:
+        _merge(merged, _read_toml(file))
+    for override in overrides:
+        _apply_override(merged, override)
+    return merged
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -64,9 +64,9 @@ def resumable_directory(path: Path, task: dict[str, Any]) -> Generator[Path, Non
         write_file(note, told)
     try:
         yield temporary
-        note.unlink()
         for file in sorted(temporary.rglob("*")):
             fsync(file)
+        note.unlink()  # as late as can be: what is left without it is begun anew
         fsync(temporary)
         temporary.rename(path)
         fsync(path.parent)
@@ -82,3 +82,20 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def private_file(path: Path) -> Generator[Path, None, None]:
+    """As `atomic_file`, with a temporary name of this process: two that write the same content may meet.
+
+    What a killed process leaves is `.NAME.*.tmp`. The directory is made if it is not there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        fsync(temporary)
+        temporary.replace(path)
+        fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -29,6 +29,10 @@ class Fp8Error(GlmcoreError, ValueError):
     """A tensor cannot be quantised or dequantised."""
 
 
+class KernelError(GlmcoreError, RuntimeError):
+    """A CUDA kernel cannot be compiled or launched, or there is no GPU for it."""
+
+
 class ConfigError(GlmcoreError, ValueError):
     """A recipe or a model configuration is wrong."""
 
@@ -43,3 +47,7 @@ class RequestError(GlmcoreError, ValueError):
 
 class RunError(GlmcoreError, RuntimeError):
     """A run cannot start or go on: no disk space, a locked or foreign run directory."""
+
+
+class SyncError(GlmcoreError, RuntimeError):
+    """Weights did not reach an engine, or not as they were sent."""

@@ -3,12 +3,14 @@
 Only the sections' schemas are imported here, so a recipe is read and checked in a moment.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from typing_extensions import Self
 
-from glmcore.config import Config
+from glmcore.config import Config, merge
+from glmcore.data.config import DataConfig
 from glmcore.errors import ConfigError
 from glmcore.model.config import GlmConfig
 from glmcore.rl.config import RLConfig
@@ -45,34 +47,61 @@ class CorpusConfig(Config):
 
 
 class TokenizerConfig(Config):
-    """The tokenizer that the run trains."""
+    """The tokenizer that the run trains, or takes."""
 
+    path: str | None = None
+    """A tokenizer.json, a `.glmtok`, or a directory with a tokenizer.json, taken instead of training one."""
     vocab_size: PositiveInt = 8_192
     """All ids, the 36 special tokens among them."""
     training_bytes: PositiveInt = 6_000_000
     """Text that the merges are learned from, spread evenly over the sources."""
 
 
-class Recipe(Config):
-    """A whole run."""
+class DataRecipe(Config):
+    """What data preparation needs of a recipe."""
 
     run: RunConfig
-    corpus: CorpusConfig
+    corpus: CorpusConfig | None = None
+    """The built-in corpus, if it is wanted."""
+    data: DataConfig | None = None
+    """Own sources."""
     tokenizer: TokenizerConfig
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Self:
+        if self.corpus is None and self.data is None:
+            raise ValueError("no source of documents: add [[data.sources]], or [corpus] for the built-in corpus")
+        return self
+
+
+class Recipe(DataRecipe):
+    """A whole run."""
+
     model: GlmConfig
     train: TrainConfig
     rl: RLConfig
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        if self.model.vocab_size < self.tokenizer.vocab_size:
+        if self.tokenizer.path is None and self.model.vocab_size < self.tokenizer.vocab_size:
             raise ValueError(
                 f"model.vocab_size={self.model.vocab_size} is below tokenizer.vocab_size={self.tokenizer.vocab_size}"
             )
-        unknown = sorted(set(self.rl.tasks) - set(self.corpus.problems))
+        unknown = sorted(set(self.rl.tasks) - set(self.corpus.problems)) if self.corpus else []
         if unknown:
             raise ValueError(f"rl.tasks {unknown} are not in corpus.problems")
         return self
+
+
+def load_data_recipe(files: Sequence[Path], overrides: Sequence[str] = ()) -> DataRecipe:
+    """A recipe that is whole or has only what data preparation needs; see `Config.load`.
+
+    Raises:
+        ConfigError: A file cannot be read, or a key is unknown, missing or has a wrong value.
+    """
+    values = merge(files, overrides)
+    kind = Recipe if {"model", "train", "rl"} & values.keys() else DataRecipe
+    return kind.from_dict(values, origin=", ".join(str(file) for file in files))
 
 
 def find_recipe(name: str) -> Path:

@@ -5,33 +5,36 @@ import json
 import os
 import platform
 import time
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import tomli_w
+from typing_extensions import TypeVar
 
 from glmcore.config import Config
 from glmcore.durable import write_file
 from glmcore.errors import RunError
-from glmcore.recipe import Recipe
+from glmcore.recipe import DataRecipe, Recipe, load_data_recipe
+
+_Recipe = TypeVar("_Recipe", bound=DataRecipe, covariant=True, default=Recipe)
 
 
 @dataclass(frozen=True)
-class RunDirectory:
+class RunDirectory(Generic[_Recipe]):
     """Paths of a run and its records. Made by `open_run`."""
 
     path: Path
-    recipe: Recipe
+    recipe: _Recipe
     """The resolved recipe, the same for the whole life of the run."""
 
     @property
     def corpus(self) -> Path:
-        """Documents, one JSONL file a source."""
+        """Documents, one JSONL file for each part of a source."""
         return self.path / "corpus"
 
     @property
@@ -41,7 +44,7 @@ class RunDirectory:
 
     @property
     def shards(self) -> Path:
-        """Token shards, one a source."""
+        """Token shards of all sources, and their manifest."""
         return self.path / "shards"
 
     @property
@@ -81,6 +84,10 @@ class RunDirectory:
         record["stations"] = [station for station in record["stations"] if station["name"] != name] + [entry]
         self.record(stations=record["stations"])
 
+    def forget_stations(self, names: Collection[str]) -> None:
+        """Take finished stations as not done."""
+        self.record(stations=[station for station in self.stations()["stations"] if station["name"] not in names])
+
     def record(self, **values: Any) -> None:
         """Set top-level keys of stations.json."""
         content = {**self.stations(), **values}
@@ -96,7 +103,7 @@ class RunDirectory:
 
 
 @contextmanager
-def open_run(recipe: Recipe) -> Generator[RunDirectory, None, None]:
+def open_run(recipe: _Recipe) -> Generator[RunDirectory[_Recipe], None, None]:
     """Make the run's directory or go on with it; one process at a time.
 
     Raises:
@@ -120,7 +127,7 @@ def open_run(recipe: Recipe) -> Generator[RunDirectory, None, None]:
             raise RunError(f"another process works in {path}") from None
         begun = file.exists() and bool(RunDirectory(path, recipe).stations()["stations"])
         resolved = _resolve(recipe, file, begun=begun)
-        if not begun:
+        if not begun or (isinstance(resolved, Recipe) and not isinstance(load_data_recipe([file]), Recipe)):
             write_file(file, tomli_w.dumps(resolved.model_dump(exclude_none=True)))
         run = RunDirectory(path, resolved)
         if "machine" not in run.stations():
@@ -129,7 +136,7 @@ def open_run(recipe: Recipe) -> Generator[RunDirectory, None, None]:
 
 
 @contextmanager
-def timed(run: RunDirectory, name: str) -> Generator[dict[str, Any], None, None]:
+def timed(run: RunDirectory[DataRecipe], name: str) -> Generator[dict[str, Any], None, None]:
     """Record station `name` with the time the block takes; the block may fill in `tokens` and `note`."""
     started = time.perf_counter()
     details: dict[str, Any] = {}
@@ -137,28 +144,33 @@ def timed(run: RunDirectory, name: str) -> Generator[dict[str, Any], None, None]
     run.record_station(name, time.perf_counter() - started, **details)
 
 
-def _resolve(recipe: Recipe, file: Path, *, begun: bool) -> Recipe:
-    """Fill in what the recipe leaves to the machine; a run with a finished station keeps what it began with."""
+def _resolve(recipe: _Recipe, file: Path, *, begun: bool) -> _Recipe:
+    """Fill in what the recipe leaves to the machine; a run with a finished station keeps what it began with.
+
+    Data that was prepared by a recipe for data alone is gone on with by a whole recipe that agrees on it, and the other
+    way round.
+    """
     if not begun:
         return _with_run(recipe, num_threads=recipe.run.num_threads or os.cpu_count() or 1)
-    first = Recipe.load([file])
+    first = load_data_recipe([file])
     wanted = _with_run(recipe, num_threads=recipe.run.num_threads or first.run.num_threads, dir=first.run.dir)
-    place = _first_difference(first, wanted)
+    common = type(first) if isinstance(wanted, type(first)) else type(wanted)
+    place = _first_difference(common, first, wanted)
     if place is not None:
         raise RunError(f"{file.parent} was begun with another {place}: repeat it, or choose another run.dir=PATH")
-    return _with_run(first, dir=recipe.run.dir)  # the directory may have been moved
+    return _with_run(wanted, dir=recipe.run.dir)  # the directory may have been moved
 
 
-def _with_run(recipe: Recipe, **values: Any) -> Recipe:
+def _with_run(recipe: _Recipe, **values: Any) -> _Recipe:
     return recipe.model_copy(update={"run": recipe.run.model_copy(update=values)})
 
 
-def _first_difference(a: Config, b: Config) -> str | None:
-    """Dotted name of the first field that differs."""
-    for name in type(a).model_fields:
+def _first_difference(kind: type[Config], a: Config, b: Config) -> str | None:
+    """Dotted name of the first field of `kind` that differs."""
+    for name in kind.model_fields:
         ours, theirs = getattr(a, name), getattr(b, name)
         if isinstance(ours, Config) and isinstance(theirs, Config):
-            inner = _first_difference(ours, theirs)
+            inner = _first_difference(type(ours), ours, theirs)
             if inner is not None:
                 return f"{name}.{inner}"
         elif ours != theirs:

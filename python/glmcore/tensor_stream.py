@@ -28,7 +28,7 @@ class TensorWriter:
         layout: Type, as safetensors names it, and shape of each tensor, in the order of the file.
 
     Raises:
-        CheckpointError: A type is unknown.
+        CheckpointError: A type is unknown, or the file cannot be written, for want of space for example.
     """
 
     def __init__(self, path: Path, layout: dict[str, tuple[str, list[int]]]) -> None:
@@ -44,21 +44,50 @@ class TensorWriter:
         text += b" " * (-len(text) % 8)
         self._start = 8 + len(text)
         self._offsets = {name: header[name]["data_offsets"] for name in layout}
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.write(self._file, len(text).to_bytes(8, "little") + text)
-        os.ftruncate(self._file, self._start + end)
+        self._path = path
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
+        try:
+            self._put(memoryview(len(text).to_bytes(8, "little") + text), 0)
+            os.ftruncate(self._file, self._start + end)
+        except OSError as error:
+            os.close(self._file)
+            raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
 
     def write(self, name: str, tensor: Any) -> None:
-        """Write a contiguous CPU tensor of the type and shape that the layout has for it."""
+        """Write a contiguous CPU tensor of the type and shape that the layout has for it.
+
+        Raises:
+            CheckpointError: The tensor has another size, or cannot be written.
+        """
+        start, end = self._offsets[name]
+        if tensor.nbytes != end - start:
+            raise CheckpointError(f"tensor {name!r} has {tensor.nbytes} bytes, its place {end - start}")
+        self.write_part(name, tensor, 0)
+
+    def write_part(self, name: str, tensor: Any, first_byte: int) -> None:
+        """Write consecutive bytes of a tensor, `first_byte` from its beginning.
+
+        Raises:
+            CheckpointError: They reach beyond the tensor, or cannot be written.
+        """
         import torch
 
         data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
         start, end = self._offsets[name]
-        if len(data) != end - start:
-            raise CheckpointError(f"tensor {name!r} has {len(data)} bytes, its place {end - start}")
+        if not 0 <= first_byte <= first_byte + len(data) <= end - start:
+            raise CheckpointError(f"{len(data)} bytes at {first_byte} are not in tensor {name!r} of {end - start}")
+        try:
+            self._put(data, self._start + start + first_byte)
+        except OSError as error:
+            raise CheckpointError(f"cannot write {self._path}: {error.strerror}") from None
+
+    def _put(self, data: memoryview, place: int) -> None:
         done = 0
-        while done < len(data):  # one call writes at most 2 GiB
-            done += os.pwrite(self._file, data[done : done + (1 << 30)], self._start + start + done)
+        while done < len(data):  # one call writes at most 2 GiB, and less where space ends
+            done += os.pwrite(self._file, data[done : done + (1 << 30)], place + done)
 
     def __enter__(self) -> "TensorWriter":
         return self

@@ -45,15 +45,48 @@ def concat(lengths, capacity):
     return pieces
 
 
-def balance(costs, num_ranks):
-    """Rank of each item: costliest first, each to the least loaded rank."""
+def greedy(costs, num_ranks):
+    """Rank of each item: costliest first, each to the least loaded rank; and the work of the busiest rank."""
     loads = [0.0] * num_ranks
     rank_of = [0] * len(costs)
     for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
         rank = min(range(num_ranks), key=loads.__getitem__)
         loads[rank] += costs[item]
         rank_of[item] = rank
-    return rank_of
+    return rank_of, max(loads)
+
+
+def differencing(costs, num_ranks, group):
+    """Rank of each item by Karmarkar and Karp's method, on whole lists; and the work of the busiest rank."""
+
+    def ordered(parts):
+        return sorted(parts, key=lambda part: (-part[0], part[1][0] if part[1] else len(costs)))
+
+    items = sorted(range(len(costs)), key=lambda item: -costs[item])
+    sharings = []
+    for start in range(0, len(items), group):
+        parts = [(costs[item], [item]) for item in items[start : start + group]]
+        sharings.append(ordered(parts + [(0.0, [])] * (num_ranks - len(parts))))
+    while len(sharings) > 1:
+        sharings.sort(key=lambda parts: (parts[-1][0] - parts[0][0], parts[0][1][0]))
+        one, other = sharings[:2]
+        pairs = zip(one, reversed(other), strict=True)
+        sharings = [*sharings[2:], ordered((a + b, x + y) for (a, x), (b, y) in pairs)]
+    rank_of = [0] * len(costs)
+    for rank, (_, members) in enumerate(sharings[0]):
+        for item in members:
+            rank_of[item] = rank
+    return rank_of, sharings[0][0][0]
+
+
+def balance(costs, num_ranks, equal_counts=False):
+    """Rank of each item: the better of both methods, or differencing by groups of one item for each rank."""
+    if not costs:
+        return []
+    num_ranks = min(num_ranks, len(costs))
+    rank_of, busiest = differencing(costs, num_ranks, num_ranks if equal_counts else 1)
+    greedy_rank_of, greedy_busiest = greedy(costs, num_ranks)
+    return greedy_rank_of if not equal_counts and greedy_busiest < busiest else rank_of
 
 
 def fill(documents, masks, pieces, num_rows, capacity, pad_id):

@@ -48,7 +48,22 @@ pub enum Error {
     NoSuchDocument { document: u64, num_documents: u64 },
     /// Tokens past the end of a document.
     #[error("document {document} has {len} tokens, there are no tokens {start} to {end}")]
-    NoSuchTokens { document: u64, len: u32, start: u64, end: u64 },
+    NoSuchTokens { document: u64, len: u64, start: u64, end: u64 },
+    /// Tokens past the end of a file or source.
+    #[error("there are no tokens {first} to {end}, there are {num_tokens}")]
+    NoTokensThere { first: u64, end: u64, num_tokens: u64 },
+    /// Another kind of file where a Megatron index should be.
+    #[error("{} is not a Megatron index: its first bytes are not MMIDIDX", path.display())]
+    NotMegatron { path: PathBuf },
+    /// A Megatron data set of values that are no token ids.
+    #[error("{} has dtype code {code}: only 4 (int32) and 8 (uint16) hold token ids", path.display())]
+    TokenType { path: PathBuf, code: u8 },
+    /// A sample of no tokens, or of more than int32 numbers.
+    #[error("sample_len is {sample_len}, it must be from 1 to {}", i32::MAX)]
+    SampleLength { sample_len: u32 },
+    /// A source that cannot fill one sample.
+    #[error("source {name:?} has {num_tokens} tokens, fewer than one sample of {sample_len}")]
+    SourceTooShort { name: String, num_tokens: u64, sample_len: u32 },
     /// A mixture or a set of shards of nothing.
     #[error("no {what} are given, at least one is needed")]
     Nothing { what: &'static str },

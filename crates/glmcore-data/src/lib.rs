@@ -3,7 +3,9 @@
 //! A *shard* is one immutable file of tokenized documents: [`ShardWriter`] writes it, [`Shard`] maps it
 //! into memory, [`TokenShards`] reads several as one. A [`Mixture`] draws documents from several sources
 //! by weight, in a shuffled order that no index stores: document `k` of an epoch is a pure function of
-//! (seed, source, epoch, `k`), and the state of a sampler is two integers per source.
+//! (seed, source, epoch, `k`), and the state of a sampler is two integers per source. A [`SampleStream`]
+//! gives samples of one length, sample `k` a pure function of the seed and `k` alone. Megatron's files are
+//! read with [`MegatronFile`] and written with [`MegatronWriter`].
 //!
 //! ```
 //! use glmcore_data::{Shard, ShardWriter, Tokens};
@@ -54,17 +56,27 @@ compile_error!(
 );
 
 mod error;
+mod file;
 mod format;
 mod mapped;
+mod megatron;
+mod megatron_writer;
 mod mixture;
+mod samples;
+mod schedule;
 mod shard;
 mod shards;
 mod shuffle;
 mod writer;
 
 pub use error::Error;
+pub use file::TokenFile;
 pub use format::{MAX_VOCAB_SIZE, VERSION};
+pub use megatron::MegatronFile;
+pub use megatron_writer::MegatronWriter;
 pub use mixture::{Draws, Lengths, Mixture, Progress, Source};
+pub use samples::{Sample, SampleStream, Stretch};
+pub use schedule::Schedule;
 pub use shard::{Shard, Tokens};
 pub use shards::TokenShards;
 pub use shuffle::Shuffle;

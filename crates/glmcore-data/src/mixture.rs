@@ -111,23 +111,7 @@ impl<L: Lengths> Mixture<L> {
     /// [`Error::Nothing`], [`Error::TooManySources`], [`Error::Weight`], [`Error::SameName`],
     /// [`Error::EmptySource`].
     pub fn new(sources: Vec<Source<L>>, seed: u64) -> Result<Self, Error> {
-        if sources.is_empty() {
-            return Err(Error::Nothing { what: "sources" });
-        }
-        if sources.len() > u16::MAX.into() {
-            return Err(Error::TooManySources { count: sources.len() });
-        }
-        for (place, Source { name, weight, documents }) in sources.iter().enumerate() {
-            if !weight.is_finite() || *weight <= 0.0 {
-                return Err(Error::Weight { name: name.clone(), weight: *weight });
-            }
-            if sources[..place].iter().any(|other| other.name == *name) {
-                return Err(Error::SameName { name: name.clone() });
-            }
-            if documents.num_tokens() == 0 {
-                return Err(Error::EmptySource { name: name.clone() });
-            }
-        }
+        check_sources(&sources)?;
         let progress = vec![Progress::default(); sources.len()];
         let shuffle = |source: &Source<L>| {
             (0, Shuffle::new(source.documents.num_documents(), seed, &source.name, 0))
@@ -203,6 +187,28 @@ impl<L: Lengths> Mixture<L> {
         }
         Ok(draws)
     }
+}
+
+/// Refuses sources that cannot be mixed.
+pub(crate) fn check_sources<L: Lengths>(sources: &[Source<L>]) -> Result<(), Error> {
+    if sources.is_empty() {
+        return Err(Error::Nothing { what: "sources" });
+    }
+    if sources.len() > u16::MAX.into() {
+        return Err(Error::TooManySources { count: sources.len() });
+    }
+    for (place, Source { name, weight, documents }) in sources.iter().enumerate() {
+        if !weight.is_finite() || *weight <= 0.0 {
+            return Err(Error::Weight { name: name.clone(), weight: *weight });
+        }
+        if sources[..place].iter().any(|other| other.name == *name) {
+            return Err(Error::SameName { name: name.clone() });
+        }
+        if documents.num_tokens() == 0 {
+            return Err(Error::EmptySource { name: name.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// The document that follows a state, by the order of its epoch.

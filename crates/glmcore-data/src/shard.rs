@@ -33,7 +33,7 @@ impl Tokens<'_> {
     }
 
     /// The largest id, 0 for no tokens.
-    fn max(&self) -> u32 {
+    pub(crate) fn max(&self) -> u32 {
         match self {
             Self::U16(ids) => ids.iter().copied().max().map_or(0, u32::from),
             Self::U32(ids) => ids.iter().copied().max().unwrap_or(0),
@@ -106,7 +106,8 @@ impl Shard {
     ///
     /// [`Error::NoSuchDocument`], [`Error::Corrupt`].
     pub fn length(&self, document: u64) -> Result<u32, Error> {
-        self.bounds(document).map(|(_, len)| len)
+        let Range { start, end } = self.bounds(document)?;
+        Ok(u32::try_from(end - start).expect("bounds checks that"))
     }
 
     /// Tokens of a document, in place. Only [`verify`](Self::verify) looks whether they are in the
@@ -116,8 +117,7 @@ impl Shard {
     ///
     /// [`Error::NoSuchDocument`], [`Error::Corrupt`].
     pub fn tokens(&self, document: u64) -> Result<Tokens<'_>, Error> {
-        let (first, len) = self.bounds(document)?;
-        Ok(self.tokens_at(first..first + u64::from(len)))
+        Ok(self.tokens_at(self.bounds(document)?))
     }
 
     /// Source of a document.
@@ -136,53 +136,6 @@ impl Shard {
     /// [`Error::NoSuchDocument`].
     pub fn quality(&self, document: u64) -> Result<f32, Error> {
         Ok(self.section(Section::Qualities)[self.place(document)?])
-    }
-
-    /// Copies tokens of a document from `start` on, with 1 for each that is learned and 0 for the rest.
-    /// Both slices say how many.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSuchDocument`], [`Error::NoSuchTokens`], [`Error::Corrupt`] for an id outside the
-    /// vocabulary, too.
-    ///
-    /// # Panics
-    ///
-    /// If the slices differ in length.
-    pub fn copy(
-        &self,
-        document: u64,
-        start: u32,
-        ids: &mut [i32],
-        mask: &mut [u8],
-    ) -> Result<(), Error> {
-        assert_eq!(ids.len(), mask.len(), "each token has its mask");
-        let (first, len) = self.bounds(document)?;
-        let (start, end) = (u64::from(start), u64::from(start) + ids.len() as u64);
-        if end > len.into() {
-            return Err(Error::NoSuchTokens { document, len, start, end });
-        }
-        let tokens = self.tokens_at(first + start..first + end);
-        if tokens.max() >= self.vocab_size() {
-            let (place, id) = (format!("document {document}"), tokens.max());
-            return Err(
-                self.corrupt(place, format!("id {id} in a vocabulary of {}", self.vocab_size()))
-            );
-        }
-        match tokens {
-            Tokens::U16(tokens) => {
-                for (id, &token) in ids.iter_mut().zip(tokens) {
-                    *id = token.into();
-                }
-            }
-            Tokens::U32(tokens) => {
-                for (id, &token) in ids.iter_mut().zip(tokens) {
-                    *id = token.cast_signed(); // below the vocabulary size
-                }
-            }
-        }
-        self.copy_mask(first + start, mask);
-        Ok(())
     }
 
     /// Reads the whole file and compares it with its checksums; checks the order of the document index
@@ -224,15 +177,20 @@ impl Shard {
         Ok(())
     }
 
-    /// First token of a document in the file and their number, checked against the file.
-    fn bounds(&self, document: u64) -> Result<(u64, u32), Error> {
+    /// Where the tokens of a document lie among all, checked against the file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchDocument`], [`Error::Corrupt`].
+    pub fn bounds(&self, document: u64) -> Result<Range<u64>, Error> {
         let place = self.place(document)?;
         let (start, end) = (self.index()[place], self.index()[place + 1]);
         let len = end.checked_sub(start).and_then(|len| u32::try_from(len).ok());
-        len.filter(|_| end <= self.num_tokens()).map(|len| (start, len)).ok_or_else(|| {
+        if len.is_none() || end > self.num_tokens() {
             let problem = format!("it runs from token {start} to {end} of {}", self.num_tokens());
-            self.corrupt_index(document, problem)
-        })
+            return Err(self.corrupt_index(document, problem));
+        }
+        Ok(start..end)
     }
 
     fn place(&self, document: u64) -> Result<usize, Error> {
@@ -243,7 +201,7 @@ impl Shard {
         Ok(usize::try_from(document).expect("the index of the mapped file has it"))
     }
 
-    fn tokens_at(&self, tokens: Range<u64>) -> Tokens<'_> {
+    pub(crate) fn tokens_at(&self, tokens: Range<u64>) -> Tokens<'_> {
         let bytes = u64::from(token_bytes(self.vocab_size()));
         let first = self.layout[Section::Tokens as usize].start;
         let range = first + tokens.start * bytes..first + tokens.end * bytes;
@@ -254,7 +212,7 @@ impl Shard {
         }
     }
 
-    fn copy_mask(&self, first: u64, mask: &mut [u8]) {
+    pub(crate) fn copy_mask(&self, first: u64, mask: &mut [u8]) {
         if !self.has_loss_mask() {
             mask.fill(1);
             return;

@@ -75,11 +75,11 @@ fn small(vocab_size: u32) -> (TempDir, PathBuf) {
 
 /// Opens and reads everything there is; an error is the first one.
 fn read_all(path: &Path) -> Result<(), Error> {
-    let shard = Shard::open(path)?;
+    let (shard, shards) = (Shard::open(path)?, TokenShards::open([path])?);
     for i in 0..shard.num_documents() {
         let len = shard.length(i)? as usize;
         assert_eq!(shard.tokens(i)?.len(), len);
-        shard.copy(i, 0, &mut vec![0; len], &mut vec![0; len])?;
+        shards.copy(i, 0, &mut vec![0; len], &mut vec![0; len])?;
         shard.source(i)?;
         shard.quality(i)?;
     }
@@ -101,7 +101,7 @@ proptest! {
         let path = dir.path().join("shard");
         write(&path, vocab_size, masked, &documents);
 
-        let shard = Shard::open(&path).unwrap();
+        let (shard, shards) = (Shard::open(&path).unwrap(), TokenShards::open([&path]).unwrap());
         shard.verify().unwrap();
         prop_assert_eq!(shard.vocab_size(), vocab_size);
         prop_assert_eq!(shard.num_documents(), documents.len() as u64);
@@ -115,7 +115,7 @@ proptest! {
             for start in 0..=document.ids.len() {
                 let len = document.ids.len() - start;
                 let (mut ids, mut mask) = (vec![0; len], vec![9; len]);
-                shard.copy(i, start as u32, &mut ids, &mut mask).unwrap();
+                shards.copy(i, start as u32, &mut ids, &mut mask).unwrap();
                 prop_assert!(ids.iter().map(|&id| id as u32).eq(document.ids[start..].iter().copied()));
                 for (place, learned) in mask.into_iter().enumerate() {
                     let twin = document.mask.as_ref().is_none_or(|mask| mask[start + place] != 0);
@@ -335,7 +335,7 @@ fn shards_of_two_vocabularies_or_none_are_refused() {
 #[test]
 fn tokens_past_the_end_of_a_document_are_refused() {
     let (_dir, path) = small(300);
-    let shard = Shard::open(path).unwrap();
+    let shard = TokenShards::open([path]).unwrap();
     let error = shard.copy(0, 2, &mut [0; 2], &mut [0; 2]).unwrap_err();
     assert_eq!(error.to_string(), "document 0 has 3 tokens, there are no tokens 2 to 4");
     assert!(matches!(

@@ -47,11 +47,11 @@ pub fn dequantize_with<T: Element>(
     let work = |((q, out), scales)| {
         dispatch(instructions, Strip { q, out, scales, columns, width: blocks.columns });
     };
-    if !is_parallel(q.len()) {
-        q.chunks(strip).zip(out.chunks_mut(strip)).zip(scales.chunks(grid.1)).for_each(work);
-    } else {
+    if is_parallel(q.len()) {
         let strips = q.par_chunks(strip).zip(out.par_chunks_mut(strip));
         strips.zip(scales.par_chunks(grid.1)).for_each(work);
+    } else {
+        q.chunks(strip).zip(out.chunks_mut(strip)).zip(scales.chunks(grid.1)).for_each(work);
     }
     Ok(())
 }

@@ -11,8 +11,13 @@ pub trait Element: Copy + Send + Sync {
     fn to_f32(self) -> f32;
     /// The nearest value of this type, ties to even.
     fn from_f32(value: f32) -> Self;
-    /// Bits of the largest magnitude in float32: a NaN is larger than infinity, and that larger than all else.
-    fn amax_bits(values: &[Self]) -> u32;
+    /// Bits of a magnitude, as wide as the type. They are ordered as the magnitudes are: a NaN is larger than infinity,
+    /// and that larger than all else.
+    type Magnitude: Copy + Ord + Default + Send;
+    /// The bits without their sign.
+    fn magnitude(self) -> Self::Magnitude;
+    /// The same magnitude in float32.
+    fn magnitude_to_f32(magnitude: Self::Magnitude) -> f32;
     /// The same values, if this type is bfloat16.
     fn as_bf16(_: &[Self]) -> Option<&[bf16]> {
         None
@@ -34,9 +39,16 @@ impl Element for f32 {
         value
     }
 
+    type Magnitude = u32;
+
     #[inline(always)]
-    fn amax_bits(values: &[Self]) -> u32 {
-        values.iter().fold(0, |amax, value| amax.max(value.to_bits() & 0x7fff_ffff))
+    fn magnitude(self) -> u32 {
+        self.to_bits() & 0x7fff_ffff
+    }
+
+    #[inline(always)]
+    fn magnitude_to_f32(magnitude: u32) -> f32 {
+        Self::from_bits(magnitude)
     }
 }
 
@@ -52,12 +64,20 @@ impl Element for bf16 {
         let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
         let quiet = bits >> 16 | 0x40;
         let is_nan = bits & 0x7fff_ffff > INFINITY;
-        Self::from_bits(if is_nan { quiet } else { rounded } as u16)
+        let [low, high, ..] = if is_nan { quiet } else { rounded }.to_le_bytes();
+        Self::from_bits(u16::from_le_bytes([low, high]))
+    }
+
+    type Magnitude = u16;
+
+    #[inline(always)]
+    fn magnitude(self) -> u16 {
+        self.to_bits() & 0x7fff
     }
 
     #[inline(always)]
-    fn amax_bits(values: &[Self]) -> u32 {
-        u32::from(values.iter().fold(0, |amax, value| amax.max(value.to_bits() & 0x7fff))) << 16
+    fn magnitude_to_f32(magnitude: u16) -> f32 {
+        Element::to_f32(Self::from_bits(magnitude))
     }
 
     fn as_bf16(values: &[Self]) -> Option<&[bf16]> {
@@ -93,9 +113,15 @@ impl Element for f16 {
         Self::from_f32(value)
     }
 
+    type Magnitude = u16;
+
     #[inline(always)]
-    fn amax_bits(values: &[Self]) -> u32 {
-        let amax = values.iter().fold(0, |amax, value| amax.max(value.to_bits() & 0x7fff));
-        Element::to_f32(Self::from_bits(amax)).to_bits()
+    fn magnitude(self) -> u16 {
+        self.to_bits() & 0x7fff
+    }
+
+    #[inline(always)]
+    fn magnitude_to_f32(magnitude: u16) -> f32 {
+        Element::to_f32(Self::from_bits(magnitude))
     }
 }

@@ -25,7 +25,7 @@ pub(crate) fn encode_part<T: Element>(part: &[T], scale: f32, q: &mut [u8]) {
 /// One step with the remainder makes the quotient faithful, and a further one makes it correct, given that the
 /// reciprocal is (Markstein, IBM J. Res. Dev. 34(1), 1990, theorem 8.2; Muller et al., Handbook of Floating-Point
 /// Arithmetic, section 4.7). No remainder that matters underflows: quotients from 2^-11 on have remainders above
-/// 2^-36 times a scale that is at least 2^-66.
+/// 2^-36 times a scale that is at least 2^-69.
 #[inline(always)]
 fn divide(value: f32, scale: f32, reciprocal: f32) -> f32 {
     let estimate = value * reciprocal;
@@ -43,7 +43,7 @@ fn encode(value: f32) -> u8 {
     let bits = value.to_bits();
     let exponent = (bits & 0x7f80_0000).max(SMALLEST_NORMAL);
     let rounded = value + f32::from_bits(exponent + (20 << 23) + 56);
-    rounded.to_bits().wrapping_add(exponent >> 20) as u8
+    rounded.to_bits().wrapping_add(exponent >> 20).to_le_bytes()[0]
 }
 
 /// As `plain::decode_part`.

@@ -20,6 +20,10 @@
 //! ```
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
+#![expect(
+    clippy::inline_always,
+    reason = "loops have to land in the function that has the instructions"
+)]
 
 mod blocks;
 mod dequantize;

@@ -40,12 +40,14 @@ impl Encoder {
     #[inline(always)]
     pub(crate) fn new(scale: f32) -> Self {
         let exponent = (scale.to_bits() >> 23) as u16 + 1; // quotients between 1 and 4
-        let values: [bf16; 128] =
-            std::array::from_fn(|mantissa| bf16::from_bits(exponent << 7 | mantissa as u16));
+        let mut values = [bf16::ZERO; 128];
+        for (value, mantissa) in values.iter_mut().zip(0..) {
+            *value = bf16::from_bits(exponent << 7 | mantissa);
+        }
         let mut by_mantissa = [0; 128];
         lanes::encode_part(&values, scale, &mut by_mantissa);
         for (code, value) in by_mantissa.iter_mut().zip(values) {
-            *code = code.wrapping_sub((value.to_bits() >> 4) as u8);
+            *code = code.wrapping_sub((value.to_bits() >> 4).to_le_bytes()[0]);
         }
         let smallest_normal = ((scale * 2.0_f32.powi(-6)).to_bits() >> 16) as u16 + 1;
         Self { scale, by_mantissa, smallest_normal }
@@ -90,7 +92,7 @@ pub(crate) struct Decoder {
 impl Decoder {
     #[inline(always)]
     pub(crate) fn new(scale: f32) -> Self {
-        let codes: [u8; 128] = std::array::from_fn(|code| code as u8);
+        let codes: [u8; 128] = std::array::from_fn(|code| code.to_le_bytes()[0]);
         let mut by_code = [bf16::ZERO; 128];
         lanes::decode_part(&codes, scale, &mut by_code);
         Self { scale, by_code }
@@ -100,8 +102,8 @@ impl Decoder {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx2,fma")]
     pub(crate) fn decode_part(&self, q: &[u8], out: &mut [bf16]) {
         let (first, last) = self.by_code.split_at(64);
-        let [a, b] = load_values(first.try_into().expect("64 values"));
-        let [c, d] = load_values(last.try_into().expect("64 values"));
+        let small = load_values(first.try_into().expect("64 values"));
+        let large = load_values(last.try_into().expect("64 values"));
         let upper_half = _mm512_set1_epi16(0x40);
         let sign = _mm512_set1_epi16(i16::MIN);
         let (groups, rest) = q.as_chunks::<32>();
@@ -109,8 +111,8 @@ impl Decoder {
         for (group, out) in groups.iter().zip(out_groups) {
             // SAFETY: the array has 32 bytes.
             let codes = _mm512_cvtepu8_epi16(unsafe { _mm256_loadu_epi8(group.as_ptr().cast()) });
-            let lower = _mm512_permutex2var_epi16(a, codes, b);
-            let upper = _mm512_permutex2var_epi16(c, codes, d);
+            let lower = _mm512_permutex2var_epi16(small[0], codes, small[1]);
+            let upper = _mm512_permutex2var_epi16(large[0], codes, large[1]);
             let is_upper = _mm512_test_epi16_mask(codes, upper_half);
             let values = _mm512_mask_blend_epi16(is_upper, lower, upper);
             let signs = _mm512_slli_epi16::<8>(codes);
@@ -129,11 +131,12 @@ const EVEN_BYTES: Places = Places::every_other(0);
 const ODD_BYTES: Places = Places::every_other(1);
 
 impl Places {
-    const fn every_other(first: u8) -> Self {
+    const fn every_other(mut first: u8) -> Self {
         let mut places = [0; 64];
         let mut index = 0;
         while index < 64 {
-            places[index] = 2 * index as u8 + first;
+            places[index] = first;
+            first += 2;
             index += 1;
         }
         Self(places)

@@ -1,5 +1,9 @@
 //! The fast paths against plain twins.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic, and random bits are cut to size"
+)]
 
 use glmcore_fp8::{
     ACTIVATION_FLOOR, Blocks, E4M3_MAX, Element, Error, Instructions, Matrix, NotFinite, Quantizer,

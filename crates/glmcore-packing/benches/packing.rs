@@ -3,7 +3,10 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use glmcore_packing::{Pieces, balance, fill, pack_best_fit, pack_best_fit_split, pack_concat};
+use glmcore_packing::{
+    BestFitStream, Pieces, PrefixForest, Ragged, TooLong, balance, fill, pack_best_fit,
+    pack_concat, pack_documents,
+};
 
 /// Log-normal lengths like those of web pages (median 600 tokens, mean 1,164), from a fixed linear
 /// congruential generator.
@@ -46,8 +49,8 @@ fn packings(c: &mut Criterion) {
                 b.iter(|| pack_best_fit(black_box(&pieces), capacity));
             });
             group.throughput(Throughput::Elements(count as u64));
-            group.bench_function("pack_best_fit_split", |b| {
-                b.iter(|| pack_best_fit_split(black_box(&lengths), capacity));
+            group.bench_function("pack_documents", |b| {
+                b.iter(|| pack_documents(black_box(&lengths), capacity, TooLong::Split));
             });
             group.bench_function("pack_concat", |b| {
                 b.iter(|| pack_concat(black_box(&lengths), capacity));
@@ -63,7 +66,46 @@ fn balances(c: &mut Criterion) {
         let costs: Vec<f64> = lengths(count).into_iter().map(f64::from).collect();
         group.throughput(Throughput::Elements(count as u64));
         group.bench_with_input(BenchmarkId::from_parameter(count), &costs, |b, costs| {
-            b.iter(|| balance(black_box(costs), 64));
+            b.iter(|| balance(black_box(costs), 64, false));
+        });
+    }
+    group.finish();
+}
+
+fn streams(c: &mut Criterion) {
+    for capacity in [2048, 4096, 32_768, 131_072] {
+        let pieces = cut(&lengths(100_000), capacity);
+        let mut group =
+            c.benchmark_group(format!("stream through 1,000 pieces, rows of {capacity}"));
+        group.sample_size(10).throughput(Throughput::Elements(pieces.len() as u64));
+        for crop in [false, true] {
+            group.bench_function(if crop { "crop" } else { "pad" }, |b| {
+                b.iter(|| {
+                    let mut stream = BestFitStream::new(capacity, 1000, TooLong::Error, crop)?;
+                    stream.push(black_box(&pieces))
+                });
+            });
+        }
+        group.finish();
+    }
+}
+
+fn prefixes(c: &mut Criterion) {
+    let mut group =
+        c.benchmark_group("share the prefixes of groups of 16, prompts and answers of 1,000");
+    for num_groups in [1, 8, 64] {
+        let mut ids = Vec::new();
+        for prompt in 0..num_groups {
+            for answer in 0..16 {
+                ids.extend((0..1000).map(|i| prompt * 1000 + i));
+                ids.extend((0..1000).map(|i| answer * 1000 + i));
+            }
+        }
+        let offsets: Vec<i64> = (0..=i64::from(num_groups) * 16).map(|i| i * 2000).collect();
+        let samples = Ragged::new(&ids, &offsets, None).expect("the offsets fit");
+        group.sample_size(10).throughput(Throughput::Elements(ids.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(num_groups), |b| {
+            b.iter(|| PrefixForest::new(black_box(&samples)));
         });
     }
     group.finish();
@@ -89,5 +131,5 @@ fn fills(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, packings, balances, fills);
+criterion_group!(benches, packings, balances, streams, prefixes, fills);
 criterion_main!(benches);

@@ -26,90 +26,6 @@ pub struct PackedBatch {
     pub max_seqlen: i32,
 }
 
-/// Documents end to end in one array.
-#[derive(Debug, Clone, Copy)]
-pub struct Ragged<'a> {
-    ids: &'a [i32],
-    offsets: &'a [i64],
-    loss_mask: Option<&'a [u8]>,
-}
-
-impl<'a> Ragged<'a> {
-    /// Document `i` is `ids[offsets[i]..offsets[i + 1]]`; without a mask every token is learned.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoOffsets`], [`Error::Offsets`], [`Error::LossMask`].
-    pub fn new(
-        ids: &'a [i32],
-        offsets: &'a [i64],
-        loss_mask: Option<&'a [u8]>,
-    ) -> Result<Self, Error> {
-        let num_tokens = ids.len();
-        let wrong = |index: usize| Error::Offsets { index, offset: offsets[index], num_tokens };
-        match offsets {
-            [] => return Err(Error::NoOffsets),
-            [first, ..] if *first != 0 => return Err(wrong(0)),
-            [.., last] if usize::try_from(*last) != Ok(num_tokens) => {
-                return Err(wrong(offsets.len() - 1));
-            }
-            _ => {}
-        }
-        if let Some(before) = offsets.windows(2).position(|pair| pair[1] < pair[0]) {
-            return Err(wrong(before + 1));
-        }
-        if let Some(mask) = loss_mask.filter(|mask| mask.len() != num_tokens) {
-            return Err(Error::LossMask { mask: mask.len(), num_tokens });
-        }
-        Ok(Self { ids, offsets, loss_mask })
-    }
-
-    /// Number of documents.
-    pub fn num_documents(&self) -> usize {
-        self.offsets.len() - 1
-    }
-
-    /// Number of tokens of each document.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TooMany`] for a document with more tokens than 32 bits count.
-    pub fn lengths(&self) -> Result<Vec<u32>, Error> {
-        let length = |pair: &[i64]| {
-            crate::count32("tokens of one document", (pair[1] - pair[0]).unsigned_abs())
-        };
-        self.offsets.windows(2).map(length).collect()
-    }
-
-    /// Copies one piece; pass it to [`fill`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::PieceOutsideDocument`].
-    pub fn copy(&self, piece: Piece, ids: &mut [i32], loss_mask: &mut [u8]) -> Result<(), Error> {
-        let tokens = self.locate(piece)?;
-        ids.copy_from_slice(&self.ids[tokens.clone()]);
-        match self.loss_mask {
-            Some(mask) => loss_mask.copy_from_slice(&mask[tokens]),
-            None => loss_mask.fill(1),
-        }
-        Ok(())
-    }
-
-    fn locate(&self, piece: Piece) -> Result<Range<usize>, Error> {
-        let Piece { doc, start, len } = piece;
-        let (start, end) = (u64::from(start), u64::from(start) + u64::from(len));
-        let bounds = self.offsets.get(doc as usize..doc as usize + 2).unwrap_or(&[0, 0]);
-        let doc_len = (bounds[1] - bounds[0]).unsigned_abs();
-        if end > doc_len {
-            return Err(Error::PieceOutsideDocument { doc, len: doc_len, start, end });
-        }
-        let at =
-            |token: u64| usize::try_from(bounds[0].unsigned_abs() + token).expect("inside ids");
-        Ok(at(start)..at(end))
-    }
-}
-
 /// Fills `rows` of `pieces` into the arrays of one batch.
 ///
 /// `copy` writes the token ids of a piece and, for each, whether it is learned (0 or not).
@@ -136,29 +52,72 @@ pub fn fill<E: From<Error>>(
     rows: Range<usize>,
     capacity: u32,
     pad_id: i32,
-    mut copy: impl FnMut(Piece, &mut [i32], &mut [u8]) -> Result<(), E>,
+    copy: impl FnMut(Piece, &mut [i32], &mut [u8]) -> Result<(), E>,
 ) -> Result<PackedBatch, E> {
-    check_capacity(capacity)?;
-    let num_rows = rows.len();
-    if rows.end > pieces.num_rows() {
-        return Err(
-            Error::NoSuchRow { row: rows.end as u64 - 1, num_rows: pieces.num_rows() }.into()
-        );
+    let num_tokens = check_rows(pieces, &rows, capacity)?;
+    let mut input_ids = vec![0; num_tokens];
+    let mut labels = vec![0; num_tokens];
+    let mut position_ids = vec![0; num_tokens];
+    let mut loss_mask = vec![0; num_tokens];
+    let mut out = BatchArrays {
+        input_ids: &mut input_ids,
+        labels: &mut labels,
+        position_ids: &mut position_ids,
+        loss_mask: &mut loss_mask,
+    };
+    let Bounds { cu_seqlens, max_seqlen } =
+        fill_into(pieces, rows, capacity, pad_id, &mut out, copy)?;
+    Ok(PackedBatch { input_ids, labels, position_ids, loss_mask, cu_seqlens, max_seqlen })
+}
+
+/// Memory that a batch is written to, one entry per token.
+#[derive(Debug)]
+pub struct BatchArrays<'a> {
+    /// See [`PackedBatch::input_ids`].
+    pub input_ids: &'a mut [i32],
+    /// See [`PackedBatch::labels`].
+    pub labels: &'a mut [i32],
+    /// See [`PackedBatch::position_ids`].
+    pub position_ids: &'a mut [i32],
+    /// See [`PackedBatch::loss_mask`].
+    pub loss_mask: &'a mut [u8],
+}
+
+/// Where the pieces of a batch lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bounds {
+    /// See [`PackedBatch::cu_seqlens`].
+    pub cu_seqlens: Vec<i32>,
+    /// See [`PackedBatch::max_seqlen`].
+    pub max_seqlen: i32,
+}
+
+/// [`fill`] into memory of the caller, such as pinned memory; every entry is written, whatever it held.
+///
+/// # Errors
+///
+/// Those of [`fill`], and [`Error::OutLength`]; what was written before an error is left.
+pub fn fill_into<E: From<Error>>(
+    pieces: &Pieces,
+    rows: Range<usize>,
+    capacity: u32,
+    pad_id: i32,
+    out: &mut BatchArrays<'_>,
+    mut copy: impl FnMut(Piece, &mut [i32], &mut [u8]) -> Result<(), E>,
+) -> Result<Bounds, E> {
+    let num_tokens = check_rows(pieces, &rows, capacity)?;
+    for (array, len) in [
+        ("input_ids", out.input_ids.len()),
+        ("labels", out.labels.len()),
+        ("position_ids", out.position_ids.len()),
+        ("loss_mask", out.loss_mask.len()),
+    ] {
+        if len != num_tokens {
+            return Err(Error::OutLength { array, len, num_tokens }.into());
+        }
     }
     let row_len = capacity as usize;
-    let num_tokens = num_rows
-        .checked_mul(row_len)
-        .filter(|&n| i32::try_from(n).is_ok())
-        .ok_or(Error::BatchTooLarge { num_rows, capacity })?;
-
-    let mut batch = PackedBatch {
-        input_ids: vec![pad_id; num_tokens],
-        labels: vec![IGNORED_LABEL; num_tokens],
-        position_ids: vec![0; num_tokens],
-        loss_mask: vec![0; num_tokens],
-        cu_seqlens: vec![0],
-        max_seqlen: 0,
-    };
+    let mut bounds = Bounds { cu_seqlens: vec![0], max_seqlen: 0 };
     for (index, row) in rows.enumerate() {
         let end = (index + 1) * row_len;
         let mut start = index * row_len;
@@ -168,18 +127,34 @@ pub fn fill<E: From<Error>>(
         }
         for piece in pieces.row(row) {
             let tokens = start..start + piece.len as usize;
-            let (ids, mask) =
-                (&mut batch.input_ids[tokens.clone()], &mut batch.loss_mask[tokens.clone()]);
-            copy(piece, ids, mask)?;
-            label(ids, mask, &mut batch.labels[tokens.clone()]);
             start = tokens.end;
-            batch.end_piece(tokens);
+            let (ids, mask) =
+                (&mut out.input_ids[tokens.clone()], &mut out.loss_mask[tokens.clone()]);
+            copy(piece, ids, mask)?;
+            label(ids, mask, &mut out.labels[tokens.clone()]);
+            bounds.end_piece(tokens.clone(), &mut out.position_ids[tokens]);
         }
         if start < end {
-            batch.end_piece(start..end);
+            out.input_ids[start..end].fill(pad_id);
+            out.loss_mask[start..end].fill(0);
+            out.labels[start..end].fill(IGNORED_LABEL);
+            bounds.end_piece(start..end, &mut out.position_ids[start..end]);
         }
     }
-    Ok(batch)
+    Ok(bounds)
+}
+
+/// Number of tokens of some rows, once they are known to be there and to fit int32 bounds.
+fn check_rows(pieces: &Pieces, rows: &Range<usize>, capacity: u32) -> Result<usize, Error> {
+    check_capacity(capacity)?;
+    let num_rows = rows.len();
+    if rows.end > pieces.num_rows() {
+        return Err(Error::NoSuchRow { row: rows.end as u64 - 1, num_rows: pieces.num_rows() });
+    }
+    num_rows
+        .checked_mul(capacity as usize)
+        .filter(|&n| i32::try_from(n).is_ok())
+        .ok_or(Error::BatchTooLarge { num_rows, capacity })
 }
 
 /// Makes the mask 0 or 1, and the label of each token the next one if that is learned.
@@ -187,19 +162,21 @@ fn label(ids: &[i32], mask: &mut [u8], labels: &mut [i32]) {
     for learned in &mut *mask {
         *learned = u8::from(*learned != 0);
     }
+    let Some((last, labels)) = labels.split_last_mut() else { return };
     for ((label, &next), &learned) in labels.iter_mut().zip(&ids[1..]).zip(&mask[1..]) {
         *label = if learned == 0 { IGNORED_LABEL } else { next };
     }
+    *last = IGNORED_LABEL;
 }
 
-impl PackedBatch {
+impl Bounds {
     /// Numbers the tokens of a piece and notes its end.
-    fn end_piece(&mut self, tokens: Range<usize>) {
+    fn end_piece(&mut self, tokens: Range<usize>, position_ids: &mut [i32]) {
         let bound =
             |token: usize| i32::try_from(token).expect("the batch has at most i32::MAX tokens");
         self.max_seqlen = self.max_seqlen.max(bound(tokens.len()));
         self.cu_seqlens.push(bound(tokens.end));
-        for (position, place) in (0..).zip(&mut self.position_ids[tokens]) {
+        for (position, place) in (0..).zip(position_ids) {
             *place = position;
         }
     }

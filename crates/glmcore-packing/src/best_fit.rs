@@ -1,22 +1,46 @@
 //! Best-fit decreasing: whole documents, as few rows as the method gives, in linear time.
 
-use crate::{Error, Piece, Pieces, check_capacity, count32};
+use std::sync::OnceLock;
+
+use crate::too_long::cut_all;
+use crate::{Error, Piece, Pieces, TooLong, check_capacity, count32};
 
 /// No row: ends a list.
 const NONE: u32 = u32::MAX;
 
 /// A row for every document.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Packing {
-    row_of: Vec<u32>,
     order: Vec<u32>,
     row_offsets: Vec<u32>,
+    row_of: OnceLock<Vec<u32>>, // made when asked for: its writes are scattered, and filling needs it not
 }
 
+/// Packings are equal if their rows are.
+impl PartialEq for Packing {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.order, &self.row_offsets) == (&other.order, &other.row_offsets)
+    }
+}
+
+impl Eq for Packing {}
+
 impl Packing {
-    /// Row of each document.
+    pub(crate) fn from_parts(order: Vec<u32>, row_offsets: Vec<u32>) -> Self {
+        Self { order, row_offsets, row_of: OnceLock::new() }
+    }
+
+    /// Row of each document. The first call goes through all documents.
     pub fn row_of(&self) -> &[u32] {
-        &self.row_of
+        self.row_of.get_or_init(|| {
+            let mut row_of = vec![0; self.order.len()];
+            for (row, bounds) in (0..).zip(self.row_offsets.windows(2)) {
+                for &doc in &self.order[bounds[0] as usize..bounds[1] as usize] {
+                    row_of[doc as usize] = row;
+                }
+            }
+            row_of
+        })
     }
 
     /// Documents by row, then by position in the row (longest first).
@@ -49,8 +73,8 @@ impl Packing {
     ///
     /// [`Error::DocumentCount`] unless `lengths` has one length per packed document.
     pub fn pieces(&self, lengths: &[u32]) -> Result<Pieces, Error> {
-        if lengths.len() != self.row_of.len() {
-            return Err(Error::DocumentCount { packed: self.row_of.len(), given: lengths.len() });
+        if lengths.len() != self.order.len() {
+            return Err(Error::DocumentCount { packed: self.order.len(), given: lengths.len() });
         }
         let mut pieces = Pieces::with_capacity(self.order.len(), self.num_rows());
         for row in 0..self.num_rows() {
@@ -111,34 +135,30 @@ pub fn pack_best_fit(lengths: &[u32], capacity: u32) -> Result<Packing, Error> {
     Ok(group_by_row(&docs, &rows, &open.num_documents))
 }
 
-/// Packs documents by best-fit decreasing after cutting those longer than `capacity` into pieces of
-/// `capacity` tokens and one rest.
+/// Packs documents by best-fit decreasing; `too_long` says what happens to those longer than a row.
+///
+/// [`Pieces::loss`] counts them and the tokens that they lose.
 ///
 /// ```
-/// let pieces = glmcore_packing::pack_best_fit_split(&[20, 4], 8)?;
+/// use glmcore_packing::{TooLong, pack_documents};
+///
+/// let pieces = pack_documents(&[20, 4], 8, TooLong::Split)?;
 /// assert_eq!(pieces.num_rows(), 3);
 /// assert_eq!(pieces.len(), [8, 8, 4, 4]);
+/// assert_eq!(pack_documents(&[20, 4], 8, TooLong::Truncate)?.loss().num_lost_tokens, 12);
 /// # Ok::<(), glmcore_packing::Error>(())
 /// ```
 ///
 /// # Errors
 ///
-/// [`Error::Capacity`], [`Error::TooMany`].
-pub fn pack_best_fit_split(lengths: &[u32], capacity: u32) -> Result<Pieces, Error> {
+/// [`Error::DocumentTooLong`] with [`TooLong::Error`], [`Error::Capacity`], [`Error::TooMany`].
+pub fn pack_documents(lengths: &[u32], capacity: u32, too_long: TooLong) -> Result<Pieces, Error> {
     check_capacity(capacity)?;
-    count32("documents", lengths.len() as u64)?;
-    let total = lengths.iter().map(|&len| u64::from(len.div_ceil(capacity))).sum();
-    count32("pieces", total)?;
-
-    let mut cut = Vec::with_capacity(lengths.len());
-    for (doc, &len) in (0..).zip(lengths) {
-        let mut start = 0;
-        while start < len {
-            let piece = Piece { doc, start, len: capacity.min(len - start) };
-            cut.push(piece);
-            start += piece.len;
-        }
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    if (1..=capacity).contains(&longest) {
+        return pack_best_fit(lengths, capacity)?.pieces(lengths); // nothing to cut: a third of the time
     }
+    let (cut, loss) = cut_all(lengths, capacity, too_long)?;
     let cut_lengths: Vec<u32> = cut.iter().map(|piece| piece.len).collect();
     let packing = pack_best_fit(&cut_lengths, capacity)?;
     let mut pieces = Pieces::with_capacity(cut.len(), packing.num_rows());
@@ -148,7 +168,7 @@ pub fn pack_best_fit_split(lengths: &[u32], capacity: u32) -> Result<Pieces, Err
         }
         pieces.end_row();
     }
-    Ok(pieces)
+    Ok(pieces.with_loss(loss))
 }
 
 /// Counting sort: documents from the longest to the shortest, ties in order, and for each length where
@@ -181,15 +201,13 @@ fn group_by_row(docs: &[u32], rows: &[u32], num_documents: &[u32]) -> Packing {
         end
     }));
     let mut next = row_offsets.clone();
-    let mut row_of = vec![0; docs.len()];
     let mut order = vec![0; docs.len()];
     for (&doc, &row) in docs.iter().zip(rows) {
-        row_of[doc as usize] = row;
         let place = &mut next[row as usize];
         order[*place as usize] = doc;
         *place += 1;
     }
-    Packing { row_of, order, row_offsets }
+    Packing::from_parts(order, row_offsets)
 }
 
 /// Rows with the tokens they have free, while lengths come down.

@@ -1,9 +1,11 @@
 //! Sequence packing: choose a row of a `[rows, capacity]` batch for every document.
 //!
-//! Lengths in, row numbers out: [`pack_best_fit`] keeps documents whole, [`pack_concat`] lays them end
-//! to end and cuts at every row's end, [`balance`] shares work between ranks. [`fill`] then turns rows
-//! into the arrays that a training step reads. Every function is deterministic: same input, same
-//! packing, on every machine.
+//! Lengths in, row numbers out: [`pack_best_fit`] keeps documents whole, [`pack_documents`] first does
+//! what the caller chose with those longer than a row, [`BestFitStream`] packs documents that never end,
+//! [`pack_concat`] lays them end to end and cuts at every row's end, [`balance`] shares work between
+//! ranks. [`fill`] then turns rows into the arrays that a training step reads. [`PrefixForest`] lays out
+//! samples that share prefixes. Every function is deterministic: same input, same packing, on every
+//! machine.
 //!
 //! ```
 //! let packing = glmcore_packing::pack_best_fit(&[5, 3, 4, 4], 8)?;
@@ -18,13 +20,22 @@ mod balance;
 mod batch;
 mod best_fit;
 mod concat;
+mod exchange;
 mod pieces;
+mod prefix;
+mod ragged;
+mod stream;
+mod too_long;
 
 pub use balance::balance;
-pub use batch::{IGNORED_LABEL, PackedBatch, Ragged, fill};
-pub use best_fit::{Packing, pack_best_fit, pack_best_fit_split};
+pub use batch::{BatchArrays, Bounds, IGNORED_LABEL, PackedBatch, fill, fill_into};
+pub use best_fit::{Packing, pack_best_fit, pack_documents};
 pub use concat::pack_concat;
 pub use pieces::{Piece, Pieces};
+pub use prefix::{PrefixForest, group_by_prefix};
+pub use ragged::Ragged;
+pub use stream::{BestFitStream, StreamReport};
+pub use too_long::{Loss, TooLong};
 
 /// Longest row that can be packed: 16,777,216 tokens. The tables of best fit have one entry per
 /// possible length, 8 bytes each, so this bounds them at 128 MiB.
@@ -73,6 +84,12 @@ pub enum Error {
     /// A loss mask that does not pair with the tokens.
     #[error("loss_mask has {mask} entries for {num_tokens} tokens")]
     LossMask { mask: usize, num_tokens: usize },
+    /// Arrays that the batch does not fit.
+    #[error("out.{array} has {len} entries, the batch has {num_tokens} tokens")]
+    OutLength { array: &'static str, len: usize, num_tokens: usize },
+    /// A buffer that cannot work: no piece, too many, or more waiting than it holds.
+    #[error("a window of {window} pieces cannot hold them, it must be from 1 to {}", u32::MAX - 1)]
+    Window { window: u32 },
     /// A cost that cannot be added up.
     #[error("cost {index} is {cost}, it must be finite and not negative")]
     Cost { index: usize, cost: f64 },

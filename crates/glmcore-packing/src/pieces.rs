@@ -1,6 +1,6 @@
 //! Pieces of documents in rows: what every packing comes down to.
 
-use crate::{Error, count32};
+use crate::{Error, Loss, count32};
 
 /// Consecutive tokens of one document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,7 @@ pub struct Pieces {
     start: Vec<u32>,
     len: Vec<u32>,
     row_offsets: Vec<u32>,
+    loss: Loss,
 }
 
 impl Pieces {
@@ -28,7 +29,24 @@ impl Pieces {
         let array = || Vec::with_capacity(num_pieces);
         let mut row_offsets = Vec::with_capacity(num_rows + 1);
         row_offsets.push(0);
-        Self { doc: array(), start: array(), len: array(), row_offsets }
+        Self { doc: array(), start: array(), len: array(), row_offsets, loss: Loss::default() }
+    }
+
+    /// Rows made elsewhere; empty pieces are left out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooMany`].
+    pub fn from_rows<R: IntoIterator<Item = Piece>>(
+        rows: impl IntoIterator<Item = R>,
+    ) -> Result<Self, Error> {
+        let mut pieces = Self::with_capacity(0, 0);
+        for row in rows {
+            row.into_iter().for_each(|piece| pieces.push(piece));
+            count32("pieces", pieces.doc.len() as u64)?;
+            pieces.end_row();
+        }
+        Ok(pieces)
     }
 
     /// Adds a piece to the row being built; an empty piece is left out.
@@ -65,6 +83,16 @@ impl Pieces {
         &self.row_offsets
     }
 
+    /// What became of the documents longer than a row, in the packing that the rows are from.
+    pub fn loss(&self) -> Loss {
+        self.loss
+    }
+
+    pub(crate) fn with_loss(mut self, loss: Loss) -> Self {
+        self.loss = loss;
+        self
+    }
+
     /// Number of rows.
     pub fn num_rows(&self) -> usize {
         self.row_offsets.len() - 1
@@ -99,6 +127,6 @@ impl Pieces {
             }
             selected.end_row();
         }
-        Ok(selected)
+        Ok(selected.with_loss(self.loss))
     }
 }

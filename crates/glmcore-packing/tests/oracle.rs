@@ -10,8 +10,8 @@
 use std::collections::BTreeSet;
 
 use glmcore_packing::{
-    Error, IGNORED_LABEL, MAX_CAPACITY, Packing, Piece, Pieces, Ragged, balance, fill,
-    pack_best_fit, pack_best_fit_split, pack_concat,
+    BatchArrays, Error, IGNORED_LABEL, MAX_CAPACITY, Packing, Piece, Pieces, Ragged, TooLong, fill,
+    fill_into, pack_best_fit, pack_concat, pack_documents,
 };
 use proptest::prelude::*;
 
@@ -50,20 +50,6 @@ fn concat_twin(lengths: &[u32], capacity: u32) -> Vec<(u32, Piece)> {
         }
     }
     pieces
-}
-
-fn balance_twin(costs: &[f64], num_ranks: usize) -> Vec<u32> {
-    let mut items: Vec<usize> = (0..costs.len()).collect();
-    items.sort_by(|&a, &b| costs[b].partial_cmp(&costs[a]).unwrap());
-    let mut loads = vec![0.0; num_ranks];
-    let mut rank_of = vec![0; costs.len()];
-    for item in items {
-        let rank =
-            (0..num_ranks).min_by(|&a, &b| loads[a].partial_cmp(&loads[b]).unwrap()).unwrap();
-        loads[rank] += costs[item];
-        rank_of[item] = u32::try_from(rank).unwrap();
-    }
-    rank_of
 }
 
 fn rows_of(pieces: &Pieces) -> Vec<(u32, Piece)> {
@@ -138,7 +124,7 @@ proptest! {
         let cut_lengths: Vec<u32> = cut.iter().map(|piece| piece.len).collect();
         let (row_of, order) = best_fit_twin(&cut_lengths, capacity);
         let twin: Vec<_> = order.iter().map(|&i| (row_of[i as usize], cut[i as usize])).collect();
-        prop_assert_eq!(rows_of(&pack_best_fit_split(&lengths, capacity).unwrap()), twin);
+        prop_assert_eq!(rows_of(&pack_documents(&lengths, capacity, TooLong::Split).unwrap()), twin);
     }
 
     #[test]
@@ -152,14 +138,6 @@ proptest! {
     }
 
     #[test]
-    fn balance_equals_its_twin(
-        costs in prop::collection::vec(prop_oneof![(0_u8..9).prop_map(f64::from), 0.0..1e9], 0..200),
-        num_ranks in 1_usize..=17,
-    ) {
-        prop_assert_eq!(balance(&costs, num_ranks as u32).unwrap(), balance_twin(&costs, num_ranks));
-    }
-
-    #[test]
     fn fill_writes_every_token_with_its_label_position_and_bounds(
         lengths in prop::collection::vec(0_u32..=30, 0..40),
         capacity in 1_u32..=30,
@@ -167,7 +145,7 @@ proptest! {
     ) {
         let (ids, offsets, mask) = documents(&lengths);
         let ragged = Ragged::new(&ids, &offsets, Some(&mask)).unwrap();
-        let pieces = if concat { pack_concat(&lengths, capacity) } else { pack_best_fit_split(&lengths, capacity) };
+        let pieces = if concat { pack_concat(&lengths, capacity) } else { pack_documents(&lengths, capacity, TooLong::Split) };
         let pieces = pieces.unwrap();
         let rows = 0..pieces.num_rows();
         let batch = fill::<Error>(&pieces, rows, capacity, -1, |p, i, m| ragged.copy(p, i, m)).unwrap();
@@ -225,6 +203,49 @@ proptest! {
     }
 
     #[test]
+    fn long_documents_are_split_truncated_or_dropped_as_chosen_and_the_loss_is_counted(
+        lengths in prop::collection::vec(0_u32..=100, 0..60),
+        capacity in 1_u32..=80,
+    ) {
+        let num_too_long = lengths.iter().filter(|&&len| len > capacity).count() as u32;
+        for (too_long, keep) in [
+            (TooLong::Split, None),
+            (TooLong::Truncate, Some(capacity)),
+            (TooLong::Drop, Some(0)),
+        ] {
+            let pieces = pack_documents(&lengths, capacity, too_long).unwrap();
+            let mut left = lengths.clone();
+            for (_, piece) in rows_of(&pieces) {
+                left[piece.doc as usize] -= piece.len;
+            }
+            for (&len, &left) in lengths.iter().zip(&left) {
+                let kept = if len > capacity { keep.unwrap_or(len) } else { len };
+                prop_assert_eq!(len - left, kept);
+            }
+            prop_assert_eq!(pieces.loss().num_too_long, num_too_long);
+            prop_assert_eq!(pieces.loss().num_lost_tokens, left.iter().map(|&n| u64::from(n)).sum::<u64>());
+        }
+        prop_assert_eq!(pack_documents(&lengths, capacity, TooLong::Error).is_err(), num_too_long > 0);
+    }
+
+    #[test]
+    fn filling_memory_that_held_something_gives_what_fresh_memory_gives(
+        lengths in prop::collection::vec(0_u32..=30, 1..40),
+    ) {
+        let (ids, offsets, mask) = documents(&lengths);
+        let ragged = Ragged::new(&ids, &offsets, Some(&mask)).unwrap();
+        let pieces = pack_documents(&lengths, 16, TooLong::Truncate).unwrap();
+        let rows = 0..pieces.num_rows();
+        let fresh = fill::<Error>(&pieces, rows.clone(), 16, -1, |p, i, m| ragged.copy(p, i, m)).unwrap();
+        let n = fresh.input_ids.len();
+        let (mut i, mut l, mut p, mut m) = (vec![77; n], vec![77; n], vec![77; n], vec![77; n]);
+        let mut out = BatchArrays { input_ids: &mut i, labels: &mut l, position_ids: &mut p, loss_mask: &mut m };
+        let bounds = fill_into::<Error>(&pieces, rows, 16, -1, &mut out, |p, i, m| ragged.copy(p, i, m)).unwrap();
+        prop_assert_eq!(bounds.cu_seqlens, fresh.cu_seqlens);
+        prop_assert_eq!((i, l, p, m), (fresh.input_ids, fresh.labels, fresh.position_ids, fresh.loss_mask));
+    }
+
+    #[test]
     fn selected_rows_are_the_rows_asked_for(
         lengths in prop::collection::vec(1_u32..=30, 1..40),
         picks in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
@@ -265,7 +286,7 @@ fn a_capacity_of_zero_or_past_the_limit_is_refused() {
     for capacity in [0, MAX_CAPACITY + 1] {
         let error = Error::Capacity { capacity };
         assert_eq!(pack_best_fit(&[], capacity).unwrap_err(), error);
-        assert_eq!(pack_best_fit_split(&[], capacity).unwrap_err(), error);
+        assert_eq!(pack_documents(&[], capacity, TooLong::Split).unwrap_err(), error);
         assert_eq!(pack_concat(&[], capacity).unwrap_err(), error);
     }
 }
@@ -280,7 +301,6 @@ fn the_largest_capacity_packs() {
 fn no_documents_need_no_rows() {
     assert_eq!(pack_best_fit(&[], 8).unwrap().num_rows(), 0);
     assert_eq!(pack_concat(&[], 8).unwrap().num_rows(), 0);
-    assert_eq!(balance(&[], 3).unwrap(), Vec::<u32>::new());
 }
 
 #[test]
@@ -334,11 +354,4 @@ fn offsets_and_masks_that_do_not_pair_with_the_tokens_are_refused() {
     assert_eq!(offsets(&[0, 2, 1, 3]), Error::Offsets { index: 2, offset: 1, num_tokens: 3 });
     let error = Ragged::new(&ids, &[0, 3], Some(&[1])).unwrap_err();
     assert_eq!(error, Error::LossMask { mask: 1, num_tokens: 3 });
-}
-
-#[test]
-fn costs_that_cannot_be_added_and_zero_ranks_are_refused() {
-    assert_eq!(balance(&[1.0, -2.0], 2).unwrap_err(), Error::Cost { index: 1, cost: -2.0 });
-    assert!(matches!(balance(&[f64::NAN], 2).unwrap_err(), Error::Cost { index: 0, .. }));
-    assert_eq!(balance(&[1.0], 0).unwrap_err(), Error::NoRanks);
 }

@@ -3,13 +3,16 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use glmcore_data::{Draws, Lengths, Mixture, ShardWriter, Shuffle, Source, TokenShards, Tokens};
+use glmcore_data::{
+    Draws, Lengths, MegatronFile, Mixture, Progress, ShardWriter, Shuffle, Source, TokenFile,
+    TokenShards, Tokens,
+};
 use glmcore_packing::Piece;
 use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
-use crate::error::{DataError, OrRaise};
-use crate::packing::{BatchArrays, Pieces, batch_arrays, count};
+use crate::error::{DataError, OrRaise, PackingError};
+use crate::packing::{BatchArrays, OutArrays, Pieces, count, fill_arrays};
 use crate::view::view;
 
 /// Documents drawn between two looks at Ctrl-C: about 20 ms.
@@ -106,7 +109,7 @@ fn closed() -> PyErr {
 
 /// Shards of one vocabulary, read as one.
 #[pyclass(frozen, module = "glmcore._core")]
-struct CoreShards(Arc<TokenShards>);
+pub(crate) struct CoreShards(pub(crate) Arc<TokenShards>);
 
 #[pymethods]
 impl CoreShards {
@@ -114,6 +117,16 @@ impl CoreShards {
     #[new]
     fn new(py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<Self> {
         py.detach(|| TokenShards::open(paths)).or_raise().map(|shards| Self(Arc::new(shards)))
+    }
+
+    /// Map Megatron data sets.
+    #[staticmethod]
+    fn open_megatron(py: Python<'_>, prefixes: Vec<PathBuf>, vocab_size: u32) -> PyResult<Self> {
+        let shards = py.detach(|| {
+            let open = |prefix| MegatronFile::open(prefix, vocab_size).map(TokenFile::Megatron);
+            TokenShards::new(prefixes.into_iter().map(open).collect::<Result<_, _>>()?)
+        });
+        shards.or_raise().map(|shards| Self(Arc::new(shards)))
     }
 
     /// Number of documents.
@@ -183,8 +196,8 @@ impl CoreShards {
 
     /// Check every byte.
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
-        for shard in self.0.shards() {
-            py.detach(|| shard.verify()).or_raise()?;
+        for file in self.0.files() {
+            py.detach(|| file.verify()).or_raise()?;
             py.check_signals()?;
         }
         Ok(())
@@ -222,6 +235,7 @@ impl CoreDraws {
     }
 
     /// Arrays of some rows of a packing of these documents.
+    #[expect(clippy::too_many_arguments, reason = "the Python wrapper groups them")]
     fn fill<'py>(
         &self,
         py: Python<'py>,
@@ -230,16 +244,12 @@ impl CoreDraws {
         num_rows: usize,
         capacity: i64,
         pad_id: i32,
+        out: Option<OutArrays<'py>>,
     ) -> PyResult<BatchArrays<'py>> {
         let (pieces, capacity) = (&pieces.get().0, count("capacity", capacity)?);
         let rows = first_row..first_row.saturating_add(num_rows);
         let copy = |piece: Piece, ids: &mut [i32], mask: &mut [u8]| self.copy(piece, ids, mask);
-        let batch = py.detach(|| glmcore_packing::fill(pieces, rows, capacity, pad_id, copy));
-        match batch {
-            Ok(batch) => Ok(batch_arrays(py, batch)),
-            Err(FillError::Packing(error)) => Err(error).or_raise(),
-            Err(FillError::Data(error)) => Err(error).or_raise(),
-        }
+        fill_arrays(py, pieces, rows, (capacity, pad_id), out, copy, |_| Ok(()))
     }
 }
 
@@ -258,9 +268,18 @@ impl CoreDraws {
 }
 
 /// What can go wrong while rows are filled from shards.
-enum FillError {
+pub(crate) enum FillError {
     Packing(glmcore_packing::Error),
     Data(glmcore_data::Error),
+}
+
+impl<T> OrRaise<T> for Result<T, FillError> {
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(|error| match error {
+            FillError::Packing(error) => PackingError::new_err(error.to_string()),
+            FillError::Data(error) => DataError::new_err(error.to_string()),
+        })
+    }
 }
 
 impl From<glmcore_packing::Error> for FillError {
@@ -269,7 +288,23 @@ impl From<glmcore_packing::Error> for FillError {
     }
 }
 
-/// Documents of a mixture, from its beginning until there are enough tokens.
+/// Sources of a mixture from their parts.
+pub(crate) fn sources(
+    names: Vec<String>,
+    weights: Vec<f64>,
+    shards: Vec<Bound<'_, CoreShards>>,
+) -> Vec<Source<Arc<TokenShards>>> {
+    let parts = names.into_iter().zip(weights).zip(shards);
+    let source = |((name, weight), shards): ((String, f64), Bound<'_, CoreShards>)| Source {
+        name,
+        weight,
+        documents: shards.get().0.clone(),
+    };
+    parts.map(source).collect()
+}
+
+/// Documents of a mixture from a state on, until there are enough tokens. The state is, for each source,
+/// how many documents and tokens were drawn.
 #[pyfunction]
 fn draw(
     py: Python<'_>,
@@ -278,12 +313,15 @@ fn draw(
     shards: Vec<Bound<'_, CoreShards>>,
     seed: u64,
     min_tokens: u64,
+    progress: Vec<(u64, u64)>,
 ) -> PyResult<CoreDraws> {
-    let shards: Vec<_> = shards.iter().map(|shards| shards.get().0.clone()).collect();
-    let sources = names.into_iter().zip(weights).zip(&shards);
-    let sources =
-        sources.map(|((name, weight), shards)| Source { name, weight, documents: shards.clone() });
-    let mut mixture = Mixture::new(sources.collect(), seed).or_raise()?;
+    let sources = sources(names, weights, shards);
+    let shards = sources.iter().map(|source| source.documents.clone()).collect();
+    let mut mixture = Mixture::new(sources, seed).or_raise()?;
+    if !progress.is_empty() {
+        let state = |(documents, tokens)| Progress { documents, tokens };
+        mixture.seek(&progress.into_iter().map(state).collect::<Vec<_>>()).or_raise()?;
+    }
     let mut draws = Draws::default();
     while draws.num_tokens < min_tokens {
         let missing = min_tokens - draws.num_tokens;

@@ -5,11 +5,15 @@
 #![expect(clippy::needless_pass_by_value, reason = "PyO3 extracts arguments by value")]
 
 mod chat;
+mod checksum;
 mod clean;
 mod data;
 mod error;
 mod fp8;
+mod megatron;
 mod packing;
+mod samples;
+mod stream;
 mod tokenizer;
 mod trainer;
 mod trajectory;
@@ -24,9 +28,13 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     tokenizer::register(module)?;
     trainer::register(module)?;
     chat::register(module)?;
+    checksum::register(module)?;
     clean::register(module)?;
     data::register(module)?;
+    megatron::register(module)?;
+    samples::register(module)?;
     packing::register(module)?;
+    stream::register(module)?;
     trajectory::register(module)?;
     fp8::register(module)
 }

@@ -51,9 +51,9 @@ impl Tokenizer {
         if num_threads == 1 || size < CHUNK_BYTES {
             let mut batch =
                 EncodedBatch { ids: Vec::with_capacity(size / 3 + 8), offsets: vec![0] };
-            self.with_cache(|cache| {
+            self.with_workspace(|work| {
                 for text in texts {
-                    self.encode_into(text.as_ref(), special, cache, &mut batch.ids);
+                    self.encode_into(text.as_ref(), special, work, &mut batch.ids);
                     batch.offsets.push(batch.ids.len());
                 }
             });
@@ -63,7 +63,7 @@ impl Tokenizer {
         let next = AtomicUsize::new(0);
         let encoded = on_threads(num_threads, chunks.len(), || {
             let mut done = Vec::new();
-            self.with_cache(|cache| {
+            self.with_workspace(|work| {
                 loop {
                     let place = next.fetch_add(1, Ordering::Relaxed);
                     let Some(chunk) = chunks.get(place) else { break };
@@ -72,7 +72,7 @@ impl Tokenizer {
                     match chunk {
                         Chunk::Texts(range) => {
                             for text in &texts[range.clone()] {
-                                self.encode_into(text.as_ref(), special, cache, &mut ids);
+                                self.encode_into(text.as_ref(), special, work, &mut ids);
                                 lens.push(ids.len());
                             }
                         }
@@ -80,7 +80,7 @@ impl Tokenizer {
                             self.encode_into(
                                 &texts[*text].as_ref()[bytes.clone()],
                                 special,
-                                cache,
+                                work,
                                 &mut ids,
                             );
                             lens.extend(last.then_some(ids.len()));

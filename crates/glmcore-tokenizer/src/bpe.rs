@@ -11,19 +11,15 @@ use crate::merges::{Merge, Merges, Place};
 /// Pieces of so many symbols fit the bits of a word.
 const MAX_SCANNED: usize = 64;
 /// Pieces that are merged at the same time, so that their look-ups wait for memory together.
-const GROUP: usize = 8;
+const GROUP: usize = 16;
 
-/// Merges pieces, many at a time.
-pub(crate) struct Merger<'m> {
-    merges: &'m Merges,
-    characters: &'m Characters,
-    lanes: [Lane; GROUP],
-}
+/// Pieces that are being merged.
+#[derive(Debug)]
+pub(crate) struct Lanes(Box<[Lane; GROUP]>);
 
-impl<'m> Merger<'m> {
-    #[inline]
-    pub(crate) fn new(merges: &'m Merges, characters: &'m Characters) -> Self {
-        Self { merges, characters, lanes: [Lane::EMPTY; GROUP] }
+impl Lanes {
+    pub(crate) fn new() -> Self {
+        Self(Box::new([Lane::EMPTY; GROUP]))
     }
 
     /// Merges `count` pieces, which need not be UTF-8, and calls `done` with the number of each when its tokens have been
@@ -31,46 +27,46 @@ impl<'m> Merger<'m> {
     #[inline(always)]
     pub(crate) fn merge<'p>(
         &mut self,
+        merges: &Merges,
+        characters: &Characters,
         count: usize,
         piece: impl Fn(usize) -> &'p [u8],
         ids: &mut Vec<TokenId>,
         mut done: impl FnMut(usize, &mut Vec<TokenId>),
     ) {
-        let (merges, characters) = (self.merges, self.characters);
+        let lanes = &mut self.0;
         let mut next = 0;
-        let mut take_next =
-            |lane: &mut Lane,
-             ids: &mut Vec<TokenId>,
-             done: &mut dyn FnMut(usize, &mut Vec<TokenId>)| {
-                while next < count {
-                    let number = next;
-                    next += 1;
-                    if lane.take(merges, characters, piece(number)) {
-                        lane.number = number;
-                        return true;
-                    }
-                    encode_long(merges, characters, piece(number), ids);
-                    done(number, ids);
+        // Lanes at work come first.
+        let mut order: [u8; GROUP] = std::array::from_fn(|place| place as u8);
+        let mut num_running = 0;
+        loop {
+            while num_running < GROUP && next < count {
+                let lane = &mut lanes[usize::from(order[num_running]) % GROUP];
+                if lane.take(merges, characters, piece(next)) {
+                    lane.number = next;
+                    num_running += 1;
+                } else {
+                    encode_long(merges, characters, piece(next), ids);
+                    done(next, ids);
                 }
-                false
-            };
-        let mut running = 0_u32;
-        for (place, lane) in self.lanes.iter_mut().enumerate() {
-            running |= u32::from(take_next(lane, ids, &mut done)) << place;
-        }
-        while running != 0 {
-            for (place, lane) in self.lanes.iter_mut().enumerate() {
-                if running >> place & 1 != 0 {
-                    lane.look_up(merges);
-                }
+                next += 1;
             }
-            for (place, lane) in self.lanes.iter_mut().enumerate() {
-                if running >> place & 1 != 0 && !lane.merge_lowest(merges) {
+            if num_running == 0 {
+                return;
+            }
+            for &lane in &order[..num_running] {
+                lanes[usize::from(lane) % GROUP].look_up(merges);
+            }
+            let mut place = 0;
+            while place < num_running {
+                let lane = &mut lanes[usize::from(order[place]) % GROUP];
+                if lane.merge_lowest(merges) {
+                    place += 1;
+                } else {
                     lane.emit(ids);
                     done(lane.number, ids);
-                    if !take_next(lane, ids, &mut done) {
-                        running &= !(1 << place);
-                    }
+                    num_running -= 1;
+                    order.swap(place, num_running);
                 }
             }
         }
@@ -84,11 +80,20 @@ pub(crate) fn encode(
     piece: &[u8],
     ids: &mut Vec<TokenId>,
 ) {
-    Merger::new(merges, characters).merge(1, |_| piece, ids, |_, _| ());
+    let mut lane = Lane::EMPTY;
+    if !lane.take(merges, characters, piece) {
+        encode_long(merges, characters, piece, ids);
+        return;
+    }
+    lane.look_up(merges);
+    while lane.merge_lowest(merges) {
+        lane.look_up(merges);
+    }
+    lane.emit(ids);
 }
 
 /// Symbols of a short piece. Those that are merged into their left neighbour stay where they are, dead.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Lane {
     ids: [TokenId; MAX_SCANNED],
     /// Rank of the pair that starts at a symbol, with the symbol's place in the low bits: the least is the leftmost of

@@ -23,6 +23,9 @@ const MAX_OUTSIDE: usize = 1 << 22;
 /// A word that finds no place in so many buckets is not remembered: an adversary's words cannot make look-ups slow.
 const MAX_BUCKETS_SEARCHED: usize = 64;
 
+/// Stands for the place of tokens that are not known yet.
+const AWAITED: u32 = u32::MAX;
+
 const ID_BITS: u32 = 24;
 const LONG: u128 = 0xff << 120;
 
@@ -108,6 +111,19 @@ impl Entered<'_> {
     }
 }
 
+/// What is known of a word whose tokens do not stand in the table.
+pub(crate) enum Outside<'c> {
+    Ids(&'c [TokenId]),
+    /// The tokens are awaited, under this number.
+    Awaited(u32),
+    /// The entry is that of another word with the same hash.
+    OtherWord,
+}
+
+/// An entry that awaits its tokens, by bucket and side; `None` where there was no room.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slot(Option<(u32, u32)>);
+
 /// Words and their tokens, bounded.
 #[derive(Debug)]
 pub(crate) struct WordCache {
@@ -182,18 +198,30 @@ impl WordCache {
         }
     }
 
-    /// Tokens of a word that stand outside the table; `None` if it is another word with the same hash.
+    /// Tokens of a word that do not stand in the table. `is_word` tells whether the awaited word of a number is the same.
     #[inline(never)]
     pub(crate) fn outside(
         &self,
         key: Key,
         entered: Entered<'_>,
         word: &[u8],
-    ) -> Option<&[TokenId]> {
+        is_word: impl Fn(u32) -> bool,
+    ) -> Outside<'_> {
         let [_, start, len, bytes] = *entered.0;
+        if start == AWAITED {
+            return if !key.is_long() || is_word(len) {
+                Outside::Awaited(len)
+            } else {
+                Outside::OtherWord
+            };
+        }
         let same = !key.is_long()
             || self.bytes.get(bytes as usize..).is_some_and(|bytes| bytes.starts_with(word));
-        same.then(|| &self.ids[start as usize..][..len as usize])
+        if same {
+            Outside::Ids(&self.ids[start as usize..][..len as usize])
+        } else {
+            Outside::OtherWord
+        }
     }
 
     #[inline(never)]
@@ -214,38 +242,54 @@ impl WordCache {
 
     /// Remembers the tokens of a word that was not found.
     pub(crate) fn insert(&mut self, key: Key, word: &[u8], ids: &[TokenId]) {
+        let slot = self.reserve(key, 0);
+        self.fill(slot, word, ids);
+    }
+
+    /// Makes a place for the tokens of a word that was not found; until they are there it is awaited, as `number`.
+    #[inline]
+    pub(crate) fn reserve(&mut self, key: Key, number: u32) -> Slot {
         if key.key == UNCACHED.key {
-            self.all_entered &= ids.len() > 1; // a token so long is looked for in the vocabulary
-            return;
-        }
-        let mut stored = [0; MAX_INLINE_IDS];
-        if ids.len() <= MAX_INLINE_IDS && !key.is_long() {
-            stored[..ids.len()].copy_from_slice(ids);
-            stored[0] |= (ids.len() as u32) << ID_BITS;
-        } else {
-            stored = [0, self.ids.len() as u32, ids.len() as u32, self.bytes.len() as u32];
+            return Slot(None);
         }
         let mask = self.mask;
         let buckets = self.table.as_mut_slice();
         for step in 0..MAX_BUCKETS_SEARCHED {
-            for entry in &mut buckets[(key.hash as usize + step) & mask] {
+            let place = (key.hash as usize + step) & mask;
+            for (side, entry) in buckets[place].iter_mut().enumerate() {
                 if entry.key == key.key {
-                    return; // it stands twice among unknown words, or another long word has the same hash
+                    return Slot(None); // another long word has the same hash
                 }
                 if entry.key == 0 {
-                    *entry = Entry { key: key.key, ids: stored };
+                    *entry = Entry { key: key.key, ids: [0, AWAITED, number, 0] };
                     self.num_entries += 1;
-                    if stored[0] == 0 {
-                        self.ids.extend_from_slice(ids);
-                        if key.is_long() {
-                            self.bytes.extend_from_slice(word);
-                        }
-                    }
-                    return;
+                    return Slot(Some((place as u32, side as u32)));
                 }
             }
         }
-        self.all_entered = false;
+        Slot(None)
+    }
+
+    /// Enters the tokens of a word where a place was made for them.
+    #[inline]
+    pub(crate) fn fill(&mut self, slot: Slot, word: &[u8], ids: &[TokenId]) {
+        let Slot(Some((place, side))) = slot else {
+            self.all_entered &= ids.len() > 1; // a token without an entry is looked for in the vocabulary
+            return;
+        };
+        let entry = &mut self.table.as_mut_slice()[place as usize][side as usize];
+        let is_long = entry.key >> 120 == LONG >> 120;
+        if ids.len() <= MAX_INLINE_IDS && !is_long {
+            entry.ids = [0; MAX_INLINE_IDS];
+            entry.ids[..ids.len()].copy_from_slice(ids);
+            entry.ids[0] |= (ids.len() as u32) << ID_BITS;
+            return;
+        }
+        entry.ids = [0, self.ids.len() as u32, ids.len() as u32, self.bytes.len() as u32];
+        self.ids.extend_from_slice(ids);
+        if is_long {
+            self.bytes.extend_from_slice(word);
+        }
     }
 
     /// Makes room if there is little: the table doubles up to its bound, then starts anew. To be called between texts

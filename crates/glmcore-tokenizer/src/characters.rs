@@ -46,11 +46,13 @@ impl Characters {
                 last_rank[code] = rank;
             }
         }
+        let mut token = Vec::new();
         for &(left, right, _) in merges.pairs() {
-            let rank = merges.get(left, right).rank;
-            let token = [vocabulary.token(left), vocabulary.token(right)].concat();
+            token.clear();
+            token.extend_from_slice(vocabulary.token(left));
+            token.extend_from_slice(vocabulary.token(right));
             if !token.is_ascii() {
-                characters.restrict(&token, rank, &last_rank);
+                characters.restrict(&token, merges.get(left, right).rank, &last_rank);
             }
         }
         characters

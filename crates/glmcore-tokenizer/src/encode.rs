@@ -1,15 +1,16 @@
-//! Text to ids: words are looked up two hundred at a time, so that memory is asked for long before it is needed.
+//! Text to ids, and to the places in the text that they stand for.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::TokenId;
 use crate::added::Part;
-use crate::bpe::{self, Merger};
-use crate::cache::{Entered, Key, WordCache};
+use crate::bpe;
+use crate::cache::{Key, Outside, WordCache};
 use crate::normalize::{nfc, nfc_stretches};
-use crate::split::{BATCH, Cuts, Instructions, Known, Splitter, Task, dispatch};
+use crate::split::{Splitter, dispatch};
 use crate::tokenizer::{Special, Tokenizer};
+use crate::words::{Words, Workspace};
 
 /// Ids of a text and the bytes of the text that each stands for.
 pub type IdsAndSpans = (Vec<TokenId>, Vec<Range<usize>>);
@@ -18,7 +19,7 @@ impl Tokenizer {
     /// Tokens of `text`.
     pub fn encode(&self, text: &str, special: Special) -> Vec<TokenId> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 8);
-        self.with_cache(|cache| self.encode_into(text, special, cache, &mut ids));
+        self.with_workspace(|work| self.encode_into(text, special, work, &mut ids));
         ids
     }
 
@@ -26,9 +27,9 @@ impl Tokenizer {
     /// bytes back. Nothing in them becomes a special token.
     pub fn encode_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
         let mut ids = Vec::with_capacity(bytes.len() / 3 + 8);
-        self.with_cache(|cache| {
+        self.with_workspace(|work| {
             for chunk in bytes.utf8_chunks() {
-                self.encode_into(chunk.valid(), Special::AsText, cache, &mut ids);
+                self.encode_into(chunk.valid(), Special::AsText, work, &mut ids);
                 if !chunk.invalid().is_empty() {
                     bpe::encode(&self.merges, &self.characters, chunk.invalid(), &mut ids);
                 }
@@ -41,7 +42,7 @@ impl Tokenizer {
     /// normalisation has changed spans the characters that it came from.
     pub fn encode_with_spans(&self, text: &str, special: Special) -> IdsAndSpans {
         let mut out = (Vec::new(), Vec::new());
-        self.with_cache(|cache| {
+        self.with_workspace(|work| {
             for part in self.raw_parts(text, special) {
                 match part {
                     Part::Token(id, start, end) => {
@@ -49,6 +50,7 @@ impl Tokenizer {
                         out.1.push(start..end);
                     }
                     Part::Text(start, end) => {
+                        let cache = &mut work.cache;
                         self.spans_of_part(&text[start..end], start, special, cache, &mut out);
                     }
                 }
@@ -94,16 +96,16 @@ impl Tokenizer {
         }
     }
 
-    /// Appends the tokens of `text`; `cache` remembers words between calls.
+    /// Appends the tokens of `text`; `work` remembers words between calls.
     pub(crate) fn encode_into(
         &self,
         text: &str,
         special: Special,
-        cache: &mut WordCache,
+        work: &mut Workspace,
         ids: &mut Vec<TokenId>,
     ) {
         if special == Special::AsText {
-            self.encode_words(&self.normalize(text), cache, ids);
+            self.encode_words(&self.normalize(text), work, ids);
             return;
         }
         for part in self.raw_parts(text, special) {
@@ -115,7 +117,7 @@ impl Tokenizer {
                         match part {
                             Part::Token(id, ..) => ids.push(id),
                             Part::Text(start, end) => {
-                                self.encode_words(&text[start..end], cache, ids);
+                                self.encode_words(&text[start..end], work, ids);
                             }
                         }
                     }
@@ -151,15 +153,15 @@ impl Tokenizer {
     }
 
     /// Appends the tokens of a text in which nothing else is to be found.
-    fn encode_words(&self, text: &str, cache: &mut WordCache, ids: &mut Vec<TokenId>) {
+    fn encode_words(&self, text: &str, work: &mut Workspace, ids: &mut Vec<TokenId>) {
         let text = &*self.with_prefix_space(text);
         match &self.splitter {
             Splitter::Known(known) => {
-                dispatch(Words { tokenizer: self, known: *known, text, cache, ids });
+                dispatch(Words { tokenizer: self, known: *known, text, work, ids });
             }
             Splitter::General(general) => {
                 general.for_each_word(text, &mut |start, end| {
-                    self.encode_word(text, start, end, cache, ids);
+                    self.encode_word(text, start, end, &mut work.cache, ids);
                 });
             }
         }
@@ -184,7 +186,8 @@ impl Tokenizer {
                 ids.extend_from_slice(&few[..entered.count()]);
                 return;
             }
-            if let Some(many) = cache.outside(key, entered, word) {
+            // No word is awaited between batches.
+            if let Outside::Ids(many) = cache.outside(key, entered, word, |_| false) {
                 ids.extend_from_slice(many);
                 return;
             }
@@ -199,7 +202,7 @@ impl Tokenizer {
 
     /// The token that a word is as a whole, if such tokens go before the merges and the cache does not know all of them.
     #[inline]
-    fn whole_token(&self, word: &[u8], cache: &WordCache) -> Option<TokenId> {
+    pub(crate) fn whole_token(&self, word: &[u8], cache: &WordCache) -> Option<TokenId> {
         if self.ignore_merges && !cache.knows_all_tokens() {
             self.vocabulary.id(word)
         } else {
@@ -241,153 +244,5 @@ impl Origin {
             }
         };
         at(start, false)..at(end, true)
-    }
-}
-
-/// The words of a text, to be turned into ids.
-struct Words<'a> {
-    tokenizer: &'a Tokenizer,
-    known: Known,
-    text: &'a str,
-    cache: &'a mut WordCache,
-    ids: &'a mut Vec<TokenId>,
-}
-
-/// Ids of a batch of words.
-struct Batch {
-    /// Ids of the words that have four at most, one after the other.
-    few: [TokenId; 4 * BATCH + 4],
-    num_few: usize,
-    /// Ids of the others.
-    many: Vec<TokenId>,
-    /// The others: how many of `few` stand before, and the range in `many`.
-    others: Vec<(usize, usize, usize)>,
-    /// Words that must be merged: key, start and end in the text, number among the others.
-    unknown: Vec<(Key, usize, usize, usize)>,
-}
-
-impl Batch {
-    fn new() -> Self {
-        Self {
-            few: [0; 4 * BATCH + 4],
-            num_few: 0,
-            many: Vec::new(),
-            others: Vec::new(),
-            unknown: Vec::new(),
-        }
-    }
-
-    #[inline(always)]
-    fn push_few(&mut self, entered: Entered<'_>) {
-        let place = self.few[self.num_few..].first_chunk_mut().expect("each word has at most four");
-        entered.write(place);
-        self.num_few += entered.count();
-    }
-
-    #[inline(never)]
-    fn push_other(&mut self, found: Option<&[TokenId]>, key: Key, start: usize, end: usize) {
-        let first = self.many.len();
-        match found {
-            Some(ids) => self.many.extend_from_slice(ids),
-            None => self.unknown.push((key, start, end, self.others.len())),
-        }
-        self.others.push((self.num_few, first, self.many.len()));
-    }
-
-    /// Appends all ids in order and starts anew.
-    #[inline(always)]
-    fn flush(&mut self, ids: &mut Vec<TokenId>) {
-        let mut done = 0;
-        for &(before, first, end) in &self.others {
-            ids.extend_from_slice(&self.few[done..before]);
-            ids.extend_from_slice(&self.many[first..end]);
-            done = before;
-        }
-        ids.extend_from_slice(&self.few[done..self.num_few]);
-        self.num_few = 0;
-        self.many.clear();
-        self.others.clear();
-        self.unknown.clear();
-    }
-}
-
-impl Task for Words<'_> {
-    #[inline(always)]
-    fn run<I: Instructions>(self, instructions: I) {
-        let Self { tokenizer, known, text, cache, ids } = self;
-        let bytes = text.as_bytes();
-        let mut cuts = Cuts::new(known, text);
-        let mut ends = [0; BATCH];
-        let mut keys = [Key::default(); BATCH];
-        let mut batch = Batch::new();
-        let mut merger = Merger::new(&tokenizer.merges, &tokenizer.characters);
-        let mut batch_start = 0;
-        loop {
-            let count = cuts.fill(instructions, &mut ends);
-            if count == 0 {
-                return;
-            }
-            cache.make_room(&tokenizer.vocabulary, tokenizer.ignore_merges);
-            let mut start = batch_start;
-            for (key, &end) in keys[..count].iter_mut().zip(&ends[..count]) {
-                *key = Key::of(bytes, start, end);
-                cache.prefetch(*key);
-                start = end;
-            }
-            start = batch_start;
-            for (&key, &end) in keys[..count].iter().zip(&ends[..count]) {
-                match cache.find(key) {
-                    Some(entered) if entered.count() > 0 => batch.push_few(entered),
-                    Some(entered) => batch.push_other(
-                        cache.outside(key, entered, &bytes[start..end]),
-                        key,
-                        start,
-                        end,
-                    ),
-                    None => batch.push_other(None, key, start, end),
-                }
-                start = end;
-            }
-            batch_start = start;
-            if !batch.unknown.is_empty() {
-                tokenizer.merge_unknown(bytes, &mut batch, &mut merger, cache);
-            }
-            batch.flush(ids);
-        }
-    }
-}
-
-impl Tokenizer {
-    /// Finds the ids of the words that the cache does not know, and makes them known.
-    #[inline(always)]
-    fn merge_unknown(
-        &self,
-        text: &[u8],
-        batch: &mut Batch,
-        merger: &mut Merger<'_>,
-        cache: &mut WordCache,
-    ) {
-        let Batch { many, others, unknown, .. } = batch;
-        if self.ignore_merges && !cache.knows_all_tokens() {
-            unknown.retain(|&(_, start, end, other)| {
-                let whole = self.vocabulary.id(&text[start..end]);
-                many.extend(whole);
-                others[other].1 = many.len() - usize::from(whole.is_some());
-                others[other].2 = many.len();
-                whole.is_none()
-            });
-        }
-        let mut first = many.len();
-        let word = |number: usize| {
-            let (_, start, end, _): (Key, usize, usize, usize) = unknown[number];
-            &text[start..end]
-        };
-        merger.merge(unknown.len(), word, many, |number, many| {
-            let (key, _, _, other) = unknown[number];
-            others[other].1 = first;
-            others[other].2 = many.len();
-            cache.insert(key, word(number), &many[first..]);
-            first = many.len();
-        });
     }
 }

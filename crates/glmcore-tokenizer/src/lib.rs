@@ -47,6 +47,7 @@ mod tokenizer;
 mod train;
 mod unicode;
 mod vocabulary;
+mod words;
 
 use std::path::PathBuf;
 

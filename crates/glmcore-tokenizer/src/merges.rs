@@ -1,8 +1,8 @@
 //! The learned merges: which pairs of tokens become which token, and in which order.
 //!
-//! Most look-ups find nothing, and most of the table is far from the processor. So a filter that fits the second-level
-//! cache answers most of those, the others touch one cache line, and which one is told in advance: many look-ups can be
-//! under way at a time.
+//! Most of the table is far from the processor. So a look-up touches one cache line, whether it finds something or not,
+//! and which one is told in advance: many look-ups can be under way at a time. (A filter of 512 KiB before the table,
+//! which most look-ups need not pass, made new words slower: its own misses are waited for.)
 
 use rustc_hash::FxHashMap;
 
@@ -28,9 +28,9 @@ pub(crate) const MAX_MERGES: usize = 1 << 22;
 /// Entries that share a cache line, filled from the first. An entry holds, from the top, what the pair's place in the
 /// table does not tell of the pair, the rank plus one, and the merged token; 0 is a free place.
 type Bucket = [u64; 8];
-/// Merges per bucket, on average at most: so few that one in hundreds is full.
-const MERGES_PER_BUCKET: usize = 4;
-const FILTER_WORDS: usize = 1 << 16;
+/// Merges per bucket, on average at most: one bucket in fifteen is full, one merge in fifty spills, and the table stays
+/// half as large as with one merge less, which counts for more.
+const MERGES_PER_BUCKET: usize = 5;
 
 /// The merges of a vocabulary.
 #[derive(Debug)]
@@ -39,9 +39,6 @@ pub(crate) struct Merges {
     pub(crate) byte_ids: [TokenId; 256],
     /// Merges of two single bytes, by the bytes.
     byte_pairs: Box<[Merge]>,
-    /// Two bits of a word for each pair that is there: 512 KiB, which stay near.
-    filter: Box<[u64]>,
-    /// Buckets, and one more that is always empty.
     table: Table<Bucket>,
     /// Merges whose buckets are full.
     spilled: FxHashMap<(TokenId, TokenId), Merge>,
@@ -91,8 +88,7 @@ impl Merges {
         let mut merges = Self {
             byte_ids: *byte_ids,
             byte_pairs: vec![Merge::NONE; 1 << 16].into(),
-            filter: vec![0; FILTER_WORDS].into(),
-            table: Table::zeroed((1 << bucket_bits) + 1),
+            table: Table::zeroed(1 << bucket_bits),
             spilled: FxHashMap::default(),
             id_bits,
             rank_bits,
@@ -100,6 +96,9 @@ impl Merges {
             pairs,
         };
         for place in 0..merges.pairs.len() {
+            if let Some(&(left, right, _)) = merges.pairs.get(place + 16) {
+                merges.prefetch(merges.place(left, right));
+            }
             let (left, right, id) = merges.pairs[place];
             merges.insert(left, right, Merge { rank: rank_of(place, id), id });
         }
@@ -113,8 +112,6 @@ impl Merges {
     }
 
     fn insert(&mut self, left: TokenId, right: TokenId, merge: Merge) {
-        let mixed = self.mix(left, right);
-        self.filter[self.filter_word(mixed)] |= filter_bits(mixed);
         let Place { bucket, tag } = self.place(left, right);
         let shift = self.tag_shift();
         let bucket = &mut self.table.as_mut_slice()[bucket as usize];
@@ -141,20 +138,12 @@ impl Merges {
         mixed ^ mixed >> self.id_bits
     }
 
-    #[inline(always)]
-    fn filter_word(&self, mixed: u64) -> usize {
-        (mixed >> (2 * self.id_bits - FILTER_WORDS.ilog2())) as usize
-    }
-
     /// Where the pair stands if it is there: the low part of its mixture is the bucket, the high part the tag. So pairs
-    /// in one bucket have different tags. Most pairs that are not there are sent to a bucket that is always empty.
+    /// in one bucket have different tags.
     #[inline(always)]
     pub(crate) fn place(&self, left: TokenId, right: TokenId) -> Place {
         let mixed = self.mix(left, right);
-        let bits = filter_bits(mixed);
-        let may_be = self.filter[self.filter_word(mixed)] & bits == bits;
-        let empty = 1 << self.bucket_bits;
-        let bucket = if may_be { mixed & (empty - 1) } else { empty };
+        let bucket = mixed & ((1 << self.bucket_bits) - 1);
         Place { bucket: bucket as u32, tag: mixed >> self.bucket_bits }
     }
 
@@ -196,10 +185,6 @@ impl Merges {
     pub(crate) fn pairs(&self) -> &[(TokenId, TokenId, TokenId)] {
         &self.pairs
     }
-}
-
-fn filter_bits(mixed: u64) -> u64 {
-    1 << (mixed & 63) | 1 << (mixed >> 6 & 63)
 }
 
 fn pair_of_bytes(left: u8, right: u8) -> usize {

@@ -3,7 +3,6 @@
 use std::sync::{Mutex, OnceLock};
 
 use crate::added::{AddedToken, AddedTokens};
-use crate::cache::WordCache;
 use crate::characters::Characters;
 use crate::decode::Slots;
 use crate::merges::{MAX_MERGES, Merges};
@@ -11,6 +10,7 @@ use crate::normalize::nfc;
 use crate::split::{General, Known, Splitter, Stage};
 use crate::train::Training;
 use crate::vocabulary::Vocabulary;
+use crate::words::Workspace;
 use crate::{Error, NUM_SPECIAL_FLAGGED};
 
 /// Number of a token in the vocabulary.
@@ -72,8 +72,8 @@ pub struct Tokenizer {
     special: Box<[u64]>,
     /// What decoding reads, made when it is first asked for.
     pub(crate) slots: OnceLock<Slots>,
-    /// Caches that no call is using.
-    caches: Mutex<Vec<WordCache>>,
+    /// Workspaces that no call is using.
+    workspaces: Mutex<Vec<Workspace>>,
 }
 
 impl Tokenizer {
@@ -133,7 +133,7 @@ impl Tokenizer {
             template,
             special: special.into(),
             slots: OnceLock::new(),
-            caches: Mutex::default(),
+            workspaces: Mutex::default(),
         })
     }
 
@@ -219,15 +219,15 @@ impl Tokenizer {
         if self.nfc { nfc(text) } else { text.into() }
     }
 
-    /// Calls `work` with a cache of words, which is kept for later calls.
-    pub(crate) fn with_cache<R>(&self, work: impl FnOnce(&mut WordCache) -> R) -> R {
+    /// Calls `task` with a workspace, which is kept for later calls.
+    pub(crate) fn with_workspace<R>(&self, task: impl FnOnce(&mut Workspace) -> R) -> R {
         // A fork may have left the lock held for ever: then this call goes without the pool.
-        let pooled = self.caches.try_lock().ok().and_then(|mut caches| caches.pop());
-        let mut cache =
-            pooled.unwrap_or_else(|| WordCache::new(&self.vocabulary, self.ignore_merges));
-        let result = work(&mut cache);
-        if let Ok(mut caches) = self.caches.try_lock() {
-            caches.push(cache);
+        let pooled = self.workspaces.try_lock().ok().and_then(|mut pool| pool.pop());
+        let mut work =
+            pooled.unwrap_or_else(|| Workspace::new(&self.vocabulary, self.ignore_merges));
+        let result = task(&mut work);
+        if let Ok(mut pool) = self.workspaces.try_lock() {
+            pool.push(work);
         }
         result
     }

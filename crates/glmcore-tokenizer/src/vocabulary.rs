@@ -132,10 +132,12 @@ impl Vocabulary {
 
     /// Learned tokens by id.
     pub(crate) fn learned(&self) -> impl Iterator<Item = (TokenId, &[u8])> {
-        let mut ids: Vec<TokenId> =
-            self.slots.iter().filter(|&&slot| slot != 0).map(|slot| slot - 1).collect();
-        ids.sort_unstable();
-        ids.into_iter().map(|id| (id, self.token(id)))
+        let mut is_learned = vec![false; self.len()];
+        for &slot in self.slots.iter().filter(|&&slot| slot != 0) {
+            is_learned[slot as usize - 1] = true;
+        }
+        let ids = (0..).zip(is_learned).filter(|&(_, is_learned)| is_learned);
+        ids.map(|(id, _)| (id, self.token(id)))
     }
 
     /// Number of tokens that text can become.

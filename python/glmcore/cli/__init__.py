@@ -6,7 +6,7 @@ import logging
 import sys
 from typing import Any
 
-from glmcore.cli import models, runs, tokenizer
+from glmcore.cli import data, models, runs, tokenizer
 from glmcore.errors import GlmcoreError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=_version_or_help(parser), resumable=False)
     verbs = parser.add_subparsers(metavar="COMMAND")
     runs.add_verbs(verbs)
+    data.add_verbs(verbs)
     models.add_verbs(verbs)
     tokenizer.add_verbs(verbs)
     return parser

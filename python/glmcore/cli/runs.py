@@ -1,4 +1,4 @@
-"""Verbs that go the road of a recipe: quickstart, data, train, rl, report."""
+"""Verbs that go the road of a recipe: quickstart, train, rl, report."""
 
 import argparse
 import json
@@ -26,15 +26,6 @@ def add_verbs(verbs: Any) -> None:
     quickstart.add_argument("--corpus", metavar="PATH", help="your own text, JSONL file or directory")
     quickstart.set_defaults(command=_quickstart, resumable=True)
 
-    data = add_verb(verbs, "data", "prepare the data of a recipe", "  glmcore data prepare nano run.dir=runs/mine")
-    actions = data.add_subparsers(required=True, metavar="ACTION")
-    prepare = add_verb(
-        actions,
-        "prepare",
-        "collect the corpus, train the tokenizer, write token shards",
-        "  glmcore data prepare nano run.dir=runs/mine corpus.problems.chain_sum=2000",
-    )
-    _add_settings(prepare, _prepare)
     train = add_verb(verbs, "train", "run the training stages of a recipe", "  glmcore train nano run.dir=runs/mine")
     _add_settings(train, _train)
     rl = add_verb(verbs, "rl", "run the RL stage of a recipe", "  glmcore rl nano run.dir=runs/mine")
@@ -87,14 +78,6 @@ def _quickstart(args: argparse.Namespace) -> None:
     from glmcore.quickstart import quickstart
 
     quickstart(recipe)
-
-
-def _prepare(args: argparse.Namespace) -> None:
-    recipe = _recipe_or_print(args)
-    if recipe:
-        from glmcore.data import prepare
-
-        prepare.run(recipe)
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -1,13 +1,19 @@
 """Documents: what a corpus is made of, and their form on disk."""
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import orjson
 
 from glmcore.durable import atomic_file
 from glmcore.errors import DataError
+
+Record = tuple[str, dict[str, Any]]
+"""Where a record was read, for people, and its fields."""
+OnReject = Callable[[str, str], None]
+"""Called with the place of what is left out, and the reason."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,14 @@ class Document:
     quality: float = 1.0
     middle: tuple[int, int] | None = None
     """Characters of the text that are asked for between the rest: fill-in-the-middle."""
+    middle_order: Literal["psm", "spm"] | None = None
+    """What comes before the middle: prefix and suffix (`psm`, also where None) or suffix and prefix (`spm`)."""
+    tools: list[dict[str, Any]] | None = None
+    """Function descriptions that a conversation starts with."""
+    licence: str | None = None
+    """SPDX identifiers of the licences that were found beside the text, joined by ` AND `; None if there were none."""
+    metadata: dict[str, Any] | None = None
+    """What else is known of it; kept beside it, never learned."""
 
     @property
     def plain_text(self) -> str:
@@ -32,6 +46,11 @@ class Document:
             return self.text
         said = (message.get(key) for message in self.messages or () for key in ("reasoning_content", "content"))
         return "\n".join(part for part in said if isinstance(part, str))
+
+
+def without_surrogates(text: str) -> str:
+    """Text with a replacement character for each lone surrogate, which JSON may hold and no file can."""
+    return text if text.isascii() else text.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
@@ -46,9 +65,9 @@ def write_documents(path: Path, documents: Iterable[Document]) -> DocumentStats:
     """Write documents as JSON lines; the file appears whole or not at all."""
     count = 0
     with atomic_file(path) as temporary:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with temporary.open("wb") as file:
             for document in documents:
-                file.write(json.dumps(_to_json(document), ensure_ascii=False) + "\n")
+                file.write(to_line(document))
                 count += 1
         size = temporary.stat().st_size
     return DocumentStats(count, size)
@@ -61,10 +80,10 @@ def read_documents(path: Path) -> Iterator[Document]:
         DataError: The file cannot be read, or a line is no document.
     """
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    yield _from_json(json.loads(line))
+                    yield _from_json(orjson.loads(line))
                 except (ValueError, TypeError, AttributeError, IndexError):
                     raise DataError(f"{path}:{number}: not a document") from None
     except OSError as error:
@@ -76,5 +95,7 @@ def _from_json(fields: dict[str, Any]) -> Document:
     return Document(**fields, middle=None if middle is None else (int(middle[0]), int(middle[1])))
 
 
-def _to_json(document: Document) -> dict[str, Any]:
-    return {name: value for name, value in vars(document).items() if value is not None}
+def to_line(document: Document) -> bytes:
+    """A document as a JSON line, its end included."""
+    known = {name: value for name, value in vars(document).items() if value is not None}
+    return orjson.dumps(known, default=str, option=orjson.OPT_APPEND_NEWLINE)

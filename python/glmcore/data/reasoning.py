@@ -8,7 +8,7 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -115,17 +115,24 @@ def _dataset_class(task: str) -> tuple[Any, Any]:
     return config_class, dataset_class
 
 
-def _dataset(task: str, seed: int) -> Any:
-    if task not in TASKS:
+def _dataset(task: str, seed: int, options: Mapping[str, Any] | None = None) -> Any:
+    if options is None and task not in TASKS:
         raise DataError(f"unknown reasoning task {task!r}; there are {', '.join(TASKS)}")
-    config_class, dataset_class = _dataset_class(task)
-    return dataset_class(config_class(seed=seed, size=2**31 - 1, **TASKS[task].options))
+    try:
+        config_class, dataset_class = _dataset_class(task)
+    except KeyError:
+        raise DataError(f"reasoning-gym has no task {task!r}") from None
+    try:
+        config = config_class(seed=seed, size=2**31 - 1, **(TASKS[task].options if options is None else options))
+        return dataset_class(config)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise DataError(f"reasoning task {task!r} does not take {options}: {error}") from None
 
 
 @cache
 def _verifier(task: str) -> Any:
     """A dataset of the task whose `score_answer` is used; making one can read word lists from disk."""
-    return _dataset(task, 0)
+    return _dataset(task, 0, None if task in TASKS else {})
 
 
 def is_held_out(question: str) -> bool:
@@ -133,15 +140,24 @@ def is_held_out(question: str) -> bool:
     return hashlib.sha256(question.encode()).digest()[0] % 8 == 0
 
 
-def generate_problems(task: str, count: int, seed: int, *, held_out: bool) -> Iterator[Problem]:
+def generate_problems(
+    task: str, count: int, seed: int, *, held_out: bool, options: Mapping[str, Any] | None = None
+) -> Iterator[Problem]:
     """Distinct problems of a task, all held out or none; the same seed gives the same problems.
 
     Gives fewer than `count` where the task has no more.
 
+    Args:
+        task: One of `TASKS`, or with `options` any task of `reasoning-gym`.
+        count: Problems at most.
+        seed: Of the draws.
+        held_out: Whether to give those for evaluation.
+        options: Difficulty as the task names it, in the place of what `TASKS` says.
+
     Raises:
-        DataError: The task is unknown.
+        DataError: The task is unknown or does not take the options.
     """
-    dataset = _dataset(task, seed)
+    dataset = _dataset(task, seed, options)
     seen: set[str] = set()
     index, last_new = -1, 0
     while len(seen) < count and index - last_new < MAX_VAIN_DRAWS:
@@ -168,14 +184,16 @@ def score(problem: Problem, answer: str) -> float:
         return 0.0
     try:
         return float(min(1.0, max(0.0, _verifier(problem.task).score_answer(answer, problem.entry))))
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError):
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError):
+        return 0.0
+    except (RecursionError, SyntaxError):
         return 0.0
 
 
-def to_messages(problem: Problem, solution: Solution) -> list[dict[str, Any]]:
+def to_messages(question: str, solution: Solution) -> list[dict[str, Any]]:
     """The problem as a conversation with thinking."""
     answer = {"role": "assistant", "reasoning_content": solution.steps, "content": solution.answer}
-    return [{"role": "user", "content": problem.question}, answer]
+    return [{"role": "user", "content": question}, answer]
 
 
 def to_text(problem: Problem, solution: Solution) -> str:

@@ -64,10 +64,10 @@ class ShardWriter:
         """
         if not 0 <= source < 2**16:
             raise DataError(f"source is {source}, it must be from 0 to 65535")
-        mask = None if loss_mask is None else _flat("loss_mask", loss_mask, "biu")
+        mask = None if loss_mask is None else flat("loss_mask", loss_mask, "biu")
         if mask is not None and mask.dtype != np.uint8:
             mask = (mask != 0).view(np.uint8)
-        array = _flat("ids", ids, "iu")
+        array = flat("ids", ids, "iu")
         if array.dtype != np.int32:
             array = array.astype(np.int64)
         self._core.append(array, mask, source, quality)
@@ -121,6 +121,24 @@ class TokenShards:
         """
         listed = [paths] if isinstance(paths, (str, os.PathLike)) else paths
         return cls(CoreShards([os.fspath(path) for path in listed]))
+
+    @classmethod
+    def open_megatron(cls, prefixes: PathLike | Sequence[PathLike], vocab_size: int) -> "TokenShards":
+        """Map Megatron data sets, each a path without `.bin` and `.idx`, their documents in the given order.
+
+        The format says nothing of sources, qualities and learned tokens: they are 0, 1 and all.
+
+        Args:
+            prefixes: One or several data sets.
+            vocab_size: Number of ids, which the files do not say; reading an id past it is an error.
+
+        Raises:
+            DataError: A file is missing, no Megatron index, cut short or damaged, or holds no token ids.
+        """
+        if not 0 < vocab_size < 2**31:
+            raise DataError(f"vocab_size is {vocab_size}, it must be between 1 and 2147483647")
+        listed = [prefixes] if isinstance(prefixes, (str, os.PathLike)) else prefixes
+        return cls(CoreShards.open_megatron([os.fspath(prefix) for prefix in listed], vocab_size))
 
     def __len__(self) -> int:
         return len(self._core)
@@ -186,7 +204,12 @@ class TokenShards:
         return index % len(self)
 
 
-def _flat(name: str, values: npt.ArrayLike, kinds: str) -> npt.NDArray[Any]:
+def flat(name: str, values: npt.ArrayLike, kinds: str) -> npt.NDArray[Any]:
+    """Values as a 1-D array of some kinds of integers.
+
+    Raises:
+        DataError: They are something else.
+    """
     array = np.asarray(values)
     if array.size == 0:
         array = array.astype(np.int32)

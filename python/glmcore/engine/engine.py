@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from glmcore.engine.sampling import SamplingParams, sample
-from glmcore.errors import RequestError
+from glmcore.errors import RequestError, SyncError
+from glmcore.fp8.bucket import Bucket
+from glmcore.fp8.receiver import WeightReceiver
 from glmcore.model.attention import KeyValueCache
+from glmcore.model.fp8 import weights_to_fill
 from glmcore.model.glm import Glm
 from glmcore.model.layout import DocumentLayout
 
@@ -67,24 +70,41 @@ class Engine:
         self.stop_token_ids = frozenset(stop_token_ids)
         self.max_sequences = max_sequences
         self.policy_version = 0
+        self._torn_by: int | None = None
+        """Version of the update that has begun and not ended."""
 
-    @torch.no_grad()
-    def update_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace all parameters and buffers, named as in `Glm.state_dict`, and note their version.
+    def update_weights(self, version: int, buckets: Iterable[Bucket]) -> str:
+        """Replace all parameters and buffers; see `start_update`.
+
+        Args:
+            version: Policy version of the new weights, not below the present one.
+            buckets: `WeightPublisher.publish` of that version.
+
+        Returns:
+            `weights_checksum` of the weights that the engine now holds: the trainer's.
 
         Raises:
-            RequestError: A tensor is missing, unknown or misshapen.
+            SyncError: The update is not complete, damaged or older; without a new one the engine generates no more.
         """
-        own = self.model.state_dict()
-        waiting = set(own)
-        for name, tensor in tensors:
-            if name not in waiting or own[name].shape != tensor.shape:
-                raise RequestError(f"weight {name!r} of shape {list(tensor.shape)} is unknown, doubled or misshapen")
-            own[name].copy_(tensor)
-            waiting.remove(name)
-        if waiting:
-            raise RequestError(f"weight {min(waiting)!r} is missing from the update to version {version}")
+        receiver = self.start_update(version)
+        for bucket in buckets:
+            receiver.load(bucket)
+        return receiver.finish()
+
+    def start_update(self, version: int) -> WeightReceiver:
+        """The receiver of an update that comes bucket by bucket; until its `finish` the engine generates nothing.
+
+        Raises:
+            SyncError: The engine holds a newer version.
+        """
+        if version < self.policy_version:
+            raise SyncError(f"an update to version {version} came, the engine holds version {self.policy_version}")
+        self._torn_by = version
+        return WeightReceiver(weights_to_fill(self.model), version, self._complete_update)
+
+    def _complete_update(self, version: int) -> None:
         self.policy_version = version
+        self._torn_by = None
 
     @torch.no_grad()
     def generate(
@@ -105,7 +125,10 @@ class Engine:
 
         Raises:
             RequestError: A prompt is empty, has an id outside the vocabulary, or fills the context.
+            SyncError: A weight update has failed, so that the weights are a mixture.
         """
+        if self._torn_by is not None:
+            raise SyncError(f"the weights are a mixture: the update to version {self._torn_by} did not complete")
         sequences = [self._admit(i, *request) for i, request in enumerate(zip(prompts, params, strict=True))]
         for start in range(0, len(prompts), self.max_sequences):
             wave = slice(start, start + self.max_sequences)

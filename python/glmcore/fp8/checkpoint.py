@@ -7,7 +7,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def verify_checkpoint(directory: str | Path) -> int:
         file = directory / name
         if not file.is_file():
             raise CheckpointError(f"{file}: file is missing")
-        if _sha256(file) != digest:
+        if sha256(file) != digest:
             raise CheckpointError(f"{file}: is not what was written: its checksum differs")
     return len(told)
 
@@ -171,36 +171,58 @@ def _convert(
     files = sorted(source.glob("*.safetensors"))
     _check_complete(source, files)
     stamps = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
-    num_bytes_in = sum(size for size, _ in stamps.values())
+    note = task | {"source": str(source.absolute()), "files": stamps}
     started = time.perf_counter()
-    with (
-        resumable_directory(target, task | {"source": str(source.absolute()), "files": stamps}) as temporary,
-        show_progress(
-            task["task"], unit="bytes", total=sum(size for size, _ in stamps.values()), shown=progress
-        ) as bar,
-        ThreadPoolExecutor(num_threads or os.cpu_count()) as threads,
-    ):
-        weight_map: dict[str, str] = {}
-        total = 0
-        for file in files:
-            written, size = _convert_file(file, temporary / file.name, plan, threads, bar)
-            weight_map |= dict.fromkeys(written, file.name)
-            total += size
-        for file in source.iterdir():
-            if file.is_file() and file.suffix != ".safetensors" and file.name not in (INDEX, CHECKSUMS):
-                shutil.copyfile(file, temporary / file.name)
-        write_file(temporary / "config.json", json.dumps(final_config(), indent=2) + "\n")
-        if len(files) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            write_file(temporary / INDEX, json.dumps(index, indent=2) + "\n")
-        names = sorted(file.name for file in temporary.iterdir() if file.is_file() and not file.name.startswith("."))
-        digests = threads.map(_sha256, [temporary / name for name in names])
-        lines = [f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True)]
-        write_file(temporary / CHECKSUMS, "".join(lines))
+    try:
+        with (
+            resumable_directory(target, note) as temporary,
+            show_progress(
+                task["task"], unit="bytes", total=sum(size for size, _ in stamps.values()), shown=progress
+            ) as bar,
+            ThreadPoolExecutor(num_threads or os.cpu_count()) as threads,
+        ):
+            total = _convert_files(source, files, temporary, plan, final_config, threads, bar)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error.strerror}") from None
     if progress:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kB on Linux
         took = time.perf_counter() - started
         say(f"{target}: {total / 1e9:.2f} GB in {len(files)} files, {took:.1f} s, peak memory {peak:,.0f} MB")
+
+
+def _convert_files(
+    source: Path,
+    files: list[Path],
+    temporary: Path,
+    plan: _Plan,
+    final_config: Callable[[], dict[str, Any]],
+    threads: ThreadPoolExecutor,
+    bar: ProgressBar,
+) -> int:
+    """Fill the directory; gives the bytes of its tensors."""
+    weight_map: dict[str, str] = {}
+    digests: dict[str, Future[str]] = {}
+    total = 0
+    for file in files:
+        written, size = _convert_file(file, temporary / file.name, plan, threads, bar)
+        # Tensors are written in any order, SHA-256 wants bytes in one: so a file is read again, at once, while it is
+        # in the page cache, and by one thread while the others convert the next.
+        digests[file.name] = threads.submit(sha256, temporary / file.name)
+        weight_map |= dict.fromkeys(written, file.name)
+        total += size
+    for file in source.iterdir():
+        if file.is_file() and file.suffix != ".safetensors" and file.name not in (INDEX, CHECKSUMS):
+            shutil.copyfile(file, temporary / file.name)
+    write_file(temporary / "config.json", json.dumps(final_config(), indent=2) + "\n")
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_file(temporary / INDEX, json.dumps(index, indent=2) + "\n")
+    for file in temporary.iterdir():
+        if file.is_file() and not file.name.startswith(".") and file.name not in (CHECKSUMS, *digests):
+            digests[file.name] = threads.submit(sha256, file)
+    lines = checksum_lines({name: digest.result() for name, digest in digests.items()})
+    write_file(temporary / CHECKSUMS, lines)
+    return total
 
 
 def _convert_file(
@@ -241,9 +263,15 @@ def _type_and_shape(file: Any, name: str) -> tuple[str, list[int]]:
     return part.get_dtype(), list(part.get_shape())
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum_lines(digests: dict[str, str]) -> str:
+    """What a SHA256SUMS file holds of files by name."""
+    return "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
 
 
 def _check_complete(source: Path, files: list[Path]) -> None:

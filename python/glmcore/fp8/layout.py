@@ -1,6 +1,7 @@
 """The two layouts in which FP8 checkpoints are published: which tensors are quantised, their names, and config.json."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +41,30 @@ def is_quantized(name: str) -> bool:
     them; embeddings, head, norms, routers, biases and `eh_proj` keep their precision. Source: slime, quantizer_fp8.py.
     """
     return _QUANTIZED.search(name) is not None
+
+
+def published_views(name: str, tensor: Any) -> Iterator[tuple[str, Any]]:
+    """A tensor of a model's state under the names that checkpoints have for it, as views of the same memory.
+
+    Experts in a stack, `X.experts.gate_up_proj` [E, 2 I, D] and `X.experts.down_proj` [E, D, I], come matrix by matrix;
+    everything else keeps its name.
+    """
+    if name.endswith(".experts.gate_up_proj"):
+        prefix = name.removesuffix("gate_up_proj")
+        for expert, (gate, up) in enumerate(part.chunk(2) for part in tensor):
+            yield f"{prefix}{expert}.gate_proj.weight", gate
+            yield f"{prefix}{expert}.up_proj.weight", up
+    elif name.endswith(".experts.down_proj"):
+        prefix = name.removesuffix("down_proj")
+        for expert, down in enumerate(tensor):
+            yield f"{prefix}{expert}.down_proj.weight", down
+    else:
+        yield name, tensor
+
+
+def published_dtype(name: str) -> Literal["BF16", "F32"]:
+    """Type, as safetensors names it, in which checkpoints hold a tensor that is not quantised."""
+    return "F32" if name.endswith("e_score_correction_bias") else "BF16"
 
 
 def describe(quantization: Quantization, kept: list[str], scale_format: str) -> dict[str, Any]:

@@ -32,10 +32,11 @@ def quantize_blocks(
     Runs on all cores, or as many as the environment's RAYON_NUM_THREADS says; the result does not depend on it.
 
     Args:
-        w: C-contiguous numpy array (float32, float16) or CPU tensor (float32, float16, bfloat16).
+        w: C-contiguous numpy array (float32, float16) or tensor (float32, float16, bfloat16), on the CPU or a GPU.
         block: Rows and columns of a block; blocks at the edges may be smaller.
         scale_format: `ue8m0` rounds scales up to powers of two.
-        not_finite: What becomes of NaN and infinity: an error, or NaN, with the scale of the block's finite values.
+        not_finite: What becomes of NaN and infinity: an error, for which a GPU is waited for, or NaN, with the scale of
+            the block's finite values.
         out: Codes and scales of an earlier call of the same shape, written anew: fresh memory costs more than the
             work. On an error they hold no sense.
 
@@ -45,6 +46,7 @@ def quantize_blocks(
 
     Raises:
         Fp8Error: The input has another type or shape, is not contiguous, or holds NaN or infinity.
+        KernelError: The tensor is on a GPU whose kernels cannot be used.
     """
     return _quantize(w, block, WEIGHT_FLOOR, scale_format, not_finite, out)
 
@@ -77,6 +79,12 @@ def dequantize_blocks(
         Fp8Error: Shapes or types do not fit.
     """
     torch = _torch_of(q)
+    if torch is not None and q.is_cuda:
+        from glmcore.fp8 import ops  # it imports torch, which the caller has
+
+        if out is not None:
+            raise Fp8Error("on a GPU out must be None")
+        return ops.dequantize_blocks(q.view(torch.uint8), scale_inv, *block, dtype or torch.float32)
     codes, scales = (q, scale_inv) if torch is None else (q.view(torch.uint8).numpy(), scale_inv.numpy())
     if codes.dtype != np.uint8 or codes.ndim not in (2, 3) or scales.ndim != codes.ndim:
         raise Fp8Error(f"q must be codes [M, N] or [E, M, N] with scales of as many dimensions, got {_describe(q)}")
@@ -126,6 +134,8 @@ def _quantize(
     if min(block) < 1:
         raise Fp8Error(f"block must have at least one row and one column, got {block}")
     torch = _torch_of(w)
+    if torch is not None and w.is_cuda:
+        return _quantize_on_gpu(w, block, floor, scale_format == "ue8m0", not_finite == "refuse", out)
     array, is_bfloat16 = (w, False) if torch is None else _as_numpy(torch, w)
     if not isinstance(array, np.ndarray) or array.ndim not in (2, 3):
         raise Fp8Error(f"expected a matrix or a stack of matrices, got {_describe(w)}")
@@ -136,12 +146,39 @@ def _quantize(
     q, scale = _results(torch, array.shape, block, out)
     codes, scales = (q, scale) if torch is None else (q.view(torch.uint8).numpy(), scale.numpy())
     request = (block, floor, scale_format == "ue8m0", not_finite == "propagate")
+    _quantize_matrices(array, is_bfloat16, codes, scales, request)
+    return q, scale
+
+
+def quantize_into(w: Any, block: tuple[int, int], floor: float, ue8m0: bool, q: Any, scale: Any) -> None:
+    """Quantise a contiguous CPU tensor into a uint8 and a float32 one; NaN and infinity become NaN."""
+    import torch
+
+    array, is_bfloat16 = _as_numpy(torch, w)
+    _quantize_matrices(array, is_bfloat16, q.numpy(), scale.numpy(), (block, floor, ue8m0, True))
+
+
+def _quantize_matrices(
+    array: np.ndarray, is_bfloat16: bool, codes: np.ndarray, scales: np.ndarray, request: Any
+) -> None:
     for matrix, into, scales_into in zip(_matrices(array), _matrices(codes), _matrices(scales), strict=True):
         if matrix.dtype == np.float32:
             fp8_quantize_f32(matrix, into, scales_into, request)
         else:
             fp8_quantize_bits(matrix.view(np.uint16), is_bfloat16, into, scales_into, request)
-    return q, scale
+
+
+def _quantize_on_gpu(
+    w: Any, block: tuple[int, int], floor: float, ue8m0: bool, refuse: bool, out: tuple[Any, Any] | None
+) -> tuple[Any, Any]:
+    from glmcore.fp8 import ops  # it imports torch, which the caller has
+
+    if w.dim() not in (2, 3) or out is not None:
+        raise Fp8Error(f"on a GPU w must be a matrix or a stack of them and out None, got {_describe(w)}")
+    q, scale, bad = ops.quantize_blocks(w.detach(), *block, floor, ue8m0)
+    if refuse:
+        ops.check_finite(bad, w.shape[-1])
+    return q.view(sys.modules["torch"].float8_e4m3fn), scale
 
 
 def _results(torch: Any, shape: tuple[int, ...], block: tuple[int, int], out: tuple[Any, Any] | None) -> Any:

@@ -13,6 +13,7 @@ from glmcore.model.config import GlmConfig
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.rope import apply_rotary
 from glmcore.model.routing import gather_rows
+from glmcore.model.tree import TreeLayout
 
 
 class RMSNorm(nn.Module):
@@ -59,21 +60,25 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         angles: tuple[Tensor, Tensor],
-        layout: DocumentLayout,
+        layout: DocumentLayout | TreeLayout,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Attend within each document of `layout`.
+        """Attend within each document of `layout`, or along the paths of a forest.
 
         Args:
             x: [T, D].
             angles: cos and sin of `rotary_angles`.
-            layout: Documents of the flat tokens.
+            layout: Documents of the flat tokens, or the forest that they are.
             cache: If given, document b's keys and values are also stored as its sequence b (prefill).
 
         Returns:
             [T, D].
         """
         query, key, value = self._project(x, angles)
+        if isinstance(layout, TreeLayout):
+            if cache is not None:
+                raise ValueError("a cache holds sequences: prefill documents, not a forest")
+            return self.o_proj(self._attend_along_paths(query, key, value, layout))
         if cache is not None:
             _store_documents(cache, key, value, layout)
         # Padding slots repeat token 0. No real token sees them, so their gradient is zero and dropping it is exact.
@@ -91,6 +96,26 @@ class Attention(nn.Module):
             parts.append(attended.transpose(1, 2).reshape(size, self.num_heads * self.head_dim))
         attended = gather_rows(torch.cat(parts), layout.token_slot, layout.slot_token, layout.slot_is_padding)
         return self.o_proj(attended)
+
+    def _attend_along_paths(self, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout) -> Tensor:
+        """Each run of the forest attends to the path to it and to itself, [T, H * C]."""
+        # As above, padding slots get no gradient. A key is taken once for every run that sees it.
+        query = gather_rows(query, layout.query_token, layout.token_slot)
+        key, value = key.index_select(0, layout.key_token), value.index_select(0, layout.key_token)
+        parts = []
+        for bucket in layout.buckets:
+            size = bucket.num_runs * bucket.num_queries
+            q = query[bucket.query_start : bucket.query_start + size]
+            q = q.view(bucket.num_runs, bucket.num_queries, -1, self.head_dim).transpose(1, 2)  # [N, H, L, C]
+            k, v = (
+                part[bucket.key_start : bucket.key_start + bucket.num_runs * bucket.num_keys]
+                .view(bucket.num_runs, bucket.num_keys, -1, self.head_dim)
+                .transpose(1, 2)
+                for part in (key, value)
+            )
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.visible, enable_gqa=True)
+            parts.append(attended.transpose(1, 2).reshape(size, self.num_heads * self.head_dim))
+        return gather_rows(torch.cat(parts), layout.token_slot, layout.query_token, layout.slot_is_padding)
 
     def decode(
         self,

@@ -16,6 +16,7 @@ from glmcore.model.config import GlmConfig
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.moe import MixtureOfExperts, Mlp, Router, Routing
 from glmcore.model.rope import rotary_angles
+from glmcore.model.tree import TreeLayout
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Output:
     hidden: Tensor
     """Normed hidden state that predicts the next token, [T, D]."""
     mtp_hidden: Tensor | None
-    """Normed hidden state that predicts the token after the next one, [T, D]; None without an MTP layer."""
+    """Normed hidden state that predicts the token after the next one, [T, D]; None without an MTP layer. In a forest
+    it stands at the next token, of which there can be several."""
     routings: list[Routing] = field(default_factory=list)
     """Routing of each mixture-of-experts layer, the MTP layer last."""
 
@@ -45,7 +47,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         angles: tuple[Tensor, Tensor],
-        layout: DocumentLayout,
+        layout: DocumentLayout | TreeLayout,
         cache: KeyValueCache | None = None,
     ) -> tuple[Tensor, Routing | None]:
         x = x + self.self_attn(self.input_layernorm(x), angles, layout, cache)
@@ -93,7 +95,11 @@ class MtpLayer(DecoderLayer):
         self.shared_head = SharedHead(config)
 
     def predict(
-        self, hidden: Tensor, next_embedding: Tensor, angles: tuple[Tensor, Tensor], layout: DocumentLayout
+        self,
+        hidden: Tensor,
+        next_embedding: Tensor,
+        angles: tuple[Tensor, Tensor],
+        layout: DocumentLayout | TreeLayout,
     ) -> tuple[Tensor, Routing | None]:
         """Hidden states [T, D] that the head turns into logits of token t + 2."""
         x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(hidden)), dim=-1))
@@ -161,18 +167,19 @@ class Glm(nn.Module):
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        layout: DocumentLayout,
+        layout: DocumentLayout | TreeLayout,
         *,
         with_mtp: bool = False,
         caches: list[KeyValueCache] | None = None,
     ) -> Output:
-        """Run packed documents.
+        """Run packed documents, or samples that share prefixes as a forest.
 
         Args:
             input_ids: Tokens of all documents, int64 [T].
             position_ids: Position of each token in its document, int64 [T].
-            layout: Where the documents lie.
-            with_mtp: Also run the MTP layer.
+            layout: Where the documents lie, or the forest that the tokens are.
+            with_mtp: Also run the MTP layer. In a forest its state at token t is that of the step to t from the token
+                before, so it predicts the tokens after t; at first tokens, which no step leads to, it is zero.
             caches: One per decoder layer; document b is stored as sequence b.
         """
         angles = self._angles(position_ids)
@@ -185,11 +192,26 @@ class Glm(nn.Module):
         hidden = self.model.norm(x)
         mtp_hidden = None
         if with_mtp and self.mtp_layer is not None:
-            next_embedding = self.model.embed_tokens(_next_tokens(input_ids, layout))
-            mtp_hidden, routing = self.mtp_layer.predict(hidden, next_embedding, angles, layout)
+            if isinstance(layout, TreeLayout):
+                mtp_hidden, routing = self._predict_in_forest(input_ids, position_ids, hidden, layout)
+            else:
+                next_embedding = self.model.embed_tokens(_next_tokens(input_ids, layout))
+                mtp_hidden, routing = self.mtp_layer.predict(hidden, next_embedding, angles, layout)
             if routing is not None:
                 routings.append(routing)
         return Output(hidden, mtp_hidden, routings)
+
+    def _predict_in_forest(
+        self, input_ids: Tensor, position_ids: Tensor, hidden: Tensor, layout: TreeLayout
+    ) -> tuple[Tensor, Routing | None]:
+        """MTP states of a forest: one for each step from a token to a next one, whatever number of next ones it has."""
+        assert self.mtp_layer is not None
+        steps, token = layout.without_first_tokens()
+        before = layout.parent[token]
+        next_embedding = self.model.embed_tokens(input_ids[token])
+        angles = self._angles(position_ids[before])
+        states, routing = self.mtp_layer.predict(hidden[before], next_embedding, angles, steps)
+        return torch.zeros_like(hidden).index_copy(0, token, states), routing
 
     def decode(self, input_ids: Tensor, position_ids: Tensor, caches: list[KeyValueCache]) -> Tensor:
         """Run one new token of each of B sequences against their caches.

@@ -14,7 +14,7 @@ from glmcore.durable import atomic_directory, write_file
 from glmcore.errors import CheckpointError
 from glmcore.fp8 import dequantize_blocks
 from glmcore.fp8.checkpoint import quantize_checkpoint
-from glmcore.fp8.layout import read_quantization
+from glmcore.fp8.layout import published_dtype, published_views, read_quantization
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.tensors import open_tensors, write_tensors
@@ -24,24 +24,8 @@ FP8_BLOCK = (128, 128)
 
 
 def hf_views(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `Glm.state_dict` under their published names, as views of the same memory.
-
-    Stacked experts appear as one matrix per expert and projection; everything else keeps its name.
-    """
-    views: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name.endswith(".experts.gate_up_proj"):
-            prefix = name.removesuffix("gate_up_proj")
-            for e, (gate, up) in enumerate(part.chunk(2) for part in tensor):
-                views[f"{prefix}{e}.gate_proj.weight"] = gate
-                views[f"{prefix}{e}.up_proj.weight"] = up
-        elif name.endswith(".experts.down_proj"):
-            prefix = name.removesuffix("down_proj")
-            for e, down in enumerate(tensor):
-                views[f"{prefix}{e}.down_proj.weight"] = down
-        else:
-            views[name] = tensor
-    return views
+    """The tensors of `Glm.state_dict` under their published names, as views of the same memory."""
+    return {published: view for name, tensor in state.items() for published, view in published_views(name, tensor)}
 
 
 def save_pretrained(model: Glm, directory: Path, *, fp8: bool) -> None:
@@ -63,7 +47,7 @@ def save_pretrained(model: Glm, directory: Path, *, fp8: bool) -> None:
 def _published(model: Glm) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors as checkpoints hold them: bfloat16, the router's correction bias float32."""
     for name, view in hf_views(model.state_dict()).items():
-        dtype = torch.float32 if name.endswith("e_score_correction_bias") else torch.bfloat16
+        dtype = torch.float32 if published_dtype(name) == "F32" else torch.bfloat16
         yield name, view.detach().to(dtype).contiguous()
 
 
@@ -96,13 +80,13 @@ def load_pretrained(directory: Path, dtype: torch.dtype) -> Glm:
     for router in model.routers:
         router.e_score_correction_bias = router.e_score_correction_bias.float()
     with ExitStack() as stack:
-        source = _Source(directory, stack)
+        source = Source(directory, stack)
         with torch.no_grad():
             source.fill(model)
     return model
 
 
-class _Source:
+class Source:
     """The tensors of a checkpoint directory, by name."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
@@ -143,6 +127,14 @@ class _Source:
                 f"{self.directory / self.file_names[extra[0]]}: tensor {extra[0]!r} is not part of the model"
             )
 
+    def codes(self, name: str) -> tuple[Tensor, Tensor]:
+        """Codes and float32 scales of a quantised weight."""
+        if self.quantization is None or name not in self.files or name + self.quantization.suffix not in self.files:
+            raise CheckpointError(f"{self.directory}: tensor {name!r} or its scales are missing")
+        q: Tensor = self.files[name].get_tensor(name)
+        scale = name + self.quantization.suffix
+        return q, self.files[scale].get_tensor(scale).float()
+
     def _read(self, name: str, target: Tensor) -> Tensor:
         if name not in self.files:
             raise CheckpointError(f"{self.directory}: tensor {name!r} is missing")
@@ -160,7 +152,7 @@ class _Source:
             if scale not in self.files:
                 raise CheckpointError(f"{file}: tensor {scale!r} is missing")
             scales = self.files[scale].get_tensor(scale).float()
-            return dequantize_blocks(tensor, scales, block=quantization.block_of(tuple(tensor.shape)))
+            return dequantize_blocks(tensor, scales, quantization.block_of(tuple(tensor.shape)), torch.bfloat16)
         return tensor
 
 

@@ -30,6 +30,9 @@ class RLConfig(Config):
     """The probability ratio is clipped above at `1 + clip_high`."""
     importance_cap: PositiveFloat = 2.0
     """Upper clamp of the weight that corrects for sampling from the quantised copy."""
+    share_prefixes: bool = False
+    """Run what rollouts of a micro-batch have in common, such as their prompt, once for all of them. Losses and
+    gradients are the same to rounding; it pays where prompts are long beside the answers."""
     normalize_advantage: bool = True
     """Divide by the group's standard deviation; only subtract the mean otherwise."""
     optimizer: OptimizerConfig

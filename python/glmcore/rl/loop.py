@@ -11,12 +11,15 @@ from glmcore.data.reasoning import Problem
 from glmcore.metrics import MetricLog
 from glmcore.model.glm import Glm
 from glmcore.model.layout import DocumentLayout
+from glmcore.model.tree import TreeLayout
+from glmcore.prefixes import share_prefixes
 from glmcore.progress import progress
+from glmcore.ragged import Ragged
 from glmcore.rl.advantage import group_advantages
 from glmcore.rl.config import RLConfig
 from glmcore.rl.loss import policy_loss
 from glmcore.rl.rollout import Rollout, RolloutWorker, rollout_seed
-from glmcore.rl.sync import fp8_weights
+from glmcore.rl.sync import WeightSync
 from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.loop import peak_memory_gib
 from glmcore.train.optim import Optimizer
@@ -39,6 +42,7 @@ class SynchronousLoop:
         model: Glm,
         optimizer: Optimizer,
         worker: RolloutWorker,
+        sync: WeightSync,
         buffer: TrajectoryBuffer,
         store: CheckpointStore,
         *,
@@ -49,6 +53,7 @@ class SynchronousLoop:
         self.model = model
         self.optimizer = optimizer
         self.worker = worker
+        self.sync = sync
         self.buffer = buffer
         self.store = store
         self.stage_index = stage_index
@@ -68,6 +73,7 @@ class SynchronousLoop:
             bar.skip(first_step - 1)
             for step in range(first_step, config.num_steps + 1):
                 started = time.perf_counter()
+                synced = self.sync.push(self.model, step - 1)
                 groups = slice((step - 1) * config.groups_per_step, step * config.groups_per_step)
                 self._collect(problems[groups], step)
                 lease = self.buffer.take(config.groups_per_step, policy_version=step - 1)
@@ -85,6 +91,9 @@ class SynchronousLoop:
                     tokens=tokens,
                     tokens_per_s=tokens / seconds,
                     seconds=seconds,
+                    sync_seconds=synced.seconds,
+                    sync_bytes=synced.num_bytes,
+                    engine_checksum=synced.checksum,
                     peak_gib=peak_memory_gib(),
                 )
                 if step % config.checkpoint_every_steps == 0 or step == config.num_steps:
@@ -105,7 +114,6 @@ class SynchronousLoop:
             return
         for group in left:
             self.buffer.discard(group.group_id)
-        self.worker.engine.update_weights(version, fp8_weights(self.model))
         size = config.rollouts_per_group
         group_ids = [self.buffer.admit(problem.id, size, version) for problem in problems]
         rollouts = self.worker.roll_out(
@@ -150,7 +158,7 @@ class SynchronousLoop:
         figures = {"loss": 0.0, "kl_behaviour": 0.0, "clip_fraction": 0.0}
         for start in range(0, len(samples), ROLLOUTS_PER_MICRO_BATCH):
             part = samples[start : start + ROLLOUTS_PER_MICRO_BATCH]
-            logprobs = response_logprobs(self.model, part, self.config.temperature)
+            logprobs = self._logprobs(part)
             counts = [int(sample.loss_mask.sum()) for sample in part]
             result = policy_loss(
                 logprobs,
@@ -176,8 +184,12 @@ class SynchronousLoop:
         for start in range(0, len(samples), ROLLOUTS_PER_MICRO_BATCH):
             part = samples[start : start + ROLLOUTS_PER_MICRO_BATCH]
             counts = [int(sample.loss_mask.sum()) for sample in part]
-            parts += response_logprobs(self.model, part, self.config.temperature).split(counts)
+            parts += self._logprobs(part).split(counts)
         return parts
+
+    def _logprobs(self, samples: list[Sample]) -> Tensor:
+        logprobs = shared_response_logprobs if self.config.share_prefixes else response_logprobs
+        return logprobs(self.model, samples, self.config.temperature)
 
 
 def response_logprobs(model: Glm, samples: Sequence[Sample], temperature: float) -> Tensor:
@@ -191,6 +203,20 @@ def response_logprobs(model: Glm, samples: Sequence[Sample], temperature: float)
     place = torch.from_numpy(np.flatnonzero(mask))  # never a document's first token: prompts are not empty
     logprobs = (model.logits(output.hidden[place - 1]) / temperature).log_softmax(-1)
     return logprobs.gather(1, ids[place, None]).squeeze(1)
+
+
+def shared_response_logprobs(model: Glm, samples: Sequence[Sample], temperature: float) -> Tensor:
+    """The same from one forest of the samples, in which a prompt is there once for all its rollouts."""
+    offsets = np.concatenate(([0], np.cumsum([len(sample.ids) for sample in samples]))).astype(np.int64)
+    forest = share_prefixes(Ragged(np.concatenate([sample.ids for sample in samples]), offsets))
+    layout = TreeLayout.from_forest(forest)
+    ids = torch.from_numpy(forest.input_ids.astype(np.int64))
+    output = model(ids, torch.from_numpy(forest.position_ids.astype(np.int64)), layout)
+    mask = np.concatenate([sample.loss_mask for sample in samples]) != 0
+    token, of_sample = np.unique(forest.place[mask], return_inverse=True)
+    place = torch.from_numpy(token.astype(np.int64))  # never a first token: prompts are not empty
+    logprobs = (model.logits(output.hidden[layout.parent[place]]) / temperature).log_softmax(-1)
+    return logprobs.gather(1, ids[place, None]).squeeze(1)[torch.from_numpy(of_sample)]
 
 
 def _sample_figures(samples: Sequence[Sample]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from glmcore.data.reasoning import Problem
 from glmcore.engine.engine import Engine
 from glmcore.envs.reasoning import ReasoningEnv
 from glmcore.errors import RunError
+from glmcore.fp8.publisher import WeightPublisher
 from glmcore.metrics import MetricLog
 from glmcore.model.glm import Glm
 from glmcore.progress import say
@@ -14,7 +15,7 @@ from glmcore.recipe import Recipe
 from glmcore.rl.evaluate import RewardEstimate, evaluate
 from glmcore.rl.loop import SynchronousLoop
 from glmcore.rl.rollout import Rollout, RolloutWorker
-from glmcore.rl.sync import fp8_weights
+from glmcore.rl.sync import WeightSync
 from glmcore.rundir import RunDirectory, open_run
 from glmcore.tokenizer import Tokenizer
 from glmcore.train.checkpoint import CheckpointStore, Progress
@@ -51,8 +52,9 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
     first_step = progress.step + 1 if progress.stage_index == stage_index else 1
 
     worker = _new_worker(run, model)
+    sync = WeightSync(worker.engine, WeightPublisher())
     if "before" not in run.stations().get("rl", {}):
-        _evaluate(run, worker, model, "before", version=0)
+        _evaluate(run, worker, sync, model, "before", version=0)
     metrics = MetricLog(run.metrics)
     metrics.truncate_after("rl", first_step - 1)
     with TrajectoryBuffer.open(
@@ -63,11 +65,11 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
         groups_per_step=config.groups_per_step,
     ) as buffer:
         loop = SynchronousLoop(
-            config, model, optimizer, worker, buffer, store, stage_index=stage_index, seed=recipe.run.seed
+            config, model, optimizer, worker, sync, buffer, store, stage_index=stage_index, seed=recipe.run.seed
         )
         loop.run(_training_problems(recipe), first_step, metrics)
     if "after" not in run.stations()["rl"]:
-        _evaluate(run, worker, model, "after", version=config.num_steps)
+        _evaluate(run, worker, sync, model, "after", version=config.num_steps)
     if "seconds" not in run.stations()["rl"]:
         _record_seconds(run, metrics)
     rewards = run.stations()["rl"]
@@ -102,10 +104,12 @@ def _new_worker(run: RunDirectory, model: Glm) -> RolloutWorker:
     )
 
 
-def _evaluate(run: RunDirectory, worker: RolloutWorker, model: Glm, moment: str, version: int) -> None:
+def _evaluate(
+    run: RunDirectory, worker: RolloutWorker, sync: WeightSync, model: Glm, moment: str, version: int
+) -> None:
     """Record the held-out reward of the current weights, as the engine holds them, and some transcripts."""
     started = time.perf_counter()
-    worker.engine.update_weights(version, fp8_weights(model))
+    sync.push(model, version)
     config = run.recipe.rl
     problems = _held_out_problems(run.recipe)
     estimate, rollouts = evaluate(worker, problems, run.recipe.run.seed, f"evaluate {moment} rl")

@@ -44,8 +44,12 @@ class StageConfig(Config):
     """Weight of each data source, in tokens."""
     sequence_length: PositiveInt
     """Tokens of a packed row."""
-    packing: Literal["concat", "best_fit"] = "best_fit"
-    """GLM-4.5 concatenates and cuts in pre-training and packs best-fit in mid-training (report, section 2.3)."""
+    packing: Literal["concat", "stream", "best_fit", "blocks"] = "best_fit"
+    """GLM-4.5 concatenates and cuts in pre-training and packs best-fit in mid-training (report, section 2.3). `concat`
+    and `best_fit` plan the rows of the stage in memory. For stages of any length `stream` concatenates and cuts without
+    a plan, and `blocks` packs best-fit by blocks of rows."""
+    too_long: Literal["split", "truncate", "drop"] = "split"
+    """What best fit does with documents longer than a row."""
     rope_theta: PositiveFloat = 10_000.0
     num_steps: PositiveInt
     rows_per_step: PositiveInt
@@ -56,6 +60,12 @@ class StageConfig(Config):
     final_learning_rate: PositiveFloat | None = None
     """Last rate of an `sft` stage."""
     balance: BalanceConfig = BalanceConfig()
+
+    @model_validator(mode="after")
+    def _only_best_fit_loses_documents(self) -> Self:
+        if self.packing in ("concat", "stream") and self.too_long != "split":
+            raise ValueError(f"too_long={self.too_long!r} is for best fit; packing={self.packing!r} cuts at row ends")
+        return self
 
     @model_validator(mode="after")
     def _rates_belong_to_sft(self) -> Self:

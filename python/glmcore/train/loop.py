@@ -2,14 +2,13 @@
 
 import resource
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from glmcore.data.loader import PackedRows
+from glmcore.data.prefetch import Loader, Rows
 from glmcore.metrics import MetricLog
 from glmcore.model.glm import Glm, Output
 from glmcore.model.layout import DocumentLayout
@@ -110,16 +109,23 @@ class StageLoop:
         self.optimizer = optimizer
         self.store = store
 
-    def run(self, rows: PackedRows, first_step: int, metrics: MetricLog) -> None:
+    def run(self, rows: Rows, first_step: int, metrics: MetricLog) -> None:
         """Run steps `first_step` to the last, counted from 1; the stage's end is always saved."""
         stage = self.stage
         self.model.rope_theta = stage.rope_theta
         tokens_per_step = stage.rows_per_step * stage.sequence_length
-        with progress(f"train {stage.name}", total=stage.num_steps * tokens_per_step, unit="tokens") as bar:
+        loader = Loader(
+            rows,
+            rows_per_step=stage.rows_per_step,
+            rows_per_micro_batch=min(stage.rows_per_micro_batch or stage.rows_per_step, stage.rows_per_step),
+            first_step=first_step - 1,
+            num_steps=stage.num_steps,
+        )
+        with loader, progress(f"train {stage.name}", total=stage.num_steps * tokens_per_step, unit="tokens") as bar:
             bar.skip((first_step - 1) * tokens_per_step)
             for step in range(first_step, stage.num_steps + 1):
                 started = time.perf_counter()
-                result = train_step(self.model, list(self._batches(rows, step)), stage)
+                result = train_step(self.model, next(loader), stage)
                 rate = learning_rate(self.config, self.stage_index, step)
                 grad_norm = self.optimizer.step(rate)
                 seconds = time.perf_counter() - started
@@ -139,13 +145,6 @@ class StageLoop:
                 if step % self.config.checkpoint.every_steps == 0 or step == stage.num_steps:
                     self.store.save(Progress(self.stage_index, step), self.model, self.optimizer)
                 bar.advance(tokens_per_step, loss=result.loss)
-
-    def _batches(self, rows: PackedRows, step: int) -> Iterator[PackedBatch]:
-        stage = self.stage
-        size = stage.rows_per_micro_batch or stage.rows_per_step
-        first = (step - 1) * stage.rows_per_step
-        for start in range(first, first + stage.rows_per_step, size):
-            yield rows.batch(start, min(size, first + stage.rows_per_step - start))
 
     def _load_figures(self, load: Tensor, step: int) -> dict[str, object]:
         if not len(load):

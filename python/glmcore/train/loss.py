@@ -17,7 +17,7 @@ CHUNK_TOKENS = 512
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, token_weights: Tensor | None) -> Tensor:
         loss = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight)
@@ -26,26 +26,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
             label = labels[rows, None]
             logits = (hidden[rows] @ weight.T).to(loss.dtype)
             log_norm = logits.logsumexp(-1, keepdim=True)
-            loss += (log_norm - logits.gather(1, label)).sum()
+            losses = log_norm - logits.gather(1, label)
+            share = None if token_weights is None else token_weights[rows, None].to(loss.dtype)
+            loss += losses.sum() if share is None else (losses * share).sum()
             grad = logits.sub_(log_norm).exp_()
             grad.scatter_add_(1, label, grad.new_full(label.shape, -1.0))
-            grad = grad.to(hidden.dtype)
+            grad = (grad if share is None else grad.mul_(share)).to(hidden.dtype)
             grad_hidden[rows] = grad @ weight
             grad_weight.addmm_(grad.T, hidden[rows])
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         return (
             grad_hidden * grads[0].to(grad_hidden.dtype),
             grad_weight * grads[0].to(grad_weight.dtype),
             None,
+            None,
         )
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, token_weights: Tensor | None = None) -> Tensor:
     """Sum over tokens of the cross-entropy of `softmax(hidden @ weight.T)` with `labels`.
 
     Gradients are formed chunk by chunk in the forward pass, so nothing of size [T, V] is kept and no product is
@@ -55,6 +58,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
         hidden: [T, D].
         weight: Output head, [V, D].
         labels: Next tokens, int64 [T].
+        token_weights: Factor of each token's loss, [T]; without it all count once. They get no gradient.
 
     Returns:
         Scalar in float32 or wider.
@@ -62,4 +66,5 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tens
     kept = (labels != IGNORED).nonzero().squeeze(1)
     if len(kept) < len(labels):
         hidden, labels = hidden[kept], labels[kept]
-    return _LinearCrossEntropy.apply(hidden, weight, labels)  # pyright: ignore[reportReturnType]
+        token_weights = None if token_weights is None else token_weights[kept]
+    return _LinearCrossEntropy.apply(hidden, weight, labels, token_weights)  # pyright: ignore[reportReturnType]

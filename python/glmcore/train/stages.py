@@ -1,12 +1,15 @@
 """The training stages of a recipe, from wherever the run stands to their end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from glmcore.data import manifest
+from glmcore.data.blocks import PackedBlocks
 from glmcore.data.loader import PackedRows, Source
+from glmcore.data.prefetch import Rows
+from glmcore.data.samples import SampleStream
 from glmcore.data.shards import TokenShards
-from glmcore.errors import DataError
 from glmcore.metrics import MetricLog
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
@@ -91,31 +94,56 @@ def model_config(run: RunDirectory) -> GlmConfig:
     return run.recipe.model.model_copy(update={"eos_token_id": stops, "pad_token_id": stops[0]})
 
 
-def stage_rows(run: RunDirectory, stage_index: int) -> PackedRows:
-    """All packed rows of a stage, in order; a pure function of recipe and shards.
+def stage_rows(run: RunDirectory, stage_index: int) -> Rows:
+    """The packed rows of a stage, in order; a pure function of recipe and shards.
 
     Raises:
         DataError: A source of the mixture has no shard.
     """
     recipe = run.recipe
     stage = recipe.train.stages[stage_index]
-    mixture = dict(stage.mixture)
-    if stage.kind == "pretrain" and recipe.corpus.user_weight and (run.shards / f"{USER_SOURCE}.tokens").exists():
-        mixture[USER_SOURCE] = recipe.corpus.user_weight
-    sources = []
-    for name, weight in mixture.items():
-        file = run.shards / f"{name}.tokens"
-        if not file.exists():
-            raise DataError(f"stage {stage.name!r} mixes source {name!r}, but {file} does not exist")
-        sources.append(Source(name, TokenShards.open(file), weight))
+    mixture: dict[str, float] = dict(stage.mixture)
+    corpus = recipe.corpus
+    if stage.kind == "pretrain" and corpus is not None and corpus.path is not None and corpus.user_weight:
+        mixture[USER_SOURCE] = corpus.user_weight
+    seed = recipe.run.seed * 1000 + stage_index
+    return packed_rows(stage, mixture_sources(run, mixture), seed=seed, pad_id=model_config(run).pad_token_id)
+
+
+def packed_rows(stage: StageConfig, sources: Sequence[Source], *, seed: int, pad_id: int) -> Rows:
+    """Rows of a stage as its `packing` says."""
+    capacity, too_long = stage.sequence_length, stage.too_long
+    if stage.packing == "stream":
+        return SampleStream(sources, capacity=capacity, seed=seed)
+    if stage.packing == "blocks":
+        return PackedBlocks(sources, capacity=capacity, seed=seed, pad_id=pad_id, too_long=too_long)
     return PackedRows(
         sources,
-        capacity=stage.sequence_length,
+        capacity=capacity,
         num_rows=stage.num_rows,
         packing=stage.packing,
-        seed=recipe.run.seed * 1000 + stage_index,
-        pad_id=model_config(run).pad_token_id,
+        seed=seed,
+        pad_id=pad_id,
+        too_long=too_long,
     )
+
+
+def mixture_sources(run: RunDirectory, mixture: Mapping[str, float]) -> list[Source]:
+    """The shards of each source; one with quality buckets is drawn so that each bucket is seen as often as it asks.
+
+    Raises:
+        DataError: A source has no shard.
+    """
+    prepared = manifest.read(run.shards)
+    sources: list[Source] = []
+    for name, weight in mixture.items():
+        groups = manifest.groups(run.shards, prepared, name)
+        seen = sum(group.epochs * group.num_tokens for group in groups)
+        for group in groups:
+            own = name if group.bucket is None else f"{name}.{group.bucket}"
+            share = group.epochs * group.num_tokens / seen
+            sources.append(Source(own, TokenShards.open(group.files), weight * share))
+    return sources
 
 
 def _end(stages: Sequence[StageConfig]) -> Progress:

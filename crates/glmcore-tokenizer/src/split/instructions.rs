@@ -1,6 +1,8 @@
 //! The processor's wide instructions, behind one trait; which of them there are is found out when the program runs.
 #![expect(unsafe_code, reason = "instructions that a processor may lack")]
 
+use std::ops::RangeInclusive;
+
 use super::WINDOW;
 use super::window::Masks;
 
@@ -10,6 +12,8 @@ pub(crate) trait Instructions: Copy {
     const WIDE: bool;
     /// Sorts the bytes of a window.
     fn classify(self, window: &[u8; WINDOW]) -> Masks;
+    /// First bytes of characters of two and of three bytes that are letters whatever their other bytes are.
+    fn letters_by_first(self, window: &[u8; WINDOW]) -> [u64; 2];
     /// Bits of `value` at the places of `mask`, moved together.
     fn compress(self, value: u64, mask: u64) -> u64;
     /// The lowest bits of `value`, moved apart to the places of `mask`.
@@ -36,6 +40,11 @@ pub(crate) fn dispatch(task: impl Task) {
     task.run(Plain);
 }
 
+/// Cyrillic: from U+0400 to U+047F.
+pub(super) const LETTER_OF_TWO: RangeInclusive<u8> = 0xd0..=0xd1;
+/// Chinese characters from U+5000 to U+9FFF, and Hangul from U+B000 to U+CFFF.
+pub(super) const LETTER_OF_THREE: [RangeInclusive<u8>; 2] = [0xe5..=0xe9, 0xeb..=0xec];
+
 /// No wide instructions; also the twin against which the others are tested.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain;
@@ -58,6 +67,16 @@ impl Instructions for Plain {
         }
     }
 
+    fn letters_by_first(self, window: &[u8; WINDOW]) -> [u64; 2] {
+        let mask = |wanted: &dyn Fn(u8) -> bool| {
+            (0..WINDOW).fold(0, |mask, place| mask | u64::from(wanted(window[place])) << place)
+        };
+        [
+            mask(&|byte| LETTER_OF_TWO.contains(&byte)),
+            mask(&|byte| LETTER_OF_THREE.iter().any(|range| range.contains(&byte))),
+        ]
+    }
+
     fn compress(self, value: u64, mask: u64) -> u64 {
         let places = (0..64).filter(|place| mask >> place & 1 != 0);
         places.enumerate().fold(0, |packed, (to, from)| packed | (value >> from & 1) << to)
@@ -73,12 +92,14 @@ impl Instructions for Plain {
 mod x86 {
     use std::arch::x86_64::{
         __m256i, _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_min_epu8, _mm256_movemask_epi8,
-        _mm256_or_si256, _mm256_set1_epi8, _mm256_sub_epi8, _mm512_loadu_epi8,
-        _mm512_maskz_permutex2var_epi8, _mm512_movepi8_mask, _mm512_set1_epi8,
-        _mm512_test_epi8_mask, _pdep_u64, _pext_u64,
+        _mm256_or_si256, _mm256_set1_epi8, _mm256_sub_epi8, _mm512_cmple_epu8_mask,
+        _mm512_loadu_epi8, _mm512_maskz_permutex2var_epi8, _mm512_movepi8_mask, _mm512_set1_epi8,
+        _mm512_sub_epi8, _mm512_test_epi8_mask, _pdep_u64, _pext_u64,
     };
 
-    use super::{Instructions, Masks, Task, WINDOW};
+    use super::{
+        Instructions, LETTER_OF_THREE, LETTER_OF_TWO, Masks, RangeInclusive, Task, WINDOW,
+    };
 
     #[derive(Clone, Copy)]
     pub(super) struct Avx512(());
@@ -170,6 +191,25 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn letters_by_first(self, window: &[u8; WINDOW]) -> [u64; 2] {
+            #[inline]
+            #[target_feature(enable = "avx512bw,avx512vbmi")]
+            fn inner(window: &[u8; WINDOW]) -> [u64; 2] {
+                // SAFETY: the pointer leads to 64 bytes.
+                let bytes = unsafe { _mm512_loadu_epi8(window.as_ptr().cast()) };
+                let value = |byte: u8| _mm512_set1_epi8(byte.cast_signed());
+                let within = |range: &RangeInclusive<u8>| {
+                    let moved = _mm512_sub_epi8(bytes, value(*range.start()));
+                    _mm512_cmple_epu8_mask(moved, value(range.end() - range.start()))
+                };
+                let [chinese, hangul] = LETTER_OF_THREE;
+                [within(&LETTER_OF_TWO), within(&chinese) | within(&hangul)]
+            }
+            // SAFETY: a value of this type exists only where the instructions do.
+            unsafe { inner(window) }
+        }
+
+        #[inline(always)]
         fn compress(self, value: u64, mask: u64) -> u64 {
             // SAFETY: as above.
             unsafe { _pext_u64(value, mask) }
@@ -249,6 +289,35 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn letters_by_first(self, window: &[u8; WINDOW]) -> [u64; 2] {
+            #[inline]
+            #[target_feature(enable = "avx2")]
+            fn inner(window: &[u8; WINDOW]) -> [u64; 2] {
+                // SAFETY: each pointer leads to 32 bytes.
+                let halves = unsafe {
+                    [
+                        _mm256_loadu_si256(window.as_ptr().cast()),
+                        _mm256_loadu_si256(window[32..].as_ptr().cast()),
+                    ]
+                };
+                let value = |byte: u8| _mm256_set1_epi8(byte.cast_signed());
+                let within = |range: &RangeInclusive<u8>| {
+                    let [low, high] = halves.map(|half| {
+                        let moved = _mm256_sub_epi8(half, value(*range.start()));
+                        let most = value(range.end() - range.start());
+                        let inside = _mm256_cmpeq_epi8(_mm256_min_epu8(moved, most), moved);
+                        _mm256_movemask_epi8(inside).cast_unsigned()
+                    });
+                    u64::from(low) | u64::from(high) << 32
+                };
+                let [chinese, hangul] = LETTER_OF_THREE;
+                [within(&LETTER_OF_TWO), within(&chinese) | within(&hangul)]
+            }
+            // SAFETY: a value of this type exists only where the instructions do.
+            unsafe { inner(window) }
+        }
+
+        #[inline(always)]
         fn compress(self, value: u64, mask: u64) -> u64 {
             // SAFETY: as above.
             unsafe { _pext_u64(value, mask) }
@@ -259,5 +328,62 @@ mod x86 {
             // SAFETY: as above.
             unsafe { _pdep_u64(value, mask) }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Instructions, LETTER_OF_THREE, LETTER_OF_TWO, Plain, Task, WINDOW};
+    use crate::unicode::{LETTER, classes};
+
+    /// Compares instructions with their plain twin on windows from a fixed generator, all bytes being likely.
+    struct Compare;
+
+    impl Task for Compare {
+        fn run<I: Instructions>(self, wide: I) {
+            let mut state = 0x2545_f491_4f6c_dd1d_u64;
+            let mut next = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                state ^ state >> 33
+            };
+            for _ in 0..20_000 {
+                let window: [u8; WINDOW] = std::array::from_fn(|_| (next() >> 20) as u8);
+                let (value, mask) = (next(), next());
+                assert_eq!(wide.classify(&window), Plain.classify(&window), "{window:?}");
+                let letters = wide.letters_by_first(&window);
+                assert_eq!(letters, Plain.letters_by_first(&window), "{window:?}");
+                assert_eq!(wide.compress(value, mask), Plain.compress(value, mask));
+                assert_eq!(wide.expand(value, mask), Plain.expand(value, mask));
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn wide_instructions_agree_with_their_plain_twin() {
+        if let Some(instructions) = super::x86::Avx512::detect() {
+            instructions.run(Compare);
+        }
+        if let Some(instructions) = super::x86::Avx2::detect() {
+            instructions.run(Compare);
+        }
+    }
+
+    #[test]
+    fn characters_taken_for_letters_by_their_first_byte_are_letters() {
+        let mut num_letters = 0;
+        for c in '\0'..=char::MAX {
+            let first = c.encode_utf8(&mut [0; 4]).as_bytes()[0];
+            let is_taken = match c.len_utf8() {
+                2 => LETTER_OF_TWO.contains(&first),
+                3 => LETTER_OF_THREE.iter().any(|range| range.contains(&first)),
+                _ => false,
+            };
+            if is_taken {
+                assert_ne!(classes().of(c) & LETTER, 0, "{c:?}");
+                num_letters += 1;
+            }
+        }
+        assert_eq!(num_letters, 2 * 64 + 7 * 4096);
     }
 }

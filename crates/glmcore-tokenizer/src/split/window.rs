@@ -61,7 +61,11 @@ pub(super) fn cut<I: Instructions>(
     // One bit a character instead of one a byte, the algebra, and back.
     let valid = u64::MAX >> (WINDOW - if whole { len } else { complete(window) });
     let mut firsts = valid; // first bytes of characters
-    let mut rest = masks.not_ascii & valid;
+    let [of_two, of_three] = instructions.letters_by_first(window).map(|mask| mask & valid);
+    let behind = of_two << 1 | of_three << 1 | of_three << 2;
+    masks.letter |= of_two | of_three;
+    firsts &= !behind;
+    let mut rest = masks.not_ascii & valid & !(of_two | of_three | behind);
     while rest != 0 {
         let place = rest.trailing_zeros() as usize;
         let (class, size) = classes.at(text, at + place);

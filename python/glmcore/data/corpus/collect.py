@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from glmcore.data.builders.problems import conversation
 from glmcore.data.corpus.git_history import collect_commits
 from glmcore.data.corpus.installed import (
     collect_code_files,
@@ -15,7 +16,7 @@ from glmcore.data.corpus.installed import (
 from glmcore.data.corpus.user_files import SOURCE as USER
 from glmcore.data.corpus.user_files import collect_user_files
 from glmcore.data.documents import Document
-from glmcore.data.reasoning import Problem, Solution, generate_problems, solve, to_messages, to_text
+from glmcore.data.reasoning import Problem, Solution, generate_problems, solve, to_text
 from glmcore.recipe import CorpusConfig
 
 
@@ -38,7 +39,10 @@ def collect(config: CorpusConfig, seed: int) -> dict[str, Iterable[Document]]:
         "code": _distinct(collect_code_files(packages, config.code_bytes)),
         "repository": _distinct(chain(collect_repositories(packages, config.repository_bytes), commits)),
         "reasoning": (Document(p.id, "reasoning", to_text(p, solution)) for p, solution in solved),
-        "sft": (_conversation(p, solution, config.direct_answer_share) for p, solution in solved),
+        "sft": (
+            Document(p.id, "sft", messages=conversation(p.question, solution, config.direct_answer_share))
+            for p, solution in solved
+        ),
         **sources,
     }
 
@@ -50,18 +54,6 @@ def _solved(config: CorpusConfig, seed: int) -> Iterator[tuple[Problem, Solution
             solution = solve(problem)
             if solution is not None:
                 yield problem, solution
-
-
-def _conversation(problem: Problem, solution: Solution, direct_answer_share: float) -> Document:
-    """The problem answered with its steps or, for a share of the problems, at once.
-
-    GLM-4.5 is tuned on thinking and non-thinking answers in balance (report, section 3.1), which leaves it to
-    reinforcement learning to find out when thinking pays.
-    """
-    draw = hashlib.sha256(f"thinking/{problem.question}".encode()).digest()[0] / 256
-    if draw < direct_answer_share:
-        solution = Solution("", solution.answer)
-    return Document(problem.id, "sft", messages=to_messages(problem, solution))
 
 
 def _distinct(documents: Iterable[Document]) -> Iterator[Document]:

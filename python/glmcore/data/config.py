@@ -1,0 +1,199 @@
+"""Sections of a recipe that describe its own data: where documents come from and which are kept."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from typing_extensions import Self
+
+from glmcore.config import Config
+
+Format = Literal["auto", "text", "markdown", "lines", "jsonl", "parquet", "arrow", "git"]
+BUILT_IN = ("prose", "code", "repository", "reasoning", "sft", "user")
+"""Sources of the section `corpus`."""
+
+
+class FieldsConfig(Config):
+    """Names of the fields of a JSON line or a table's row."""
+
+    text: str = "text"
+    """The text of a document."""
+    messages: str = "messages"
+    """The turns of a conversation."""
+    id: str | None = "id"
+    """What names a record; one without it is named by its file and place."""
+    quality: str | None = None
+    """A number, 0 to 1 by custom; a record without it has quality 1."""
+    tools: str = "tools"
+    """Function descriptions of a conversation."""
+    metadata: list[str] = Field(default_factory=list)
+    """Fields that are kept beside the document in the corpus."""
+
+
+class BucketConfig(Config):
+    """Documents of similar quality, and how often they are seen."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    min_quality: float
+    """Documents of at least this quality that no better bucket takes."""
+    epochs: NonNegativeFloat
+    """How often a document is seen for each time that one with `epochs = 1` is; 0 drops the bucket. The top bucket of
+    GLM-4.5's web text was seen over 3.2 times and the lowest dropped (arXiv:2508.06471, section 2.2)."""
+
+
+class RangeConfig(Config):
+    """Where a rule of cleaning lets a text pass; a side that is not given has no limit."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+class CleaningConfig(Config):
+    """Which documents of a source are left out; docs/cleaning.md has every definition and its origin."""
+
+    rules: Literal["none", "web", "code"] = "none"
+    """Published filters over statistics of a text: `web` for prose, `code` for source files."""
+    thresholds: dict[str, RangeConfig | Literal["off"]] = Field(default_factory=dict)
+    """Other ranges of single rules by their name, or `off`."""
+    languages: list[str] = Field(default_factory=list)
+    """Languages that stay, such as `eng` and `cmn` (ISO 639-3); empty for all."""
+    quality: Literal["given", "statistics", "classifier"] = "given"
+    """Where quality comes from: the field `fields.quality`; 0 to 1 by how far a text's statistics are from what the
+    filters reject; or a trained classifier's likelihood."""
+    classifier: str | None = None
+    """File of a `glmcore.data.cleaning.QualityClassifier`."""
+    exact_duplicates: Literal["drop", "keep"] = "drop"
+    """What becomes of a document whose text, white space aside, an earlier one has, in this source or in one before it
+    that drops them too."""
+    near_duplicates: PositiveFloat | None = Field(default=None, le=1.0)
+    """Documents that share so much of their runs of five words with a better or earlier one are dropped (0.8 is usual);
+    of sources with a different share each only the documents of the same share are compared."""
+    evaluations: list[str] = Field(default_factory=list)
+    """Files with evaluation texts, in any format; every text field counts. Documents that hold a run of them go."""
+    evaluation_run: PositiveInt = 13
+    """Words of such a run."""
+
+    @model_validator(mode="after")
+    def _has_a_classifier(self) -> Self:
+        if (self.quality == "classifier") != (self.classifier is not None):
+            raise ValueError("quality = 'classifier' and a classifier's file go together")
+        if self.thresholds and self.rules == "none":
+            raise ValueError("thresholds are of rules, and rules = 'none'")
+        return self
+
+
+class ProblemsConfig(Config):
+    """How problems become conversations."""
+
+    question: str = "question"
+    """Fields of a record; a dot leads into a table."""
+    reasoning: str | None = "reasoning"
+    solution: str = "solution"
+    answer: str | None = "answer"
+    answer_mark: str | None = None
+    """What stands between steps and answer of a solution, such as `####`."""
+    thinking_share: NonNegativeFloat = Field(default=1.0, le=1.0)
+    """Share of the problems that keep their steps as thinking; the others are answered at once."""
+    tasks: dict[str, PositiveInt] = Field(default_factory=dict)
+    """Problems to draw from each task of reasoning-gym."""
+
+
+class RepositoriesConfig(Config):
+    """How repositories become documents."""
+
+    max_chars: PositiveInt = 100_000
+    """Length of a document at most; 100,000 characters of most code are 32,768 tokens or fewer."""
+    history: bool = True
+    """Add the commits of a git repository, messages and diffs."""
+
+
+class DiscussionsConfig(Config):
+    """How issues and pull requests become documents."""
+
+    repository: str = ""
+    """`owner/name` for records that do not say theirs."""
+    checkouts: dict[str, str] = Field(default_factory=dict)
+    """Git repositories by `owner/name`, to read the files that a pull request changes from, as they were before."""
+    max_chars: PositiveInt = 100_000
+    """Length of a document at most."""
+
+
+class FillInTheMiddleConfig(Config):
+    """Fill-in-the-middle (arXiv:2207.14255); GLM-4.5 uses it on all source code, at a rate that is not published."""
+
+    rate: NonNegativeFloat = Field(default=0.0, le=1.0)
+    """Share of the documents."""
+    span: Literal["characters", "lines", "blocks"] = "characters"
+    """What the middle is bounded by."""
+    spm_share: NonNegativeFloat = Field(default=0.5, le=1.0)
+    """Share of those with the suffix first."""
+
+
+class SourceConfig(Config):
+    """One source of documents."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
+    """What a stage's mixture calls it."""
+    kind: Literal["documents", "repositories", "discussions", "problems", "conversations"] = "documents"
+    """`documents`, `repositories` and `discussions` are learned whole; of `problems` and `conversations`, which are
+    rendered as chats, only what the assistant says. A repository is one document, or several for a long one, its files
+    in the order of their imports, and its commits. Discussions are issues and pull requests: what belongs together
+    stands in one file of JSON lines in the shape of GitHub's API."""
+    paths: list[str] = Field(default_factory=list)
+    """Files, directories, patterns (`*`, `?`, `[]`, `**`) or fsspec URLs; git repositories with `format = "git"`."""
+    format: Format = "auto"
+    """`auto` goes by the ends of the names. `text` and `markdown` make a document of a file, `lines` of a line."""
+    fields: FieldsConfig = FieldsConfig()
+    split: str | None = None
+    """Split of a Hugging Face dataset on disk; needed where there are several."""
+    revision: str = "HEAD"
+    """Commit whose files are read from a git repository."""
+    buckets: list[BucketConfig] = Field(default_factory=list)
+    """Quality buckets, any order; a document below all of them is dropped. Empty: one bucket of everything."""
+    cleaning: CleaningConfig = CleaningConfig()
+    problems: ProblemsConfig = ProblemsConfig()
+    repositories: RepositoriesConfig = RepositoriesConfig()
+    discussions: DiscussionsConfig = DiscussionsConfig()
+    layout: Literal["openai", "anthropic", "claude-code", "cc-bench"] = "openai"
+    """Form of conversations: messages of OpenAI's or Anthropic's interface, a session log of Claude Code, or the
+    columns of CC-Bench."""
+    fill_in_the_middle: FillInTheMiddleConfig = FillInTheMiddleConfig()
+    sample: PositiveFloat = Field(default=1.0, le=1.0)
+    """Share of the documents that is taken, drawn by seed and text."""
+    max_documents: PositiveInt | None = None
+    """At most so many documents, the first in order."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.name in BUILT_IN:
+            raise ValueError(f"source {self.name!r} is one of the built-in corpus: choose another name")
+        for kind in ("name", "min_quality"):
+            values = [getattr(bucket, kind) for bucket in self.buckets]
+            if len(set(values)) != len(values):
+                raise ValueError(f"buckets of source {self.name!r} have the same {kind}: {values}")
+        records = ("conversations", "discussions", "problems")
+        if self.kind in records and self.format in ("text", "markdown", "lines", "git"):
+            raise ValueError(f"source {self.name!r}: {self.kind} cannot be read from {self.format}")
+        if not self.paths and not (self.kind == "problems" and self.problems.tasks):
+            raise ValueError(f"source {self.name!r} has no paths")
+        return self
+
+
+class DataConfig(Config):
+    """Own sources of a run."""
+
+    sources: list[SourceConfig] = Field(min_length=1)
+    max_record_bytes: PositiveInt = 16 * 2**20
+    """Longer records are rejected."""
+    max_text_bytes: PositiveInt = 2**20
+    """Text and Markdown files longer than this are cut, at line ends, into several documents."""
+    part_bytes: PositiveInt = 64 * 2**20
+    """Input that is worked on at once; a part becomes one shard of each quality bucket."""
+    on_bad_record: Literal["reject", "stop"] = "reject"
+    """`reject` writes a bad record to the rejects and goes on."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError(f"sources have the same name: {names}")
+        return self

@@ -1,0 +1,110 @@
+"""Between the passes: which documents stay, decided over all parts in their order, whatever worker read them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glmcore.data.cleaning import exact_duplicates, near_duplicates
+from glmcore.data.parts import Part, WorkPlace, digest
+from glmcore.durable import private_file
+
+KEPT, EXACT_DUPLICATE, NEAR_DUPLICATE, BEYOND_LIMIT = range(4)
+NAMES = ("kept", "exact_duplicate", "near_duplicate", "beyond_max_documents")
+"""Verdicts by number."""
+NUM_PERMUTATIONS = 128
+Verdicts = npt.NDArray[np.uint8]
+
+
+def decide(parts: Sequence[Part], records: Sequence[dict[str, Any]], place: WorkPlace, num_threads: int) -> list[str]:
+    """Write a verdict for every document of every part; gives a key for each part that changes when its verdicts do.
+
+    Of documents with one text the first in order stays, of near copies the one of the highest quality, the first among
+    equals. Memory for each document of a source that drops copies: some 50 bytes, and some 60 where near copies are
+    looked for; their signatures, 512 bytes each, are in a file.
+    """
+    sizes = [int(record["documents"]) for record in records]
+    verdicts = [np.zeros(size, np.uint8) for size in sizes]
+    dropping = [i for i, part in enumerate(parts) if part.source.cleaning.exact_duplicates == "drop"]
+    if dropping:
+        hashes = np.concatenate([_rows(place, parts[i], "hashes", np.uint64, 2) for i in dropping])
+        _mark(verdicts, dropping, ~exact_duplicates(hashes).keep, EXACT_DUPLICATE)
+    for threshold in sorted({part.source.cleaning.near_duplicates or 0.0 for part in parts} - {0.0}):
+        alike = [i for i, part in enumerate(parts) if part.source.cleaning.near_duplicates == threshold]
+        _drop_near(parts, alike, verdicts, place, threshold, num_threads)
+    _limit(parts, verdicts)
+    return [
+        _write(place.state(part.name, "verdicts.npy"), verdict) for part, verdict in zip(parts, verdicts, strict=True)
+    ]
+
+
+def _rows(place: WorkPlace, part: Part, name: str, dtype: Any, width: int) -> npt.NDArray[Any]:
+    return np.fromfile(place.state(part.name, name), dtype).reshape(-1, width)
+
+
+def _mark(verdicts: list[Verdicts], positions: Sequence[int], chosen: npt.NDArray[np.bool_], verdict: int) -> None:
+    """Put a verdict on the documents of some parts, one after the other, that are chosen and have none."""
+    end = 0
+    for i in positions:
+        own = chosen[end : end + len(verdicts[i])]
+        verdicts[i][own & (verdicts[i] == KEPT)] = verdict
+        end += len(own)
+
+
+def _drop_near(
+    parts: Sequence[Part],
+    positions: Sequence[int],
+    verdicts: list[Verdicts],
+    place: WorkPlace,
+    threshold: float,
+    num_threads: int,
+) -> None:
+    """Compare the documents that are still in."""
+    kept = np.concatenate([verdicts[i] == KEPT for i in positions])
+    qualities = np.concatenate([_rows(place, parts[i], "qualities", np.float64, 1)[:, 0] for i in positions])
+    with _signatures(parts, positions, verdicts, place) as signatures:
+        found = near_duplicates(signatures, threshold, quality=qualities[kept], num_threads=num_threads)
+    dropped = np.zeros(len(kept), np.bool_)
+    dropped[kept] = ~found.keep
+    _mark(verdicts, positions, dropped, NEAR_DUPLICATE)
+
+
+@contextmanager
+def _signatures(
+    parts: Sequence[Part], positions: Sequence[int], verdicts: list[Verdicts], place: WorkPlace
+) -> Iterator[npt.NDArray[np.uint32]]:
+    """The signatures of documents that are still in, one after the other in a mapped file."""
+    path = place.state(".signatures", "tmp")
+    try:
+        with path.open("wb") as output:
+            for i in positions:
+                stay = verdicts[i] == KEPT
+                rows = np.memmap(place.state(parts[i].name, "signatures"), np.uint32) if len(stay) else np.zeros(0)
+                output.write(rows.reshape(-1, NUM_PERMUTATIONS)[stay].tobytes())
+        count = path.stat().st_size // (4 * NUM_PERMUTATIONS)
+        empty = np.zeros((0, NUM_PERMUTATIONS), np.uint32)
+        yield np.memmap(path, np.uint32, shape=(count, NUM_PERMUTATIONS), mode="r") if count else empty
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _limit(parts: Sequence[Part], verdicts: list[Verdicts]) -> None:
+    """Keep the first `max_documents` of each source among those that no other verdict drops."""
+    taken: dict[str, int] = {}
+    for part, verdict in zip(parts, verdicts, strict=True):
+        limit = part.source.max_documents
+        if limit is None:
+            continue
+        kept = np.flatnonzero(verdict == KEPT)
+        room = max(limit - taken.get(part.source.name, 0), 0)
+        verdict[kept[room:]] = BEYOND_LIMIT
+        taken[part.source.name] = taken.get(part.source.name, 0) + min(len(kept), room)
+
+
+def _write(path: Path, verdict: Verdicts) -> str:
+    with private_file(path) as temporary, temporary.open("wb") as output:
+        np.save(output, verdict)
+    return digest(verdict.tobytes().hex())
