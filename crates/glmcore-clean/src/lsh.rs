@@ -186,10 +186,10 @@ impl<'a> Clustering<'a> {
 
     /// Compares the texts that agree in the next bands, one for each thread. Gives whether bands are left.
     pub fn step(&mut self, num_threads: usize) -> bool {
-        let Self { search, count, next_band, .. } = self;
+        let Self { search, clusters, count, next_band } = self;
         let num_bands = threads(num_threads).min(search.how.bands - *next_band);
         let links = map(num_bands, num_threads, Vec::new, |keys, band| {
-            search.links(keys, *next_band + band, *count)
+            search.links(keys, *next_band + band, *count, clusters)
         });
         self.next_band += num_bands;
         for (a, b) in links.into_iter().flatten() {
@@ -243,7 +243,13 @@ impl Search<'_> {
     }
 
     /// Pairs of texts that agree in a band and are copies, enough of them to join every cluster of the band.
-    fn links(&self, keys: &mut Vec<(u64, u32)>, band: usize, count: usize) -> Vec<(u32, u32)> {
+    fn links(
+        &self,
+        keys: &mut Vec<(u64, u32)>,
+        band: usize,
+        count: usize,
+        known: &Clusters,
+    ) -> Vec<(u32, u32)> {
         let rows = band * self.how.rows..(band + 1) * self.how.rows;
         keys.clear();
         for text in 0..u32::try_from(count).expect("checked") {
@@ -255,29 +261,50 @@ impl Search<'_> {
         keys.sort_unstable_by_key(|&(key, text)| (key, self.how.place(text)));
         let mut links = Vec::new();
         for group in keys.chunk_by(|a, b| a.0 == b.0).filter(|group| group.len() > 1) {
-            self.link_group(group, &mut links);
+            if group.len() <= ALL_PAIRS {
+                self.link_all(group, known, &mut links);
+            } else {
+                self.link_to_leaders(group, &mut links);
+            }
         }
         links
     }
 
-    fn link_group(&self, group: &[(u64, u32)], links: &mut Vec<(u32, u32)>) {
-        let most = if group.len() <= ALL_PAIRS { ALL_PAIRS } else { MAX_LEADERS };
-        let mut leaders: Vec<u32> = Vec::new();
+    /// Compares all pairs of a group but those that are in one cluster by now: the clusters come out the same.
+    fn link_all(&self, group: &[(u64, u32)], known: &Clusters, links: &mut Vec<(u32, u32)>) {
         let mut clusters = Clusters::new(group.len());
-        let mut leader_places: Vec<u32> = Vec::new();
-        for (place, &(_, text)) in (0..).zip(group) {
-            let mut is_copy = false;
-            for (&leader, &leader_place) in leaders.iter().zip(&leader_places) {
-                if clusters.root(place) != clusters.root(leader_place) && self.is_copy(leader, text)
-                {
-                    clusters.join(place, leader_place);
-                    links.push((leader, text));
-                    is_copy = true;
+        for (b, &(_, second)) in (0..).zip(group) {
+            for (a, &(_, first)) in (0..b).zip(group) {
+                if clusters.root(a) == clusters.root(b) {
+                    continue;
+                }
+                if known.find(first) == known.find(second) {
+                    clusters.join(a, b);
+                } else if self.is_copy(first, second) {
+                    clusters.join(a, b);
+                    links.push((first, second));
                 }
             }
-            if leaders.len() < most && (group.len() <= ALL_PAIRS || !is_copy) {
+        }
+    }
+
+    /// Compares each text of a large group with the leaders: the first of its kind, one for each.
+    fn link_to_leaders(&self, group: &[(u64, u32)], links: &mut Vec<(u32, u32)>) {
+        let mut leaders: Vec<u32> = Vec::new();
+        let mut joined = Clusters::new(MAX_LEADERS);
+        for &(_, text) in group {
+            let mut first = None;
+            for (place, &leader) in (0..).zip(&leaders) {
+                if first.is_some_and(|first| joined.root(first) == joined.root(place)) {
+                    continue;
+                }
+                if self.is_copy(leader, text) {
+                    links.push((leader, text));
+                    joined.join(*first.get_or_insert(place), place);
+                }
+            }
+            if first.is_none() && leaders.len() < MAX_LEADERS {
                 leaders.push(text);
-                leader_places.push(place);
             }
         }
     }
@@ -312,6 +339,14 @@ struct Clusters {
 impl Clusters {
     fn new(count: usize) -> Self {
         Self { parent: (0..u32::try_from(count).expect("checked")).collect() }
+    }
+
+    /// The root, without shortening the way to it.
+    fn find(&self, mut text: u32) -> u32 {
+        while self.parent[text as usize] != text {
+            text = self.parent[text as usize];
+        }
+        text
     }
 
     fn root(&mut self, mut text: u32) -> u32 {
