@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use glmcore_clean::{
-    CODE_FIELDS, Clustering, Copies, Decontaminator, MinHash, QualityClassifier, TEXT_FIELDS, Training, Unit,
+    CODE_FIELDS, Clustering, Copies, Decontaminator, MinHash, QualityClassifier, TEXT_FIELDS,
+    Training, Unit,
 };
 use numpy::ndarray::Array2;
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1, PyReadonlyArray2};

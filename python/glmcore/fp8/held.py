@@ -5,7 +5,6 @@ from torch import Tensor
 
 from glmcore.errors import Fp8Error
 from glmcore.fp8.cuda import BLOCK
-from glmcore.fp8.many import quantize_many
 from glmcore.fp8.quantize import dequantize_blocks
 
 
@@ -20,14 +19,6 @@ class HeldWeight:
     def shape(self) -> torch.Size:
         """Of the matrix."""
         return self.q.shape
-
-    def quantize(self, w: Tensor) -> None:
-        """Hold `w` from now on.
-
-        Raises:
-            Fp8Error: It has another shape, or holds NaN or infinity.
-        """
-        quantize_many([w.detach().to(self.q.device)], out=[(self.q, self.scale_inv)])
 
     def copy_rows(self, start: int, q: Tensor, scale_inv: Tensor) -> None:
         """Hold these codes from row `start` on, which is the first of a block, and these scales.
