@@ -67,6 +67,7 @@ def _texts(source: SourceConfig, piece: Piece, limits: Limits, seed: int, reject
     id_field, quality_field, metadata = (fields.id, fields.quality, fields.metadata) if own else (None, None, [])
     columns = [name for name in (text_field, id_field, quality_field, *metadata) if name is not None]
     reject = partial(rejects.add, piece.name)
+    blank = reject if own else partial(rejects.leave_out, piece.name)  # a blank file is nothing to stop for
     file, name = piece.name, source.name
     for place, values in read_records(piece, columns, limits, reject):
         text = values.get(text_field)
@@ -74,7 +75,7 @@ def _texts(source: SourceConfig, piece: Piece, limits: Limits, seed: int, reject
             reject(place, *_not_there(text_field, text), values)
             continue
         if not text or text.isspace():
-            reject(place, "empty", f"{text_field!r} is empty", values)
+            blank(place, "empty", f"{text_field!r} is empty", values)
             continue
         known = values.get(id_field) if id_field is not None else None
         named = f"{file}:{place}" if known is None else str(known)
