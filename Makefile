@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/nano
 
-.PHONY: setup quickstart test check bench wheel lock clean
+.PHONY: setup quickstart test gpu-test check bench wheel lock clean
 
 setup: $(VENV)/.installed  ## make .venv with everything pinned, and build the compiled core into it
 	PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" maturin develop --release --quiet
@@ -23,6 +23,16 @@ quickstart: setup  ## the whole road with a nano model
 test: setup  ## cargo tests, doctests, pytest
 	cargo test --workspace --quiet
 	$(BIN)/python -m pytest
+
+gpu-test: setup  ## on a machine with an NVIDIA GPU: kernels beside their twins, under compute-sanitizer where it is, benches
+	$(BIN)/python -m pytest tests/test_gpu.py tests/test_kernels.py
+	if command -v compute-sanitizer >/dev/null; then \
+	  for tool in memcheck racecheck synccheck; do \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	      $(BIN)/python -m pytest tests/test_gpu.py -k small || exit 1; \
+	  done; \
+	else echo "compute-sanitizer is not installed: its checks are left out"; fi
+	$(BIN)/python benches/fp8_gpu.py
 
 check: setup  ## format, lints, types, layers, stub
 	cargo fmt --all --check

@@ -117,7 +117,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path):
     done = run("data", "prepare", "nano", f"run.dir={tmp_path}/run", preexec_fn=limit, env={**os.environ})
     assert done.returncode == 1
     assert "no space left to write" in done.stderr.splitlines()[-1]
-    names = {path.name for path in (tmp_path / "run").iterdir()}
+    names = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert names == {".lock", "recipe.toml", "stations.json"}
 
 

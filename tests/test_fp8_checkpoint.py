@@ -1,16 +1,20 @@
+import contextlib
 import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_model import random_model
 
+import glmcore.fp8.checkpoint
 from glmcore import Glm
 from glmcore.cli import main
 from glmcore.errors import CheckpointError
@@ -116,33 +120,105 @@ def test_checksums_tell_a_changed_byte(source, tmp_path):
         verify_checkpoint(tmp_path / "fp8")
 
 
-def test_killed_it_goes_on_and_ends_the_same(source, tmp_path):
+KILLS = 8
+ZYGOTE = """
+import os, sys, time
+import torch
+import glmcore.fp8.checkpoint as c
+real = c.fsync
+c.fsync = lambda path: (real(path), time.sleep(0.03))  # time to be killed in, between the files
+for line in sys.stdin:  # a child of this process costs no import
+    child = os.fork()
+    if not child:
+        c.quantize_checkpoint(sys.argv[1], sys.argv[2], progress=False)
+        os._exit(0)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
+"""
+
+
+def test_killed_at_any_moment_it_goes_on_and_ends_the_same(source, tmp_path):
     quantize_checkpoint(source, tmp_path / "whole", progress=False)
-    code = (
-        "import sys, time; import glmcore.fp8.checkpoint as c; real = c.fsync\n"
-        "c.fsync = lambda path: (real(path), time.sleep(0.15))\n"
-        f"c.quantize_checkpoint({str(source)!r}, {str(tmp_path / 'fp8')!r}, progress=False)"
-    )
-    delays, resumed = random.Random(0), 0
-    for _ in range(6):
-        process = subprocess.Popen([sys.executable, "-c", code])
-        deadline = time.monotonic() + 30
-        while process.poll() is None and time.monotonic() < deadline:
-            resumed_now = len(list(tmp_path.glob(".fp8.tmp/model-*")))
-            if resumed_now > resumed:
-                time.sleep(delays.uniform(0.0, 0.2))
-                process.send_signal(signal.SIGKILL)
+    delays, kept = random.Random(0), []
+    with subprocess.Popen(
+        [sys.executable, "-c", ZYGOTE, source, tmp_path / "fp8"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as zygote:
+        for _ in range(KILLS):
+            zygote.stdin.write("go\n")
+            zygote.stdin.flush()
+            child = int(zygote.stdout.readline())
+            time.sleep(delays.uniform(0.0, 0.15))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            assert zygote.stdout.readline() == "ended\n"
+            if (tmp_path / "fp8").exists():
                 break
-            time.sleep(0.01)
-        process.wait(timeout=30)
-        resumed = len(list(tmp_path.glob(".fp8.tmp/model-*")))
-        if (tmp_path / "fp8").exists():
-            break
+            kept.append(len(list(tmp_path.glob(".fp8.tmp/model-*"))))
+            assert {path.name for path in tmp_path.iterdir()} <= {"source", "whole", ".fp8.tmp"}
+        zygote.stdin.close()
+    # A whole file is not lost, but for the moment between the last and the directory's name.
+    assert all(before <= after or before == LAYERS for before, after in pairwise(kept))
     if not (tmp_path / "fp8").exists():
-        assert resumed
         quantize_checkpoint(source, tmp_path / "fp8", progress=False)
     assert (tmp_path / "fp8" / "SHA256SUMS").read_text() == (tmp_path / "whole" / "SHA256SUMS").read_text()
+    assert verify_checkpoint(tmp_path / "fp8")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_is_there_is_not_made_again(source, tmp_path, monkeypatch):
+    made = []
+    real = glmcore.fp8.checkpoint.TensorWriter
+
+    def counting(path, layout):
+        made.append(path.name)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return real(path, layout)
+
+    monkeypatch.setattr(glmcore.fp8.checkpoint, "TensorWriter", counting)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_checkpoint(source, tmp_path / "fp8", progress=False)
+    quantize_checkpoint(source, tmp_path / "fp8", progress=False)
+    assert len(made) == LAYERS + 1  # the fourth is begun twice
+    assert verify_checkpoint(tmp_path / "fp8") == LAYERS + 3
+
+
+@pytest.mark.parametrize("limit", [3_000, 30_000])
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(source, tmp_path, limit):
+    code = (
+        "import resource, sys; from glmcore.cli import main\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "sys.exit(main(['quantize', *sys.argv[1:]]))"
+    )
+    command = [sys.executable, "-c", code, str(source), str(tmp_path / "fp8")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if "error" in line]
+    assert "cannot write" in line
+    assert "File too large" in line
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_power_of_two_scales_are_written_and_said(source, tmp_path):
+    quantize_checkpoint(source, tmp_path / "fp8", progress=False, scale_format="ue8m0")
+    config = json.loads((tmp_path / "fp8" / "config.json").read_text())["quantization_config"]
+    assert config["scale_fmt"] == "ue8m0"
+    before = tensors_of(source)
+    for name, scale in tensors_of(tmp_path / "fp8").items():
+        if name.endswith("_scale_inv"):
+            assert torch.equal(scale.frexp().mantissa, torch.full_like(scale, 0.5))
+            assert torch.equal(scale, quantize_blocks(before[name.removesuffix("_scale_inv")], scale_format="ue8m0")[1])
+    # Codes times a power of two are exact in bfloat16, so going there and back again changes no value.
+    dequantize_checkpoint(tmp_path / "fp8", tmp_path / "bf16", progress=False)
+    quantize_checkpoint(tmp_path / "bf16", tmp_path / "again", progress=False, scale_format="ue8m0")
+    dequantize_checkpoint(tmp_path / "again", tmp_path / "bf16-again", progress=False)
+    first, second = tensors_of(tmp_path / "bf16"), tensors_of(tmp_path / "bf16-again")
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
 def test_another_task_does_not_go_on_with_what_was_left(source, tmp_path):

@@ -199,6 +199,25 @@ def test_a_place_without_commits_is_one_clear_line(tmp_path, repository):
         list(read_commits(tmp_path / "missing"))
 
 
+def test_a_damaged_repository_is_an_error_after_what_could_be_read(repository):
+    repository.commit("Start with text", {"a.txt": "one\n"})
+    repository.commit("Go on with text", {"a.txt": "two\n"})
+    lost = repository.git("rev-parse", "HEAD:a.txt")
+    (repository.directory / ".git/objects" / lost[:2] / lost[2:]).unlink()
+    found = read_commits(repository.directory)
+    assert next(found).message == "Start with text"
+    with pytest.raises(DataError, match="git log in"):
+        list(found)
+
+
+def test_a_log_that_is_left_early_leaves_no_process_behind(repository):
+    for at in range(3):
+        repository.commit(f"Commit number {at}", {"a.txt": f"{at}\n" * 50_000})
+    found = read_commits(repository.directory)
+    next(found)
+    found.close()  # a process that is not waited for would be a ResourceWarning, which is an error here
+
+
 def test_the_checkouts_own_history_is_read(request):
     root = request.config.rootpath
     if not (root / ".git").exists():

@@ -81,9 +81,11 @@ def test_no_token_sees_the_future_or_another_document():
     changed = ids.clone()
     changed[20] = (changed[20] + 1) % TINY["vocab_size"]
     after = model(changed, positions, layout).hidden
-    assert torch.equal(before[:20], after[:20])
-    assert torch.equal(before[40:], after[40:])
-    assert not torch.allclose(before[20:40], after[20:40])
+    # To rounding, not to the bit: the changed token goes to other experts, and on some processors the sums of a matrix
+    # product depend on the number of its rows. Whatever is seen moves values by far more.
+    torch.testing.assert_close(before[:20], after[:20], rtol=0, atol=1e-13)
+    torch.testing.assert_close(before[40:], after[40:], rtol=0, atol=1e-13)
+    assert (before[20:40] - after[20:40]).abs().amax(-1).min() > 1e-6
 
 
 def test_gradients_agree_with_finite_differences():

@@ -68,7 +68,7 @@ def prepare(tmp_path, sources, *settings, **data):
 
 def _toml(value):
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     return "[" + ", ".join(map(_toml, value)) + "]" if isinstance(value, list) else json.dumps(value)
 
 
@@ -170,6 +170,42 @@ def test_problems_conversations_and_repositories_become_documents(tmp_path, caps
     assert "List." not in learned
     assert "<tool_response>" not in learned
     assert 0 < shown["num_learned"] < shown["num_tokens"]
+
+
+def test_issues_and_pull_requests_of_a_file_become_documents(tmp_path, capsys):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    (repository / "a.py").write_text("def f():\n    return 1\n")
+    git = ["git", "-C", str(repository), "-c", "user.name=n", "-c", "user.email=n@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "Add f"]):
+        subprocess.run([*git, *arguments], check=True, capture_output=True)
+    sha = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    place = "https://api.github.com/repos/o/r/issues/3"
+    issue = {"url": place, "number": 3, "title": "Wrong", "body": "It returns one. " * 20, "user": {"login": "a"}}
+    patch = "@@ -1,2 +1,2 @@\n def f():\n-    return 1\n+    return 2"
+    pull = {
+        "url": place.replace("issues/3", "pulls/4"),
+        "number": 4,
+        "title": "Right",
+        "body": "Fixes #3",
+        "user": {"login": "b"},
+    }
+    pull |= {
+        "base": {"sha": sha},
+        "merged_at": "2024",
+        "files": [{"filename": "a.py", "status": "modified", "patch": patch}],
+    }
+    filler = [{"issue_url": place, "body": f"comment {at}", "user": {"login": "c"}, "id": at} for at in range(40)]
+    write_jsonl(tmp_path / "github.jsonl", [issue, *filler, pull, {"other": 1}])
+    source = {"name": "talk", "kind": "discussions", "paths": [f"{tmp_path}/github.jsonl"]}
+    source["discussions"] = {"checkouts": {"o/r": str(repository)}}
+    told = prepare(tmp_path, [source], part_bytes=1_000)["talk"]
+    assert (told["documents"], told["dropped"]) == (1, {"discussion_left_out": 1})
+    [shown] = inspect(capsys, tmp_path / "run", "--source", "talk")
+    [(is_learned, text)] = _segments(shown)
+    assert is_learned
+    assert "comment 39" in text
+    assert text.index("# issue 3") < text.index("# file: a.py\ndef f():\n    return 1\n") < text.index("+    return 2")
 
 
 def _segments(shown):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 import subprocess
 
 import fsspec
@@ -157,10 +158,10 @@ def test_bad_lines_are_rejected_with_their_place_and_reason(tmp_path):
         read(tmp_path, tmp_path / "a.jsonl", limits={"on_bad_record": "stop"})
 
 
-@pytest.mark.parametrize("kind", ["gz", "zst"])
-@pytest.mark.parametrize("damage", ["cut", "flip"])
+@pytest.mark.parametrize(("kind", "damage"), [("gz", "cut"), ("gz", "flip"), ("zst", "cut")])
 def test_what_comes_before_the_damage_of_a_compressed_file_is_read(tmp_path, kind, damage):
-    rows = [{"text": f"{i} " + str(hash(str(i)))} for i in range(20_000)]
+    draw = random.Random(0)
+    rows = [{"text": f"{i} {draw.getrandbits(64)}"} for i in range(20_000)]
     packed = bytearray((gzip.compress if kind == "gz" else zstd)(as_jsonl(rows)))
     if damage == "cut":
         del packed[-len(packed) // 3 :]
@@ -170,9 +171,7 @@ def test_what_comes_before_the_damage_of_a_compressed_file_is_read(tmp_path, kin
     documents, rejects = read(tmp_path, tmp_path / f"a.jsonl.{kind}")
     assert len(documents) > 5_000
     reasons = [r["reason"] for r in rejects]
-    # pyarrow writes no checksum into Zstandard frames, so a flipped bit may show as bad lines alone.
-    assert "damaged_file" in reasons or (kind, damage) == ("zst", "flip")
-    assert reasons
+    assert "damaged_file" in reasons
     assert damage == "flip" or sorted(reasons) == ["damaged_file", "invalid_json"]  # the damage, and the torn line
     assert [d.text for d in documents[:5_000]] == [row["text"] for row in rows[:5_000]]
 
@@ -268,7 +267,7 @@ def test_a_commit_of_a_git_repository_is_read_without_a_checkout(tmp_path):
     assert [(r["place"], r["reason"]) for r in rejects] == [("a.bin", "binary_file")]
     documents, _ = read(tmp_path, folder, format="git", revision="HEAD~1")
     assert documents[0].text == "a = 1\n"
-    with pytest.raises(DataError, match=r"Needed a single revision"):
+    with pytest.raises(DataError, match="no commit 'nowhere'"):
         read(tmp_path, folder, format="git", revision="nowhere")
 
 

@@ -64,9 +64,9 @@ def resumable_directory(path: Path, task: dict[str, Any]) -> Generator[Path, Non
         write_file(note, told)
     try:
         yield temporary
-        note.unlink()
         for file in sorted(temporary.rglob("*")):
             fsync(file)
+        note.unlink()  # as late as can be: what is left without it is begun anew
         fsync(temporary)
         temporary.rename(path)
         fsync(path.parent)

@@ -40,7 +40,7 @@ pub use code::{CODE_FIELDS, code_statistics};
 pub use decontaminate::{Decontaminator, Overlaps, Unit};
 pub use exact::exact_hashes;
 pub use language::{Language, detect_language};
-pub use lsh::{Copies, near_duplicates};
+pub use lsh::{Clustering, Copies, near_duplicates};
 pub use minhash::{MinHash, jaccard, minhash};
 pub use repetition::MAX_WORDS;
 pub use statistics::{TEXT_FIELDS, text_statistics};

@@ -6,7 +6,7 @@
 //! they are given, are linked, and linked texts are one cluster.
 
 use crate::minhash::{shingles, similarity};
-use crate::threads::map;
+use crate::threads::{map, threads};
 use crate::{Error, setting};
 
 /// Least probability that a pair just at the threshold is a candidate.
@@ -143,28 +143,65 @@ fn candidate(similarity: f64, bands: usize, rows: usize) -> f64 {
 
 /// For each text the one that is kept in its place: itself, or the best of the cluster of copies it belongs to.
 ///
-/// Texts without tokens are copies of none. The result is the same for any number of threads and, with ids, for any
-/// order of the texts. Memory beyond the arguments is `16 t n + 28 n` bytes for n texts and t threads, and that of the
-/// shingles of two texts for each thread if texts are compared. Where more than 64 texts agree in a band, each is
-/// compared with at most 64 that are unlike each other, so that time stays linear.
+/// See [`Clustering`], which does the same in steps.
 ///
 /// # Errors
 ///
-/// [`Error::Length`] for arrays that do not pair up, [`Error::NotFinite`] for a quality that is no number,
-/// [`Error::RepeatedId`].
+/// As [`Clustering::new`].
 pub fn near_duplicates(
     signatures: &[u32],
     how: &Copies<'_>,
     num_threads: usize,
 ) -> Result<Vec<u32>, Error> {
-    let count = how.check(signatures)?;
-    let search = Search { signatures, how };
-    let links = map(how.bands, num_threads, Vec::new, |keys, band| search.links(keys, band, count));
-    let mut clusters = Clusters::new(count);
-    for (a, b) in links.into_iter().flatten() {
-        clusters.join(a, b);
+    let mut clustering = Clustering::new(signatures, how)?;
+    while clustering.step(num_threads) {}
+    Ok(clustering.finish())
+}
+
+/// A search for copies, in steps of one band for each thread.
+///
+/// Texts without tokens are copies of none. The result is the same for any number of threads and, with ids, for any
+/// order of the texts. Memory beyond the arguments is at most `24 t n + 12 n` bytes for n texts and t threads, and the
+/// shingles of two texts for each thread if texts are compared. Where more than 64 texts agree in a band, each is
+/// compared with at most 64 that are unlike each other, so that time stays linear.
+pub struct Clustering<'a> {
+    search: Search<'a>,
+    clusters: Clusters,
+    count: usize,
+    next_band: usize,
+}
+
+impl<'a> Clustering<'a> {
+    /// Nothing is compared yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Length`] for arrays that do not pair up, [`Error::NotFinite`] for a quality that is no number,
+    /// [`Error::RepeatedId`].
+    pub fn new(signatures: &'a [u32], how: &'a Copies<'a>) -> Result<Self, Error> {
+        let count = how.check(signatures)?;
+        let search = Search { signatures, how };
+        Ok(Self { search, clusters: Clusters::new(count), count, next_band: 0 })
     }
-    Ok(keep_best(&mut clusters, how, count))
+
+    /// Compares the texts that agree in the next bands, one for each thread. Gives whether bands are left.
+    pub fn step(&mut self, num_threads: usize) -> bool {
+        let Self { search, count, next_band, .. } = self;
+        let num_bands = threads(num_threads).min(search.how.bands - *next_band);
+        let links = map(num_bands, num_threads, Vec::new, |keys, band| {
+            search.links(keys, *next_band + band, *count)
+        });
+        self.next_band += num_bands;
+        for (a, b) in links.into_iter().flatten() {
+            self.clusters.join(a, b);
+        }
+        self.next_band < self.search.how.bands
+    }
+
+    /// For each text the one that is kept in its place, by what was compared.
+    pub fn finish(mut self) -> Vec<u32> {
+        keep_best(&mut self.clusters, self.search.how, self.count)
+    }
 }
 
 /// Names each cluster by its best text.
@@ -184,10 +221,9 @@ fn keep_best(clusters: &mut Clusters, how: &Copies<'_>, count: usize) -> Vec<u32
 impl Copies<'_> {
     fn is_better(&self, a: u32, b: u32) -> bool {
         let (i, j) = (a as usize, b as usize);
-        let quality = self
-            .quality
-            .map_or(std::cmp::Ordering::Equal, |quality| quality[i].total_cmp(&(quality[j] + 0.0)));
-        quality.then_with(|| self.place(b).cmp(&self.place(a))).is_gt()
+        let quality = self.quality.and_then(|quality| quality[i].partial_cmp(&quality[j]));
+        let order = || self.place(b).cmp(&self.place(a));
+        quality.unwrap_or(std::cmp::Ordering::Equal).then_with(order).is_gt()
     }
 
     fn place(&self, text: u32) -> u64 {

@@ -1,6 +1,6 @@
 //! Repeated runs of words: the most frequent short ones, and how much text lies inside copies of longer ones.
 
-use crate::hash::{BASE, mix};
+use crate::hash::BASE;
 use crate::table::Table;
 
 /// Words of a text that are searched for repeated runs: the first 131,072. Longer texts are rejected for their length by
@@ -16,15 +16,18 @@ pub(crate) const LONGEST: usize = 10;
 #[derive(Default)]
 pub(crate) struct Repetition {
     hashes: Vec<u64>,
-    /// Where each word begins when words are written without spaces, in characters, and where the last ends.
+    /// Where each word begins when words are written without spaces, in characters.
     starts: Vec<u64>,
+    /// Where the last word ends.
+    end: u64,
     table: Table,
-    /// Places in the text whose run is still searched: where it begins, its hash, its place in the table.
+    /// Places in the text whose runs of some length occur more than once.
     runs: Vec<Run>,
 }
 
 struct Run {
     at: u32,
+    /// In the table.
     place: u32,
     hash: u64,
 }
@@ -43,7 +46,7 @@ impl Repetition {
     pub(crate) fn clear(&mut self) {
         self.hashes.clear();
         self.starts.clear();
-        self.starts.push(0);
+        self.end = 0;
     }
 
     /// Adds a word of `length` characters.
@@ -51,7 +54,8 @@ impl Repetition {
     pub(crate) fn push(&mut self, hash: u64, length: u64) {
         if self.hashes.len() < MAX_WORDS {
             self.hashes.push(hash);
-            self.starts.push(self.starts[self.starts.len() - 1] + length);
+            self.starts.push(self.end);
+            self.end += length;
         }
     }
 
@@ -61,50 +65,58 @@ impl Repetition {
     /// only where the one before repeated itself: on prose little is left after two words.
     pub(crate) fn shares(&mut self) -> Shares {
         let mut shares = Shares::default();
-        let total = self.starts[self.hashes.len()].max(1) as f64;
-        self.runs.clear();
-        for (at, &hash) in (0..).zip(&self.hashes) {
-            self.runs.push(Run { at, place: 0, hash });
-        }
+        let total = self.end.max(1) as f64;
+        self.starts.push(self.end);
+        self.pairs();
         for length in 2..=LONGEST {
-            self.count(length);
-            if TOP.contains(&length) {
-                shares.top[length - 2] = (self.top(length) as f64 / total).min(1.0);
-            } else {
-                shares.copies[length - 5] = self.copies(length) as f64 / total;
+            if length > 2 {
+                self.lengthen(length);
             }
             let Self { runs, table, .. } = self;
             runs.retain(|run| table.at(run.place).count > 1);
             if runs.is_empty() {
                 break;
             }
+            if TOP.contains(&length) {
+                shares.top[length - 2] = (self.top(length) as f64 / total).min(1.0);
+            } else {
+                shares.copies[length - 5] = self.copies(length) as f64 / total;
+            }
         }
         shares
     }
 
+    /// Counts the runs of two words.
+    fn pairs(&mut self) {
+        self.table.clear(self.hashes.len());
+        self.runs.clear();
+        for (at, pair) in (0..).zip(self.hashes.windows(2)) {
+            let hash = pair[0].wrapping_mul(BASE).wrapping_add(pair[1]);
+            self.runs.push(Run { at, place: self.table.add(hash, at), hash });
+        }
+    }
+
     /// Makes each run one word longer, up to `length`, and counts it.
-    fn count(&mut self, length: usize) {
+    fn lengthen(&mut self, length: usize) {
         let last = self.hashes.len().saturating_sub(length - 1);
-        self.runs.retain(|run| (run.at as usize) < last);
         self.table.clear(self.runs.len());
+        while self.runs.last().is_some_and(|run| run.at as usize >= last) {
+            self.runs.pop();
+        }
         for run in &mut self.runs {
             let word = self.hashes[run.at as usize + length - 1];
             run.hash = run.hash.wrapping_mul(BASE).wrapping_add(word);
-            run.place = self.table.add(mix(run.hash), run.at);
+            run.place = self.table.add(run.hash, run.at);
         }
     }
 
     /// Characters in all occurrences of the most frequent run; of the longest of those that are as frequent.
     fn top(&self, length: usize) -> u64 {
-        let mut best = (1, 0);
-        for run in &self.runs {
-            let count = self.table.at(run.place).count;
-            if count > 1 && count >= best.0 {
-                let at = run.at as usize;
-                best = best.max((count, self.starts[at + length] - self.starts[at]));
-            }
-        }
-        u64::from(best.0) * best.1
+        let best = self.runs.iter().map(|run| {
+            let at = run.at as usize;
+            (self.table.at(run.place).count, self.starts[at + length] - self.starts[at])
+        });
+        best.max().map_or(0, |(count, characters)| u64::from(count) * characters)
     }
 
     /// Characters inside runs that occurred before, each counted once.
@@ -120,4 +132,47 @@ impl Repetition {
         }
         characters
     }
+}
+
+/// Lines or paragraphs, and what of them was there before.
+#[derive(Default)]
+pub(crate) struct Parts {
+    hashes: Vec<(u64, u64)>,
+    table: Table,
+    pub(crate) count: u64,
+    pub(crate) chars: u64,
+}
+
+impl Parts {
+    pub(crate) fn clear(&mut self) {
+        self.hashes.clear();
+        (self.count, self.chars) = (0, 0);
+    }
+
+    pub(crate) fn push(&mut self, hash: u64, chars: u64) {
+        self.count += 1;
+        self.chars += chars;
+        if self.hashes.len() < MAX_WORDS {
+            self.hashes.push((hash, chars));
+        }
+    }
+
+    /// Share of second and later copies by number and by characters.
+    pub(crate) fn shares(&mut self) -> [f64; 2] {
+        self.table.clear(self.hashes.len());
+        let (mut count, mut characters) = (0, 0);
+        for (at, &(hash, chars)) in (0..).zip(&self.hashes) {
+            let place = self.table.add(hash, at);
+            if self.table.at(place).first < at {
+                count += 1;
+                characters += chars;
+            }
+        }
+        [share(count, self.count), share(characters, self.chars)]
+    }
+}
+
+/// `part / whole`; 0 of nothing.
+pub(crate) fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }

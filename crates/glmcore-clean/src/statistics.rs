@@ -1,11 +1,12 @@
 //! What the published filters look at in prose, in one pass over each text.
 
+use std::ops::Range;
+
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::characters::{CLOSING, Classes, LETTER, SEPARATOR, SPACE, TERMINAL, UNSPACED};
 use crate::hash::{START, mix, step};
-use crate::repetition::{MAX_WORDS, Repetition};
-use crate::table::Table;
+use crate::repetition::{Parts, Repetition, share};
 use crate::threads::map_texts;
 
 /// Names of the numbers that [`text_statistics`] gives. docs/cleaning.md defines each.
@@ -49,7 +50,29 @@ pub const TEXT_FIELDS: [&str; 36] = [
 ];
 
 /// Gopher's stop words: a text in English has at least two of them.
-const STOP_WORDS: [&[u8]; 8] = [b"the", b"be", b"to", b"of", b"and", b"that", b"have", b"with"];
+const STOP_WORDS: [u64; 8] = [
+    word(b"the"),
+    word(b"be"),
+    word(b"to"),
+    word(b"of"),
+    word(b"and"),
+    word(b"that"),
+    word(b"have"),
+    word(b"with"),
+];
+const LOREM: u64 = word(b"lorem");
+const IPSUM: u64 = word(b"ipsum");
+
+/// The letters of a short word as a number.
+const fn word(letters: &[u8]) -> u64 {
+    let (mut all, mut at) = (0, 0);
+    while at < letters.len() {
+        all = all << 8 | letters[at] as u64;
+        at += 1;
+    }
+    all
+}
+
 /// Lines of fewer characters are short (`FineWeb`).
 const SHORT_LINE: u64 = 30;
 
@@ -67,8 +90,8 @@ pub fn text_statistics<T: AsRef<str> + Sync>(
 #[derive(Default)]
 struct Counter {
     repetition: Repetition,
-    lines: Copies,
-    paragraphs: Copies,
+    lines: Parts,
+    paragraphs: Parts,
     counts: Counts,
 }
 
@@ -86,6 +109,7 @@ struct Counts {
     curly_brackets: u64,
     alphabetic_words: u64,
     sentences: u64,
+    /// A bit for each of [`STOP_WORDS`].
     stop_words: u8,
     lorem_ipsum: u64,
     after_lorem: bool,
@@ -94,44 +118,6 @@ struct Counts {
     ellipsis_lines: u64,
     punctuated_lines: u64,
     short_lines: u64,
-}
-
-/// Lines or paragraphs, and what of them was there before.
-#[derive(Default)]
-struct Copies {
-    hashes: Vec<(u64, u64)>,
-    table: Table,
-    count: u64,
-    chars: u64,
-}
-
-impl Copies {
-    fn clear(&mut self) {
-        self.hashes.clear();
-        (self.count, self.chars) = (0, 0);
-    }
-
-    fn push(&mut self, hash: u64, chars: u64) {
-        self.count += 1;
-        self.chars += chars;
-        if self.hashes.len() < MAX_WORDS {
-            self.hashes.push((hash, chars));
-        }
-    }
-
-    /// Share of second and later copies by number and by characters.
-    fn shares(&mut self) -> [f64; 2] {
-        self.table.clear(self.hashes.len());
-        let (mut count, mut characters) = (0, 0);
-        for (at, &(hash, chars)) in (0..).zip(&self.hashes) {
-            let place = self.table.add(hash, at);
-            if self.table.at(place).first < at {
-                count += 1;
-                characters += chars;
-            }
-        }
-        [share(count, self.count), share(characters, self.chars)]
-    }
 }
 
 /// A word that is being read.
@@ -151,6 +137,31 @@ impl Word {
     }
 }
 
+/// A line that was read, without the white space around it.
+#[derive(Default)]
+struct Line {
+    bytes: Range<usize>,
+    /// Counted from the line's beginning.
+    chars: Range<u64>,
+    /// Where the next line begins.
+    next: usize,
+}
+
+impl Line {
+    /// Extends the line over what is no white space.
+    #[inline]
+    fn cover(&mut self, bytes: Range<usize>, chars: Range<u64>) {
+        if self.chars.is_empty() {
+            (self.bytes.start, self.chars.start) = (bytes.start, chars.start);
+        }
+        (self.bytes.end, self.chars.end) = (bytes.end, chars.end);
+    }
+
+    fn len(&self) -> u64 {
+        self.chars.end - self.chars.start
+    }
+}
+
 impl Counter {
     fn count(&mut self, text: &str) -> [f64; TEXT_FIELDS.len()] {
         self.repetition.clear();
@@ -158,34 +169,23 @@ impl Counter {
         self.paragraphs.clear();
         self.counts = Counts::default();
         let mut paragraph = (0_u64, 0_u64); // hash and characters
-        let mut rest = text;
-        while !rest.is_empty() {
-            let (line, after) = match rest.find('\n') {
-                Some(end) => {
-                    self.counts.newlines += 1;
-                    self.counts.chars += 1;
-                    (&rest[..end], &rest[end + 1..])
-                }
-                None => (rest, ""),
-            };
-            rest = after;
-            let before = self.counts.chars;
-            self.words(line);
-            let margin = line.len() - line.trim().len(); // white space is ASCII but for rare cases
-            let chars = (self.counts.chars - before).saturating_sub(margin as u64);
-            let line = line.trim();
-            if line.is_empty() {
+        let mut at = 0;
+        while at < text.len() {
+            let line = self.line(text, at);
+            at = line.next;
+            if line.len() == 0 {
                 self.end_paragraph(&mut paragraph);
                 continue;
             }
-            let hash = xxh3_64(line.as_bytes());
-            self.lines.push(hash, chars);
-            paragraph = (mix(paragraph.0 ^ hash), paragraph.1 + chars);
-            self.counts.bullet_lines += u64::from(line.starts_with(is_bullet));
+            let written = &text[line.bytes.clone()];
+            let hash = xxh3_64(written.as_bytes());
+            self.lines.push(hash, line.len());
+            paragraph = (mix(paragraph.0 ^ hash), paragraph.1 + line.len());
+            self.counts.bullet_lines += u64::from(written.starts_with(is_bullet));
             self.counts.ellipsis_lines +=
-                u64::from(line.ends_with('\u{2026}') || line.ends_with("..."));
-            self.counts.punctuated_lines += u64::from(line.ends_with(ends_line));
-            self.counts.short_lines += u64::from(chars < SHORT_LINE);
+                u64::from(written.ends_with('\u{2026}') || written.ends_with("..."));
+            self.counts.punctuated_lines += u64::from(written.ends_with(ends_line));
+            self.counts.short_lines += u64::from(line.len() < SHORT_LINE);
         }
         self.end_paragraph(&mut paragraph);
         self.values(text.len())
@@ -198,13 +198,13 @@ impl Counter {
         *paragraph = (0, 0);
     }
 
-    /// Counts the words of a line.
-    fn words(&mut self, line: &str) {
+    /// Counts the words of the line that begins at `at`.
+    fn line(&mut self, text: &str, mut at: usize) -> Line {
         let classes = Classes::get();
-        let bytes = line.as_bytes();
-        let mut word = Word::new(0);
-        let (mut at, mut letters) = (0, 0);
-        let mut chars = 0;
+        let bytes = text.as_bytes();
+        let mut line = Line::default();
+        let (mut chars, mut letters) = (0, 0);
+        let mut word = Word::new(at);
         loop {
             let start = at;
             while at < bytes.len() && bytes[at].is_ascii_alphabetic() {
@@ -212,19 +212,18 @@ impl Counter {
                 at += 1;
             }
             if at > start {
-                word.chars += (at - start) as u64;
-                letters += (at - start) as u64;
-                chars += (at - start) as u64;
+                let more = (at - start) as u64;
+                (letters, chars, word.chars) = (letters + more, chars + more, word.chars + more);
                 word.classes |= LETTER;
                 word.ends = false;
             }
             if at == bytes.len() {
                 break;
             }
-            let (c, class, len) = classes.next(line, at);
-            chars += 1;
-            letters += u64::from(class & LETTER);
+            let (c, class, len) = classes.next(text, at);
             if class & (SPACE | SEPARATOR | UNSPACED) == 0 {
+                chars += 1;
+                letters += u64::from(class & LETTER);
                 word.hash = step(word.hash, c.into());
                 word.chars += 1;
                 word.classes |= class;
@@ -233,21 +232,48 @@ impl Counter {
                 at += len;
                 continue;
             }
-            self.end_word(bytes, word, at);
-            word = Word::new(at);
-            at += len;
-            if class & UNSPACED != 0 {
-                self.counts.unspaced += u64::from(class & LETTER);
-                (word.chars, word.classes, word.hash) = (1, class, step(START, c.into()));
+            if word.chars > 0 {
+                line.cover(word.start..at, chars - word.chars..chars);
                 self.end_word(bytes, word, at);
-            } else if class & TERMINAL != 0 {
-                self.counts.sentences += 1;
+            }
+            chars += 1;
+            letters += u64::from(class & LETTER);
+            at += len;
+            if class & SPACE == 0 {
+                line.cover(at - len..at, chars - 1..chars);
+                if class & UNSPACED != 0 {
+                    self.unspaced_word(c, class);
+                } else if class & TERMINAL != 0 {
+                    self.counts.sentences += 1;
+                }
             }
             word = Word::new(at);
+            if c == '\n' {
+                self.counts.newlines += 1;
+                break;
+            }
         }
-        self.end_word(bytes, word, at);
+        if word.chars > 0 {
+            line.cover(word.start..at, chars - word.chars..chars);
+            self.end_word(bytes, word, at);
+        }
         self.counts.chars += chars;
         self.counts.letters += letters;
+        line.next = at;
+        line
+    }
+
+    /// Counts a word of one character.
+    #[inline]
+    fn unspaced_word(&mut self, c: char, class: u8) {
+        let counts = &mut self.counts;
+        counts.words += 1;
+        counts.word_chars += 1;
+        counts.longest_word = counts.longest_word.max(1);
+        counts.alphabetic_words += u64::from(class & LETTER);
+        counts.unspaced += u64::from(class & LETTER);
+        counts.after_lorem = false;
+        self.repetition.push(mix(step(START, c.into())), 1);
     }
 
     /// Counts a character that is no letter.
@@ -270,28 +296,27 @@ impl Counter {
 
     #[inline]
     fn end_word(&mut self, bytes: &[u8], word: Word, end: usize) {
-        if word.chars == 0 {
-            return;
-        }
         let counts = &mut self.counts;
         counts.words += 1;
         counts.word_chars += word.chars;
         counts.longest_word = counts.longest_word.max(word.chars);
         counts.alphabetic_words += u64::from(word.classes & LETTER);
         counts.sentences += u64::from(word.ends);
+        let after_lorem = std::mem::take(&mut counts.after_lorem);
         if (2..=5).contains(&(end - word.start)) {
-            let letters = &bytes[word.start..end];
-            if let Some(place) =
-                STOP_WORDS.iter().position(|stop| letters.eq_ignore_ascii_case(stop))
+            // The bit that tells lower from upper case is set in all.
+            match bytes[word.start..end]
+                .iter()
+                .fold(0, |all, &byte| all << 8 | u64::from(byte | 32))
             {
-                counts.stop_words |= 1 << place;
+                LOREM => counts.after_lorem = true,
+                IPSUM => counts.lorem_ipsum += u64::from(after_lorem),
+                letters => {
+                    for (bit, stop) in STOP_WORDS.iter().enumerate() {
+                        counts.stop_words |= u8::from(letters == *stop) << bit;
+                    }
+                }
             }
-            let lorem = letters.eq_ignore_ascii_case(b"lorem");
-            counts.lorem_ipsum +=
-                u64::from(counts.after_lorem && letters.eq_ignore_ascii_case(b"ipsum"));
-            counts.after_lorem = lorem;
-        } else {
-            counts.after_lorem = false;
         }
         self.repetition.push(mix(word.hash), word.chars);
     }
@@ -334,10 +359,6 @@ impl Counter {
         }
         values
     }
-}
-
-fn share(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
 fn is_bullet(c: char) -> bool {

@@ -139,19 +139,21 @@ impl ShardWriter {
         })
     }
 
-    /// Puts the ids into `scratch` as the file stores them.
+    /// Puts the ids into `scratch` as the file stores them: one pass that checks and one that narrows, both without a
+    /// branch for each id.
     fn encode<I: Copy + Into<i64>>(&mut self, ids: &[I]) -> Result<(), Error> {
-        let wide = token_bytes(self.vocab_size) == 4;
-        self.scratch.clear();
-        for (position, &id) in ids.iter().enumerate() {
-            let id: i64 = id.into();
-            let Some(token) = u32::try_from(id).ok().filter(|&token| token < self.vocab_size)
-            else {
-                let (document, vocab_size) = (self.num_documents(), self.vocab_size);
-                return Err(Error::IdOutOfRange { document, position, id, vocab_size });
-            };
-            let bytes = token.to_le_bytes();
-            self.scratch.extend_from_slice(if wide { &bytes } else { &bytes[..2] });
+        let vocab_size = self.vocab_size;
+        let is_known = |id: i64| (0..i64::from(vocab_size)).contains(&id);
+        if !ids.iter().fold(true, |known, &id| known & is_known(id.into())) {
+            let position = ids.iter().position(|&id| !is_known(id.into()));
+            let position = position.expect("an id is unknown");
+            let (document, id) = (self.num_documents(), ids[position].into());
+            return Err(Error::IdOutOfRange { document, position, id, vocab_size });
+        }
+        if token_bytes(vocab_size) == 4 {
+            narrow(&mut self.scratch, ids, |[a, b, c, d, ..]| [a, b, c, d]);
+        } else {
+            narrow(&mut self.scratch, ids, |[a, b, ..]| [a, b]);
         }
         Ok(())
     }
@@ -202,6 +204,19 @@ impl ShardWriter {
         fs::rename(&self.partial, &self.path)?;
         self.finished = true;
         sync_folder(&self.path)
+    }
+}
+
+/// Fills `bytes` with the `N` bytes that `low` gives of each id.
+fn narrow<I: Copy + Into<i64>, const N: usize>(
+    bytes: &mut Vec<u8>,
+    ids: &[I],
+    low: impl Fn([u8; 8]) -> [u8; N],
+) {
+    bytes.clear();
+    bytes.resize(N * ids.len(), 0);
+    for (place, &id) in bytes.as_chunks_mut::<N>().0.iter_mut().zip(ids) {
+        *place = low(id.into().to_le_bytes());
     }
 }
 

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use glmcore_clean::{
-    CODE_FIELDS, Copies, Decontaminator, MinHash, QualityClassifier, TEXT_FIELDS, Training, Unit,
+    CODE_FIELDS, Clustering, Copies, Decontaminator, MinHash, QualityClassifier, TEXT_FIELDS,
+    Training, Unit,
 };
 use numpy::ndarray::Array2;
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1, PyReadonlyArray2};
@@ -149,9 +150,11 @@ fn near_duplicates<'py>(
     if let Some(texts) = &texts {
         how = how.with_texts(texts, shingle);
     }
-    let kept =
-        py.detach(|| glmcore_clean::near_duplicates(values, &how, num_threads)).or_raise()?;
-    Ok(kept.into_pyarray(py))
+    let mut clustering = py.detach(|| Clustering::new(values, &how)).or_raise()?;
+    while py.detach(|| clustering.step(num_threads)) {
+        py.check_signals()?;
+    }
+    Ok(py.detach(|| clustering.finish()).into_pyarray(py))
 }
 
 /// Number of bands and rows for a threshold, and the probability that a pair at the threshold is compared.

@@ -136,7 +136,7 @@ def near_duplicates(
     A signature is cut into bands; texts that agree in a band are compared, and linked if their signatures agree in
     `threshold` of the entries, or if their texts do where these are given. Linked texts are one cluster, and the one of
     the highest quality is kept, the first among equals. The result is the same for any number of threads and, with ids,
-    for any order of the texts. Memory beyond the arguments: `16 num_threads + 28` bytes per text. `signatures` may be
+    for any order of the texts. Memory beyond the arguments: `24 num_threads + 20` bytes per text. `signatures` may be
     a `np.memmap`.
 
     Args:

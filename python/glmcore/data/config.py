@@ -106,6 +106,17 @@ class RepositoriesConfig(Config):
     """Add the commits of a git repository, messages and diffs."""
 
 
+class DiscussionsConfig(Config):
+    """How issues and pull requests become documents."""
+
+    repository: str = ""
+    """`owner/name` for records that do not say theirs."""
+    checkouts: dict[str, str] = Field(default_factory=dict)
+    """Git repositories by `owner/name`, to read the files that a pull request changes from, as they were before."""
+    max_chars: PositiveInt = 100_000
+    """Length of a document at most."""
+
+
 class FillInTheMiddleConfig(Config):
     """Fill-in-the-middle (arXiv:2207.14255); GLM-4.5 uses it on all source code, at a rate that is not published."""
 
@@ -122,10 +133,11 @@ class SourceConfig(Config):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     """What a stage's mixture calls it."""
-    kind: Literal["documents", "repositories", "problems", "conversations"] = "documents"
-    """`documents` and `repositories` are learned whole; of `problems` and `conversations`, which are rendered as chats,
-    only what the assistant says. A repository is one document, or several for a long one, its files in the order of
-    their imports, and its commits."""
+    kind: Literal["documents", "repositories", "discussions", "problems", "conversations"] = "documents"
+    """`documents`, `repositories` and `discussions` are learned whole; of `problems` and `conversations`, which are
+    rendered as chats, only what the assistant says. A repository is one document, or several for a long one, its files
+    in the order of their imports, and its commits. Discussions are issues and pull requests: what belongs together
+    stands in one file of JSON lines in the shape of GitHub's API."""
     paths: list[str] = Field(default_factory=list)
     """Files, directories, patterns (`*`, `?`, `[]`, `**`) or fsspec URLs; git repositories with `format = "git"`."""
     format: Format = "auto"
@@ -140,6 +152,7 @@ class SourceConfig(Config):
     cleaning: CleaningConfig = CleaningConfig()
     problems: ProblemsConfig = ProblemsConfig()
     repositories: RepositoriesConfig = RepositoriesConfig()
+    discussions: DiscussionsConfig = DiscussionsConfig()
     layout: Literal["openai", "anthropic", "claude-code", "cc-bench"] = "openai"
     """Form of conversations: messages of OpenAI's or Anthropic's interface, a session log of Claude Code, or the
     columns of CC-Bench."""
@@ -157,7 +170,8 @@ class SourceConfig(Config):
             values = [getattr(bucket, kind) for bucket in self.buckets]
             if len(set(values)) != len(values):
                 raise ValueError(f"buckets of source {self.name!r} have the same {kind}: {values}")
-        if self.kind in ("conversations", "problems") and self.format in ("text", "markdown", "lines", "git"):
+        records = ("conversations", "discussions", "problems")
+        if self.kind in records and self.format in ("text", "markdown", "lines", "git"):
             raise ValueError(f"source {self.name!r}: {self.kind} cannot be read from {self.format}")
         if not self.paths and not (self.kind == "problems" and self.problems.tasks):
             raise ValueError(f"source {self.name!r} has no paths")

@@ -10,6 +10,7 @@ from glmcore.chat import apply_chat_template
 from glmcore.data.builders.conversations import anthropic_documents, openai_documents
 from glmcore.data.builders.fim import fill_in_middle
 from glmcore.data.builders.history import commit_documents
+from glmcore.data.builders.issues import issue_documents
 from glmcore.data.builders.problems import ProblemFields, gym_documents, problem_documents
 from glmcore.data.builders.repository import repository_documents
 from glmcore.data.builders.session_log import cc_bench_documents, session_file_documents
@@ -177,8 +178,29 @@ def _repositories(source: SourceConfig, piece: Piece, limits: Limits, seed: int,
             yield Found(file, document.id, document)
 
 
+def _discussions(source: SourceConfig, piece: Piece, limits: Limits, seed: int, rejects: Rejects) -> Iterator[Found]:
+    """Issues and pull requests of one file, with the files that they touch."""
+    rule, file = source.discussions, piece.name
+
+    def left_out(place: str, reason: str) -> None:
+        rejects.leave_out(file, place, "discussion_left_out", reason)
+
+    records = read_records(piece, None, limits, partial(rejects.add, file))
+    documents = issue_documents(
+        ((record.place, record.fields) for record in records),
+        repository=rule.repository,
+        checkouts={name: Path(path) for name, path in rule.checkouts.items()},
+        source=source.name,
+        max_length=rule.max_chars,
+        on_reject=left_out,
+    )
+    for document in documents:
+        yield Found(file, document.id, document)
+
+
 _KINDS: dict[str, Callable[[SourceConfig, Piece, Limits, int, Rejects], Iterator[Found]]] = {
     "conversations": _conversations,
+    "discussions": _discussions,
     "documents": _texts,
     "problems": _problems,
     "repositories": _repositories,

@@ -1,6 +1,7 @@
 """Documents to token ids and the mask of what is learned."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,8 @@ def encode_documents(
     guides/Infilling_guideline.md); `psm` is the other order of arXiv:2207.14255.
     """
     end = _special(tokenizer, END_OF_TEXT)
+    if all(document.text is not None and document.middle is None for document in documents):
+        return _encode_plain(tokenizer, documents, int(end[0]), num_threads)
     parts = [part for document in documents for _, part in _parts(document)]
     encoded = iter(tokenizer.encode_batch(parts, num_threads=num_threads))
     results: list[EncodedDocument] = []
@@ -57,6 +60,21 @@ def encode_documents(
         ids = np.concatenate([*pieces, end])
         results.append(EncodedDocument(ids, np.ones(len(ids), np.uint8)))
     return results
+
+
+def _encode_plain(
+    tokenizer: Tokenizer, documents: Sequence[Document], end: int, num_threads: int | None
+) -> list[EncodedDocument]:
+    """Texts alone, all in one array: a copy for the whole batch in place of one for each document."""
+    encoded = tokenizer.encode_batch([document.text or "" for document in documents], num_threads=num_threads)
+    ends = encoded.offsets[1:] + np.arange(len(documents))
+    ids = np.full(len(encoded.ids) + len(documents), end, np.int32)
+    is_text = np.ones(len(ids), np.bool_)
+    is_text[ends] = False
+    ids[is_text] = encoded.ids
+    learned = np.ones(len(ids), np.uint8)
+    starts = [0, *(ends + 1).tolist()]
+    return [EncodedDocument(ids[start:stop], learned[start:stop]) for start, stop in pairwise(starts)]
 
 
 def _parts(document: Document) -> list[tuple[str | None, str]]:

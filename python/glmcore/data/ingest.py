@@ -58,15 +58,18 @@ def ingest(job: IngestJob) -> dict[str, Any]:
         outputs = {name: output(place.state(part.name, name)) for name in columns.names}
         documents = output(place.documents(part.name))
         batch_of = _Batches(part, job, rejects)
+        num_bytes = 0
         for batch in batch_of:
-            documents.writelines(map(to_line, batch))
+            lines = [to_line(document) for document in batch]
+            documents.writelines(lines)
+            num_bytes += sum(map(len, lines))
             for name, rows in columns.of(batch, job.num_threads).items():
                 outputs[name].write(rows.tobytes())
     record = {
         "key": job.key,
         "pieces": [list(piece) for piece in part.pieces],
         "documents": batch_of.num_documents,
-        "bytes": batch_of.num_bytes,
+        "bytes": num_bytes,
         "rejects": dict(sorted(rejects.counts.items())),
         "left_out": dict(sorted(rejects.left_out.items())),
     }
@@ -115,7 +118,6 @@ class _Batches:
         self._limits = Limits(job.config.max_record_bytes, job.config.max_text_bytes)
         self._salt = hashlib.sha256(f"{job.seed}/{part.source.name}".encode()).digest()[:16]
         self.num_documents = 0
-        self.num_bytes = 0
 
     def __iter__(self) -> Iterator[list[Document]]:
         rule = self._source.cleaning
@@ -127,7 +129,6 @@ class _Batches:
                 found = [one for one in found if self._is_drawn(one)]
             documents = self._cleaned(found) if looks and found else [one.document for one in found]
             self.num_documents += len(documents)
-            self.num_bytes += sum(map(size_of, documents))
             yield documents
 
     def _found(self) -> Iterator[Found]:
@@ -172,9 +173,3 @@ def batches(items: Iterable[Item], document_of: Callable[[Item], Document]) -> I
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def size_of(document: Document) -> int:
-    """Bytes of what a document says."""
-    text = document.plain_text
-    return len(text) if text.isascii() else len(text.encode("utf-8", errors="replace"))

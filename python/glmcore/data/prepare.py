@@ -19,7 +19,7 @@ from glmcore.data import manifest
 from glmcore.data.config import BUILT_IN, DataConfig
 from glmcore.data.corpus.collect import collect
 from glmcore.data.documents import read_documents, write_documents
-from glmcore.data.engines import Engine, num_workers, run_jobs
+from glmcore.data.engines import Engine, Workers
 from glmcore.data.ingest import IngestJob, ingest
 from glmcore.data.parts import (
     Part,
@@ -74,17 +74,18 @@ def prepare(run: RunDirectory[DataRecipe], *, engine: Engine = "local", recheck:
     for file in changed:
         say(f"{file} has changed since it was read: its part is read again")
     plan.clean()
-    if not run.station_done("corpus"):
-        with timed(run, "corpus") as details:
-            details["note"] = read_sources(run, plan, engine)
-    if not run.station_done("tokenizer"):
-        with timed(run, "tokenizer") as details:
-            details["note"] = write_tokenizer(run, plan)
-    if not run.station_done("shards"):
-        with timed(run, "shards") as details:
-            details["tokens"] = write_shards(run, plan, engine)
-    elif recheck:
+    if run.station_done("shards"):
         say(f"{run.path}: all is prepared, and no source has changed")
+        return
+    with Workers(run.recipe.run.num_threads, engine) as workers:
+        if not run.station_done("corpus"):
+            with timed(run, "corpus") as details:
+                details["note"] = read_sources(run, plan, workers)
+        if not run.station_done("tokenizer"):
+            with timed(run, "tokenizer") as details:
+                details["note"] = write_tokenizer(run, plan)
+        with timed(run, "shards") as details:
+            details["tokens"] = write_shards(run, plan, workers)
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _begin_anew(run: Run, changed: list[str]) -> None:
     run.forget_stations(STATIONS)
 
 
-def read_sources(run: Run, plan: Plan, engine: Engine) -> str:
+def read_sources(run: Run, plan: Plan, workers: Workers) -> str:
     """Write the documents of every part; gives a note for people.
 
     Raises:
@@ -192,8 +193,7 @@ def read_sources(run: Run, plan: Plan, engine: Engine) -> str:
         (run.path / folder).mkdir(exist_ok=True)
     todo = plan.unread()
     sizes = [plan.parts[i].size for i in todo]
-    workers = num_workers(run.recipe.run.num_threads, len(todo), sum(sizes))
-    threads = max(1, run.recipe.run.num_threads // workers)
+    threads = max(1, run.recipe.run.num_threads // workers.number(len(todo), sum(sizes)))
     seed = run.recipe.run.seed
     jobs = [
         IngestJob(
@@ -203,7 +203,7 @@ def read_sources(run: Run, plan: Plan, engine: Engine) -> str:
     ]
     with progress("read", total=sum(part.size for part in plan.parts), unit="bytes") as bar:
         bar.skip(bar.total - sum(sizes) if bar.total else 0)
-        run_jobs(ingest, jobs, lambda i, _: bar.advance(sizes[i]), workers=workers, engine=engine)
+        workers.run(ingest, jobs, lambda i, _: bar.advance(sizes[i]), num_bytes=sum(sizes))
     records = plan.read_records()
     for source in config.sources:
         own = [r for part, r in zip(plan.parts, records, strict=True) if part.source.name == source.name]
@@ -287,7 +287,7 @@ def _head(plan: Plan, source: str, max_chars: int) -> Iterator[str]:
             yield text
 
 
-def write_shards(run: Run, plan: Plan, engine: Engine) -> int:
+def write_shards(run: Run, plan: Plan, workers: Workers) -> int:
     """Tokenise every part and write the manifest; gives the number of tokens.
 
     Raises:
@@ -297,12 +297,11 @@ def write_shards(run: Run, plan: Plan, engine: Engine) -> int:
     jobs, sizes = _tokenize_jobs(run, plan)
     todo = [i for i, job in enumerate(jobs) if _shards_record(job) is None]
     total = sum(sizes[i] for i in todo)
-    workers = num_workers(run.recipe.run.num_threads, len(todo), total)
-    threads = max(1, run.recipe.run.num_threads // workers)
+    threads = max(1, run.recipe.run.num_threads // workers.number(len(todo), total))
     with progress("tokenize", total=sum(sizes), unit="bytes") as bar:
         bar.skip(sum(sizes) - total)
         chosen = [jobs[i].on_threads(threads) for i in todo]
-        run_jobs(tokenize, chosen, lambda i, _: bar.advance(sizes[todo[i]]), workers=workers, engine=engine)
+        workers.run(tokenize, chosen, lambda i, _: bar.advance(sizes[todo[i]]), num_bytes=total)
     records = [record for job in jobs if (record := _shards_record(job))]
     built = manifest.build(_source_heads(run, plan), zip(_readings(plan), records, strict=True), **_about(run))
     for source in built["sources"]:

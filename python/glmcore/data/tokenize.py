@@ -16,7 +16,7 @@ import orjson
 from glmcore.data.config import BucketConfig
 from glmcore.data.documents import Document, read_documents
 from glmcore.data.encode import encode_documents
-from glmcore.data.ingest import batches, size_of
+from glmcore.data.ingest import batches
 from glmcore.data.parts import WorkPlace
 from glmcore.data.shards import ShardWriter
 from glmcore.data.verdicts import NAMES
@@ -79,7 +79,7 @@ def tokenize(job: TokenizeJob) -> dict[str, Any]:
                     writers[bucket] = writer
                 mask = loss_mask if job.with_loss_mask else None
                 writer.append(ids, loss_mask=mask, source=job.number, quality=document.quality)
-                num_bytes[bucket] += size_of(document)
+                num_bytes[bucket] += _size(document)
         told = [(w.num_documents, w.num_tokens) if w else None for w in writers]
     for name, counts in zip(names, told, strict=True):
         if counts is None:
@@ -137,6 +137,12 @@ def _staying(job: TokenizeJob, dropped: Counter[str]) -> Iterator[Document]:
     for verdict, name in enumerate(NAMES[1:], start=1):
         dropped[name] = int((verdicts == verdict).sum())
     return compress(documents, (verdicts == 0).tolist())
+
+
+def _size(document: Document) -> int:
+    """Bytes of what a document says."""
+    text = document.text if document.text is not None else document.plain_text
+    return len(text) if text.isascii() else len(text.encode("utf-8", errors="replace"))
 
 
 def _itself(document: Document) -> Document:

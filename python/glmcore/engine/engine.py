@@ -15,9 +15,9 @@ from glmcore.errors import RequestError, SyncError
 from glmcore.fp8.bucket import Bucket
 from glmcore.fp8.receiver import WeightReceiver
 from glmcore.model.attention import KeyValueCache
+from glmcore.model.fp8 import weights_to_fill
 from glmcore.model.glm import Glm
 from glmcore.model.layout import DocumentLayout
-from glmcore.model.weights import hf_views
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Engine:
         if version < self.policy_version:
             raise SyncError(f"an update to version {version} came, the engine holds version {self.policy_version}")
         self._torn_by = version
-        return WeightReceiver(hf_views(self.model.state_dict()), version, self._complete_update)
+        return WeightReceiver(weights_to_fill(self.model), version, self._complete_update)
 
     def _complete_update(self, version: int) -> None:
         self.policy_version = version

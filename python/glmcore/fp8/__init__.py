@@ -12,6 +12,8 @@ from glmcore.fp8.quantize import dequantize_blocks, quantize_blocks, quantize_gr
 if TYPE_CHECKING:
     from glmcore.fp8.broadcast import WeightBroadcast
     from glmcore.fp8.bucket import Bucket, weights_checksum
+    from glmcore.fp8.linear import Float8Experts, Float8Linear
+    from glmcore.fp8.many import expert_stack, quantize_many
     from glmcore.fp8.publisher import Publication, WeightPublisher
     from glmcore.fp8.ray_actors import RayWeightReceiver, publish_to_actors
     from glmcore.fp8.receiver import WeightReceiver
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "Bucket": "bucket",
+    "Float8Experts": "linear",
+    "Float8Linear": "linear",
     "Publication": "publisher",
     "RayWeightReceiver": "ray_actors",
     "WeightBroadcast": "broadcast",
@@ -26,12 +30,16 @@ _HOME_OF = {
     "WeightPublisher": "publisher",
     "WeightReceiver": "receiver",
     "checkpoint_checksum": "weight_directory",
+    "expert_stack": "many",
     "publish_to_actors": "ray_actors",
+    "quantize_many": "many",
     "weights_checksum": "bucket",
 }
 
 __all__ = [
     "Bucket",
+    "Float8Experts",
+    "Float8Linear",
     "Publication",
     "RayWeightReceiver",
     "WeightBroadcast",
@@ -41,10 +49,12 @@ __all__ = [
     "checkpoint_checksum",
     "dequantize_blocks",
     "dequantize_checkpoint",
+    "expert_stack",
     "publish_to_actors",
     "quantize_blocks",
     "quantize_checkpoint",
     "quantize_groups",
+    "quantize_many",
     "verify_checkpoint",
     "weights_checksum",
 ]

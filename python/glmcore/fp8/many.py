@@ -1,7 +1,7 @@
 """All weights of a model to FP8 in one call: on a GPU one launch in place of hundreds.
 
-The results go into views of memory that the caller has made, of any strides. So the layouts that an engine wants need no
-pass of their own: matrices joined into a stack (`expert_stack`), cut over ranks (a slice), transposed (`q.t()`).
+The results go into views of memory that the caller has made, of any strides. So the layouts that an engine wants need
+no pass of their own: matrices joined into a stack (`expert_stack`), cut over ranks (a slice), transposed (`q.t()`).
 """
 
 from collections.abc import Sequence
@@ -39,12 +39,15 @@ def quantize_many(
     """
     if not weights:
         return []
+    for index, w in enumerate(weights):
+        if w.dim() != 2 or w.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise Fp8Error(f"weight {index} must be a matrix of floats, got {w.dtype} {list(w.shape)}")
     if out is None:
         out = [_empty(w, block) for w in weights]
     if len(out) != len(weights):
         raise Fp8Error(f"out must have a pair for each of {len(weights)} weights, got {len(out)}")
     for index, (w, (q, scale)) in enumerate(zip(weights, out, strict=True)):
-        _check(index, w, q, scale, block, weights[0].device)
+        _check_results(index, w, q, scale, block, weights[0].device)
     codes, scales = [q.view(torch.uint8) for q, _ in out], [scale for _, scale in out]
     bad = _quantize_many(list(weights), codes, scales, *block, WEIGHT_FLOOR, scale_format == "ue8m0")
     if check:
@@ -83,9 +86,9 @@ def _empty(w: Tensor, block: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return q, torch.empty(scales_shape(tuple(w.shape), block), device=w.device)
 
 
-def _check(index: int, w: Tensor, q: Tensor, scale: Tensor, block: tuple[int, int], device: torch.device) -> None:
-    if w.dim() != 2 or w.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise Fp8Error(f"weight {index} must be a matrix of floats, got {w.dtype} {list(w.shape)}")
+def _check_results(
+    index: int, w: Tensor, q: Tensor, scale: Tensor, block: tuple[int, int], device: torch.device
+) -> None:
     if q.dtype != torch.float8_e4m3fn or q.shape != w.shape:
         raise Fp8Error(f"codes of weight {index} must be float8_e4m3fn {list(w.shape)}, got {q.dtype} {list(q.shape)}")
     grid = scales_shape(tuple(w.shape), block)

@@ -1,9 +1,9 @@
 """Products of block-wise FP8 matrices on the CPU: the arithmetic of cuda/gemm.cu in PyTorch.
 
 For each slice of 128 of the summed dimension: products of codes are summed in float32, the sum is multiplied with the
-product of both scales and added, each operation rounded to float32. A sum of 128 products of codes may be rounded in any
-order here and on the tensor core, so both are within `128 * 2**-24 * sum |a b|` of each other in a slice; on Hopper, whose
-tensor cores keep about 14 bits in FP8 products, `2**-13` stands for `128 * 2**-24`.
+product of both scales and added, each operation rounded to float32. A sum of 128 products of codes may be rounded in
+any order here and on the tensor core, so both are within `128 * 2**-24 * sum |a b|` of each other in a slice. Hopper's
+tensor cores keep about 14 bits of FP8 products: there the first factor is about `2**-13`.
 Source: DeepSeek-V3 report (arXiv:2412.19437), section 3.3.2.
 """
 

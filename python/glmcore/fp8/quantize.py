@@ -151,7 +151,7 @@ def _quantize(
 
 
 def quantize_into(w: Any, block: tuple[int, int], floor: float, ue8m0: bool, q: Any, scale: Any) -> None:
-    """Quantise a contiguous CPU tensor into a uint8 and a float32 one, letting NaN and infinity through, without further checks."""
+    """Quantise a contiguous CPU tensor into a uint8 and a float32 one; NaN and infinity become NaN."""
     import torch
 
     array, is_bfloat16 = _as_numpy(torch, w)

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from glmcore.errors import SyncError
-from glmcore.fp8.bucket import Bucket, Piece, Scratch, num_rows, weights_checksum
+from glmcore.errors import Fp8Error, SyncError
+from glmcore.fp8.bucket import Bucket, Piece, Scratch, WeightDigests, num_rows
+from glmcore.fp8.held import HeldWeight
 from glmcore.fp8.layout import SCALE_SUFFIX
 from glmcore.fp8.quantize import dequantize_blocks
 
@@ -67,12 +68,15 @@ class WeightReceiver:
     """
 
     def __init__(
-        self, targets: Mapping[str, Tensor], version: int, on_complete: Callable[[int], None] = lambda _: None
+        self,
+        targets: Mapping[str, Tensor | HeldWeight],
+        version: int,
+        on_complete: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Begin.
 
         Args:
-            targets: What to fill, under the published names, in any float type.
+            targets: What to fill, under the published names, in any float type or held in FP8.
             version: Policy version that is to come.
             on_complete: Called with the version when all is in place and verified.
         """
@@ -85,7 +89,9 @@ class WeightReceiver:
 
     @torch.no_grad()
     def load(self, bucket: Bucket) -> None:
-        """Put the next bucket's tensors into place: codes as the bfloat16 value of code times scale.
+        """Put the next bucket's tensors into place.
+
+        Codes stay what they are where the engine holds FP8; elsewhere they become the bfloat16 code times scale.
 
         Raises:
             SyncError: The bucket is damaged or out of order, or has a tensor that the engine does not know.
@@ -99,14 +105,19 @@ class WeightReceiver:
                     f"tensor {piece.name!r} of shape {list(piece.shape)} is unknown to the engine or misshapen"
                 )
             self._waiting.discard(piece.name)
-            into = (target if target.dim() else target[None])[slice(*piece.rows)]
+            scale = None
             if piece.dtype == "F8_E4M3":
                 scale = next(pieces, None)
                 if scale is None or scale.name != piece.name + SCALE_SUFFIX["fp8"]:
                     raise SyncError(f"tensor {piece.name!r} of version {self.version} has no scales behind it")
-                self._dequantize(bucket, piece, scale, into)
-            else:
+            if isinstance(target, HeldWeight):
+                self._hold(bucket, piece, scale, target)
+                continue
+            into = (target if target.dim() else target[None])[slice(*piece.rows)]
+            if scale is None:
                 into.copy_(bucket.tensor(piece))
+            else:
+                self._dequantize(bucket, piece, scale, into)
 
     def finish(self) -> str:
         """End the update; gives `weights_checksum` of the tensors, read back, which is that of the trainer.
@@ -117,7 +128,10 @@ class WeightReceiver:
         last = self._sequence.finish()
         if self._waiting:
             raise SyncError(f"tensor {min(self._waiting)!r} is missing from the update to version {self.version}")
-        held = weights_checksum(self._targets)
+        digests = WeightDigests()
+        for name, target in self._targets.items():
+            digests.add(name, target.values() if isinstance(target, HeldWeight) else target.detach())
+        held = digests.total()
         if held != last.weights_checksum:
             raise SyncError(
                 f"the engine holds weights with the checksum {held} after the update to version {self.version}, "
@@ -125,6 +139,14 @@ class WeightReceiver:
             )
         self._on_complete(self.version)
         return held
+
+    def _hold(self, bucket: Bucket, piece: Piece, scale: Piece | None, target: HeldWeight) -> None:
+        if scale is None:
+            raise SyncError(f"tensor {piece.name!r} comes as {piece.dtype}, the engine holds FP8: publish it as FP8")
+        try:
+            target.copy_rows(piece.rows[0], bucket.tensor(piece), bucket.tensor(scale))
+        except Fp8Error as error:
+            raise SyncError(f"tensor {piece.name!r} of version {self.version}: {error}") from None
 
     def _dequantize(self, bucket: Bucket, piece: Piece, scale: Piece, into: Tensor) -> None:
         codes, scales, (block_rows, _) = bucket.tensor(piece), bucket.tensor(scale), bucket.block

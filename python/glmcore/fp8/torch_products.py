@@ -1,5 +1,7 @@
-"""PyTorch's own block-wise FP8 product, where a device has it: `torch.nn.functional.scaled_mm` with 1x128 and 128x128
-scales, which cuBLASLt implements for Hopper."""
+"""PyTorch's own block-wise FP8 product, where a device has it.
+
+It is `torch.nn.functional.scaled_mm` with scales of 1x128 and 128x128, which cuBLASLt implements for Hopper.
+"""
 
 import functools
 

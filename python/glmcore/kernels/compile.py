@@ -6,6 +6,7 @@ Neither a GPU nor a CUDA toolkit is needed to compile: the sources include no he
 import ctypes
 import functools
 import hashlib
+import importlib
 import importlib.util
 import io
 import os
@@ -37,7 +38,7 @@ class Kernel:
 
 def is_available() -> bool:
     """Whether kernels can run here: torch sees a card that is new enough, and `cuda.core` is installed."""
-    if importlib.util.find_spec("torch") is None or not _has_cuda_core():
+    if importlib.util.find_spec("torch") is None or not _hascuda_core():
         return False
     import torch
 
@@ -59,8 +60,8 @@ def architecture(capability: tuple[int, int]) -> str:
 def cubin(source: str, element: str | None, arch: str, cache_dir: Path | None = None) -> bytes:
     """Machine code of a source file, from the disk where it has been compiled before.
 
-    The entry's name is a hash of all sources, flags, architecture and NVRTC's version. Processes may do this at the same
-    time: each writes a file of its own and renames it. An entry that is damaged is compiled again.
+    The entry's name has a hash of source, headers, flags, architecture and NVRTC's version. Processes may do this at
+    the same time: each writes a file of its own and renames it. An entry that is damaged is compiled again.
 
     Args:
         source: Name of the file in `SOURCES`, without `.cu`.
@@ -86,7 +87,7 @@ def compile_source(source: str, element: str | None, arch: str) -> tuple[bytes, 
     Raises:
         KernelError: `cuda.core` is missing, or the source does not compile; the message has the compiler's log.
     """
-    core = _cuda_core()
+    core = cuda_core()
     log = io.StringIO()
     text = (SOURCES / f"{source}.cu").read_text(encoding="utf-8")
     options = core.ProgramOptions(name=f"{source}.cu", arch=arch, include_path=[str(SOURCES)], **_flags(element))
@@ -150,7 +151,7 @@ def _write_entry(entry: Path, code: bytes) -> None:
         return
 
 
-def _has_cuda_core() -> bool:
+def _hascuda_core() -> bool:
     try:
         return importlib.util.find_spec("cuda.core") is not None
     except ModuleNotFoundError:  # there is no package `cuda` at all
@@ -158,21 +159,22 @@ def _has_cuda_core() -> bool:
 
 
 @functools.cache
-def _cuda_core() -> Any:
-    if not _has_cuda_core():
-        raise KernelError("CUDA kernels need cuda.core: pip install 'glmcore[cuda]'")
-    from cuda import core
+def cuda_core() -> Any:
+    """The module `cuda.core`, with NVRTC found.
 
+    Raises:
+        KernelError: It is not installed.
+    """
+    if not _hascuda_core():
+        raise KernelError("CUDA kernels need cuda.core: pip install 'glmcore[cuda]'")
     _load_nvrtc()
-    return core
+    return importlib.import_module("cuda.core")
 
 
 @functools.cache
 def _nvrtc_version() -> tuple[int, int]:
-    _cuda_core()
-    from cuda.bindings import nvrtc
-
-    _, major, minor = nvrtc.nvrtcVersion()
+    cuda_core()
+    _, major, minor = importlib.import_module("cuda.bindings.nvrtc").nvrtcVersion()
     return major, minor
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glmcore.errors import KernelError
-from glmcore.kernels.compile import Kernel, architecture, cubin, is_available
+from glmcore.kernels.compile import Kernel, architecture, cubin, cuda_core, is_available
 
 Argument = Tensor | np.int32 | np.int64 | np.float32 | None
 """A pointer to a tensor's memory, a number of the width that the kernel declares, or a null pointer."""
@@ -33,8 +33,7 @@ def launch(kernel: Kernel, grid: tuple[int, ...], block: int, args: Sequence[Arg
             f"kernel {kernel.name} needs an NVIDIA GPU of compute capability 8.0 or newer and glmcore[cuda], "
             f"got device {device}"
         )
-    from cuda import core
-
+    core = cuda_core()
     values = [_value(arg) for arg in args]
     with torch.cuda.device(device):
         index = torch.cuda.current_device()
@@ -51,10 +50,8 @@ def launch(kernel: Kernel, grid: tuple[int, ...], block: int, args: Sequence[Arg
 @functools.cache
 def _load(index: int, kernel: Kernel) -> Any:
     """The kernel, loaded on a device."""
-    from cuda import core
-
     arch = architecture(torch.cuda.get_device_capability(index))
-    return core.ObjectCode.from_cubin(cubin(kernel.source, kernel.element, arch)).get_kernel(kernel.name)
+    return cuda_core().ObjectCode.from_cubin(cubin(kernel.source, kernel.element, arch)).get_kernel(kernel.name)
 
 
 def _value(arg: Argument) -> Any:

@@ -80,13 +80,13 @@ def load_pretrained(directory: Path, dtype: torch.dtype) -> Glm:
     for router in model.routers:
         router.e_score_correction_bias = router.e_score_correction_bias.float()
     with ExitStack() as stack:
-        source = _Source(directory, stack)
+        source = Source(directory, stack)
         with torch.no_grad():
             source.fill(model)
     return model
 
 
-class _Source:
+class Source:
     """The tensors of a checkpoint directory, by name."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
@@ -126,6 +126,14 @@ class _Source:
             raise CheckpointError(
                 f"{self.directory / self.file_names[extra[0]]}: tensor {extra[0]!r} is not part of the model"
             )
+
+    def codes(self, name: str) -> tuple[Tensor, Tensor]:
+        """Codes and float32 scales of a quantised weight."""
+        if self.quantization is None or name not in self.files or name + self.quantization.suffix not in self.files:
+            raise CheckpointError(f"{self.directory}: tensor {name!r} or its scales are missing")
+        q: Tensor = self.files[name].get_tensor(name)
+        scale = name + self.quantization.suffix
+        return q, self.files[scale].get_tensor(scale).float()
 
     def _read(self, name: str, target: Tensor) -> Tensor:
         if name not in self.files:

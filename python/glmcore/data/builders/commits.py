@@ -90,13 +90,16 @@ def read_commits(
         paths: Only what changes these.
 
     Raises:
-        DataError: There is no such revision, no repository or no git.
+        DataError: There is no such revision, no repository or no git; or the repository is damaged, after the commits
+            that could be read.
     """
     git.resolve(repository, re.split(r"\.\.\.?", revision)[-1] or "HEAD")
     chosen = ["--no-merges"] if merges == "skip" else ["--first-parent", "--diff-merges=first-parent"]
     command = ["log", "--reverse", "--patch", f"--unified={unified}", f"--format={_FORMAT}", *_PLAIN, *chosen]
-    with git.pipe(repository, *command, "--end-of-options", revision, "--", *paths) as (_, taken):
-        yield from parse_log(taken)
+    with git.pipe(repository, *command, "--end-of-options", revision, "--", *paths) as process:
+        yield from parse_log(process.taken)
+        if process.wait():
+            raise DataError(f"git log in {repository} failed: the repository is damaged, or `git fsck` says more")
 
 
 def parse_log(stream: IO[bytes]) -> Iterator[Commit]:

@@ -20,7 +20,7 @@ MIN_ALPHANUMERIC_SHARE = 0.25
 """Line lengths and share of letters and digits as for Codex and The Stack (arXiv:2107.03374, section 3.1;
 arXiv:2305.06161, section 3.1)."""
 PROSE_SUFFIXES = (".md", ".markdown", ".rst", ".txt", ".adoc", ".tex", ".org")
-"""Files whose lines are paragraphs: line lengths do not count."""
+"""Files whose lines are paragraphs, which may speak of what is generated: the rules for source text do not count."""
 _DATA_SUFFIXES = (".json", ".jsonl", ".xml", ".yaml", ".yml", ".txt", ".html", ".htm", ".csv", ".tsv", ".svg", ".sql")
 VENDORED = frozenset(
     {"node_modules", "bower_components", "jspm_packages", "vendor", "vendored", "_vendor", "third_party", "third-party"}
@@ -32,6 +32,7 @@ _LOCKS = frozenset(
     {"package-lock.json", "npm-shrinkwrap.json", "pnpm-lock.yaml", "yarn.lock", "bun.lockb", "go.sum", "go.work.sum"}
     | {"Gopkg.lock", "composer.lock", "Package.resolved", "gradle.lockfile", "MODULE.bazel.lock", "flake.lock"}
 )
+_PRIVATE = frozenset({".git", ".env", ".netrc", ".npmrc", ".pypirc", ".htpasswd", "id_rsa", "id_ed25519", "id_ecdsa"})
 _NAMES = (
     (re.compile(r"\.lock$"), "a lock file"),
     (re.compile(r"[.-](min|bundle|pack)\.(js|css|mjs)$|\.(js|css)\.map$"), "minified"),
@@ -64,7 +65,7 @@ class SourceFile:
 
 
 def read_directory(directory: Path, on_reject: OnReject) -> Iterator[SourceFile]:
-    """Files of a directory that are worth reading, by path; links are not followed, hidden directories not entered.
+    """Files of a directory that are worth reading, in a fixed order; links and hidden directories are left out.
 
     Blank files are given too: a package's `__init__.py` says where the package begins. A directory with a CACHEDIR.TAG
     (https://bford.info/cachedir/) or another mark of a cache or an environment is left out.
@@ -112,6 +113,8 @@ def name_reason(path: str, size: int) -> str | None:
         return f"below {vendored}: vendored or left behind by a tool"
     if name in _LOCKS:
         return "a lock file"
+    if name in _PRIVATE or name.startswith(".env."):
+        return "git's own, or made to hold secrets"
     reason = next((reason for pattern, reason in _NAMES if pattern.search(path)), None)
     if reason is not None:
         return reason
@@ -124,10 +127,10 @@ def text_reason(path: str, text: str) -> str | None:
     lines = text.splitlines()
     if not text.strip():
         return None
-    if _GENERATED.search("\n".join(lines[:_HEAD_LINES])[:_HEAD_CHARS]):
-        return "generated"
     if path.lower().endswith(PROSE_SUFFIXES):
         return None
+    if _GENERATED.search("\n".join(lines[:_HEAD_LINES])[:_HEAD_CHARS]):
+        return "generated"
     longest = max(map(len, lines))
     if longest > MAX_LINE_CHARS:
         return f"a line of {longest} characters: data or minified code"
@@ -146,7 +149,7 @@ def _num_alphanumeric(text: str) -> int:
 
 
 def _walk(directory: Path, on_reject: OnReject) -> Iterator[str]:
-    """Paths of regular files, by path."""
+    """Paths of regular files: those of a directory by name, then those of each directory in it."""
     waiting = [""]
     while waiting:
         place = waiting.pop()

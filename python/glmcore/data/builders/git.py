@@ -2,8 +2,9 @@
 
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -62,7 +63,8 @@ def read_objects(repository: Path, names: Sequence[str]) -> Iterator[bytes | Non
     Raises:
         DataError: There is no repository or no git.
     """
-    with pipe(repository, "cat-file", "--batch") as (given, taken):
+    with pipe(repository, "cat-file", "--batch") as process:
+        given, taken = process.given, process.taken
         for name in names:
             given.write(name.encode("utf-8", errors="surrogateescape") + b"\n")
             given.flush()
@@ -99,9 +101,21 @@ def run_git(repository: Path, *arguments: str, fails: bool = False) -> bytes:
     return done.stdout
 
 
+@dataclass(frozen=True)
+class Running:
+    """A git command that runs while it is read."""
+
+    given: IO[bytes]
+    """Its input."""
+    taken: IO[bytes]
+    """Its output."""
+    wait: Callable[[], int]
+    """Waits for its end and gives its status; for when all output is read."""
+
+
 @contextmanager
-def pipe(repository: Path, *arguments: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """A git command that runs while it is read: its input and output. Ended when the block is left.
+def pipe(repository: Path, *arguments: str) -> Iterator[Running]:
+    """Run a git command; it is ended when the block is left.
 
     Raises:
         DataError: It cannot be run.
@@ -114,7 +128,7 @@ def pipe(repository: Path, *arguments: str) -> Iterator[tuple[IO[bytes], IO[byte
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        yield process.stdin, process.stdout
+        yield Running(process.stdin, process.stdout, process.wait)
     finally:
         process.kill()
         with suppress(BrokenPipeError):  # input that nobody took

@@ -149,12 +149,13 @@ def _cut(
     url = filesystem.unstrip_protocol(file)
     name = path if file == root else file if "://" not in path else url
     size, stamp = _describe(filesystem, file)
-    whole = source.kind == "conversations" and source.layout == "claude-code"  # a session is one file
+    session = source.kind == "conversations" and source.layout == "claude-code"
+    whole = session or source.kind == "discussions"  # what belongs together is one file
     if kind in ("jsonl", "lines") and not file.endswith(_COMPRESSED) and not whole:
         for start in range(0, max(size, 1), part_bytes):
             stop = start + part_bytes if start + part_bytes < size else -1
             yield Piece(url, name, kind, start, stop, min(part_bytes, size - start), stamp)
-    elif kind == "parquet":
+    elif kind == "parquet" and not whole:
         yield from _row_groups(Piece(url, name, kind, 0, -1, size, stamp), part_bytes)
     else:
         yield Piece(url, name, kind, 0, -1, size, stamp)
