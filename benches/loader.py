@@ -3,7 +3,8 @@
 The first table reads random samples of 4,097 tokens, 8 a batch, from one file of int32 tokens in the page cache: with
 `SampleStream` from a shard and from Megatron's `.bin`, with a loop over `numpy.memmap` that knows where samples are,
 and with megatron-core's `IndexedDataset` as its `GPTDataset` reads it, where `--megatron` names a folder that has the
-package (megatron needs torch). All on one thread, interleaved, medians. MB/s counts the 4 bytes of each token once.
+package (megatron needs torch). All on one thread, interleaved, medians of CPU time. MB/s counts the 4 bytes of each
+token once.
 
 The second table is the rate of `Loader` with labels, positions, masks and document bounds, beside training steps of the
 smallest model that there is a recipe for.
@@ -115,11 +116,11 @@ def reading_rows(folder: Path, shards: TokenShards, theirs: TokenShards, peer: s
     for repeat in range(REPEATS + 1):  # the first round warms the page cache
         for name, read in ways.items():
             batches = range(repeat * BATCHES, repeat * BATCHES + BATCHES)
-            started = time.perf_counter()
+            started = time.process_time()
             for step in batches:
                 read(step)
             if repeat:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time.process_time() - started)
     samples = BATCHES * ROWS
     rate = {name: samples / statistics.median(values) for name, values in seconds.items()}
     return [
