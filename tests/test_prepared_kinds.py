@@ -42,7 +42,38 @@ FORMS = [
     "What {b} remembers best is how the {y} looked behind that {x}.",
     "Of all {n} visitors, {a} alone came back with another {y}.",
 ]
-THINGS = ["river", "house", "garden", "letter", "window", "market", "bridge", "story", "kitchen", "library", "harbour", "teapot", "ladder", "pigeon", "mirror", "engine", "island", "violin", "candle", "orchard", "blanket", "compass", "station", "theatre", "cellar", "basket", "lantern", "statue", "painting", "wagon"]
+THINGS = [
+    "river",
+    "house",
+    "garden",
+    "letter",
+    "window",
+    "market",
+    "bridge",
+    "story",
+    "kitchen",
+    "library",
+    "harbour",
+    "teapot",
+    "ladder",
+    "pigeon",
+    "mirror",
+    "engine",
+    "island",
+    "violin",
+    "candle",
+    "orchard",
+    "blanket",
+    "compass",
+    "station",
+    "theatre",
+    "cellar",
+    "basket",
+    "lantern",
+    "statue",
+    "painting",
+    "wagon",
+]
 
 
 def prose(seed, sentences=14):
