@@ -157,16 +157,16 @@ def adversarial_rows(workers: dict[str, Worker], rounds: int) -> dict[str, dict[
     for number in range(rounds):
         short = adversarial_cases(2 * number + 1)
         for case, text in adversarial_cases(2 * number).items():
-            answers = {peer: worker.ask("docs", [text]) for peer, worker in workers.items()}
+            answers: dict[str, Any] = {peer: worker.ask("docs", [text]) for peer, worker in workers.items()}
             for peer, answer in answers.items():
                 same = not isinstance(answer, str) and answer[1] == answers["glmcore"][1]
                 failed = "error" if isinstance(answer, str) else "wrong"
-                speeds[case, peer].append(size_of([text]) / answer[0] / 1e6 if same else failed)
+                speeds[case, peer].append(size_of([text]) / float(answer[0]) / 1e6 if same else failed)
             piece = len(text) // 16
             many = [short[case][piece * place : piece * (place + 1)] for place in range(16)]
             spent = workers["glmcore"].ask("docs", many)[0]
             speeds[case, "glmcore 64 KiB"].append(size_of(many) / spent / 1e6)
-    rows: dict[str, dict[str, Any]] = defaultdict(dict)
+    rows: defaultdict[str, dict[str, Any]] = defaultdict(dict)
     for (case, column), values in speeds.items():
         failures = [value for value in values if isinstance(value, str)]
         rows[case][column] = failures[0] if failures else statistics.median(values)
