@@ -8,8 +8,10 @@ from typing_extensions import Self
 from glmcore.config import Config
 
 Format = Literal["auto", "text", "markdown", "lines", "jsonl", "parquet", "arrow", "git"]
-BUILT_IN = ("prose", "code", "repository", "reasoning", "sft", "user")
+BUILT_IN = ("prose", "code", "repository", "reasoning", "sft")
 """Sources of the section `corpus`."""
+USER = "user"
+"""Source of `corpus.path`."""
 
 
 class FieldsConfig(Config):
@@ -133,11 +135,12 @@ class SourceConfig(Config):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     """What a stage's mixture calls it."""
-    kind: Literal["documents", "repositories", "discussions", "problems", "conversations"] = "documents"
+    kind: Literal["documents", "repositories", "discussions", "problems", "conversations", "mixed"] = "documents"
     """`documents`, `repositories` and `discussions` are learned whole; of `problems` and `conversations`, which are
-    rendered as chats, only what the assistant says. A repository is one document, or several for a long one, its files
-    in the order of their imports, and its commits. Discussions are issues and pull requests: what belongs together
-    stands in one file of JSON lines in the shape of GitHub's API."""
+    rendered as chats, only what the assistant says. `mixed` takes each record for what it is, a text or a conversation
+    in OpenAI's form, and a named file of an unknown kind for a text. A repository is one document, or several for a
+    long one, its files in the order of their imports, and its commits. Discussions are issues and pull requests: what
+    belongs together stands in one file of JSON lines in the shape of GitHub's API."""
     paths: list[str] = Field(default_factory=list)
     """Files, directories, patterns (`*`, `?`, `[]`, `**`) or fsspec URLs; git repositories with `format = "git"`."""
     format: Format = "auto"
@@ -164,8 +167,6 @@ class SourceConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.name in BUILT_IN:
-            raise ValueError(f"source {self.name!r} is one of the built-in corpus: choose another name")
         for kind in ("name", "min_quality"):
             values = [getattr(bucket, kind) for bucket in self.buckets]
             if len(set(values)) != len(values):
@@ -196,4 +197,14 @@ class DataConfig(Config):
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
             raise ValueError(f"sources have the same name: {names}")
+        for name in sorted({*BUILT_IN, USER}.intersection(names)):
+            raise ValueError(f"source {name!r} is one of the built-in corpus: choose another name")
         return self
+
+    @classmethod
+    def with_user_text(cls, data: "DataConfig | None", path: str) -> "DataConfig":
+        """Own sources, if there are any, and behind them a user's text as source `user`."""
+        user = SourceConfig(name=USER, kind="mixed", paths=[path])
+        if data is None:
+            return cls.model_construct(sources=[user])
+        return data.model_copy(update={"sources": [*data.sources, user]})

@@ -61,16 +61,21 @@ def find_documents(source: SourceConfig, piece: Piece, limits: Limits, seed: int
 
 
 def _texts(source: SourceConfig, piece: Piece, limits: Limits, seed: int, rejects: Rejects) -> Iterator[Found]:
-    """A document of each record with a text."""
+    """A document of each record with a text; of `mixed` sources also of each with messages."""
     fields, own = source.fields, piece.format in ("jsonl", "parquet", "arrow")
+    mixed = own and source.kind == "mixed"
     text_field = fields.text if own else "text"
     id_field, quality_field, metadata = (fields.id, fields.quality, fields.metadata) if own else (None, None, [])
     columns = [name for name in (text_field, id_field, quality_field, *metadata) if name is not None]
+    columns += [fields.messages, fields.tools] if mixed else []
     reject = partial(rejects.add, piece.name)
     blank = reject if own else partial(rejects.leave_out, piece.name)  # a blank file is nothing to stop for
     file, name = piece.name, source.name
     for place, values in read_records(piece, columns, limits, reject):
         text = values.get(text_field)
+        if mixed and text is None and values.get(fields.messages) is not None:
+            yield from _conversation(source, file, place, values, rejects)
+            continue
         if type(text) is not str:
             reject(place, *_not_there(text_field, text), values)
             continue
@@ -92,12 +97,11 @@ def _texts(source: SourceConfig, piece: Piece, limits: Limits, seed: int, reject
 
 def _conversations(source: SourceConfig, piece: Piece, limits: Limits, seed: int, rejects: Rejects) -> Iterator[Found]:
     """Conversations that the chat template renders."""
-    fields, name, file = source.fields, source.name, piece.name
-    reject = partial(rejects.add, file)
-    records = read_records(piece, None, limits, reject)
+    name, file = source.name, piece.name
+    records = read_records(piece, None, limits, partial(rejects.add, file))
 
-    def bad(place: str, reason: str, values: object = b"") -> None:
-        reject(place, "bad_conversation", reason, values)
+    def bad(place: str, reason: str) -> None:
+        rejects.add(file, place, "bad_conversation", reason)
 
     if source.layout == "claude-code":
         named = ((record.place, record.fields) for record in records)
@@ -105,24 +109,38 @@ def _conversations(source: SourceConfig, piece: Piece, limits: Limits, seed: int
             yield from _rendered(Found(file, "offset 0", document), bad)
         return
     for place, values in records:
-        known = values.get(fields.id) if fields.id is not None else None
-        one = [(f"{file}:{place}" if known is None else str(known), values)]
-        told = partial(lambda place, values, _, reason: bad(place, reason, values), place, values)
-        if source.layout == "openai":
-            documents = openai_documents(
-                one, source=name, messages_field=fields.messages, tools_field=fields.tools, on_reject=told
-            )
-        elif source.layout == "anthropic":
-            documents = anthropic_documents(one, source=name, on_reject=told)
-        else:
-            documents = cc_bench_documents(one, source=name, on_reject=told)
-        quality = 1.0 if fields.quality is None else _quality(values.get(fields.quality))
-        if quality is None:
-            reject(place, "wrong_type", f"{fields.quality!r} is no finite number", values)
-            continue
-        metadata = {key: values[key] for key in fields.metadata if key in values} or None
-        for document in documents:
-            yield from _rendered(Found(file, place, replace(document, quality=quality, metadata=metadata)), bad)
+        yield from _conversation(source, file, place, values, rejects)
+
+
+def _conversation(
+    source: SourceConfig, file: str, place: str, values: dict[str, Any], rejects: Rejects
+) -> Iterator[Found]:
+    """Conversations of one record."""
+    fields, name = source.fields, source.name
+
+    def bad(place: str, reason: str) -> None:
+        rejects.add(file, place, "bad_conversation", reason, values)
+
+    def told(_: str, reason: str) -> None:
+        bad(place, reason)
+
+    known = values.get(fields.id) if fields.id is not None else None
+    one = [(f"{file}:{place}" if known is None else str(known), values)]
+    if source.layout == "openai":
+        documents = openai_documents(
+            one, source=name, messages_field=fields.messages, tools_field=fields.tools, on_reject=told
+        )
+    elif source.layout == "anthropic":
+        documents = anthropic_documents(one, source=name, on_reject=told)
+    else:
+        documents = cc_bench_documents(one, source=name, on_reject=told)
+    quality = 1.0 if fields.quality is None else _quality(values.get(fields.quality))
+    if quality is None:
+        rejects.add(file, place, "wrong_type", f"{fields.quality!r} is no finite number", values)
+        return
+    metadata = {key: values[key] for key in fields.metadata if key in values} or None
+    for document in documents:
+        yield from _rendered(Found(file, place, replace(document, quality=quality, metadata=metadata)), bad)
 
 
 def _problems(source: SourceConfig, piece: Piece, limits: Limits, seed: int, rejects: Rejects) -> Iterator[Found]:
@@ -203,6 +221,7 @@ _KINDS: dict[str, Callable[[SourceConfig, Piece, Limits, int, Rejects], Iterator
     "conversations": _conversations,
     "discussions": _discussions,
     "documents": _texts,
+    "mixed": _texts,
     "problems": _problems,
     "repositories": _repositories,
 }

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 
 from glmcore.data import manifest
-from glmcore.data.config import BUILT_IN, DataConfig
+from glmcore.data.config import BUILT_IN, DataConfig, SourceConfig
 from glmcore.data.corpus.collect import collect
 from glmcore.data.documents import read_documents, write_documents
 from glmcore.data.engines import Engine, Workers
@@ -110,12 +110,13 @@ class Plan:
             DataError: A source's path leads to nothing.
         """
         recipe = run.recipe
-        corpus, config, seed = recipe.corpus, recipe.data, recipe.run.seed
+        corpus, config, seed = recipe.corpus, recipe.own_data, recipe.run.seed
         parts = [] if config is None else plan_parts(config)
         evaluations = {s.name: evaluation_pieces(s) for s in config.sources} if config else {}
         keys = [] if config is None else _keys(parts, config, seed, evaluations)
-        names = [] if corpus is None else [name for name in BUILT_IN if name != "user" or corpus.path is not None]
-        corpus_key = "" if corpus is None else digest([corpus.model_dump(exclude={"user_weight"}), seed])
+        names: list[str] = [] if corpus is None else [*BUILT_IN]
+        without_user = None if corpus is None else corpus.model_copy(update={"path": None})
+        corpus_key = "" if without_user is None else digest([without_user.model_dump(exclude={"user_weight"}), seed])
         return cls(WorkPlace(str(run.path)), names, corpus_key, parts, keys, evaluations)
 
     def unread(self) -> list[int]:
@@ -185,10 +186,13 @@ def read_sources(run: Run, plan: Plan, workers: Workers) -> str:
     Raises:
         DataError: A source is empty.
     """
-    size = _write_built_in(run, plan)
-    config = run.recipe.data
-    if config is None:
-        return f"{size / 1e6:.1f} MB"
+    size = 0 if run.recipe.own_data is None else _read_own(run, run.recipe.own_data, plan, workers)
+    size += _write_built_in(run, plan)
+    return f"{size / 1e6:.1f} MB"
+
+
+def _read_own(run: Run, config: DataConfig, plan: Plan, workers: Workers) -> int:
+    """Read those parts that are not read; gives the bytes of all their documents."""
     for folder in ("corpus", "parts", "rejects"):
         (run.path / folder).mkdir(exist_ok=True)
     todo = plan.unread()
@@ -205,21 +209,24 @@ def read_sources(run: Run, plan: Plan, workers: Workers) -> str:
         bar.skip(bar.total - sum(sizes) if bar.total else 0)
         workers.run(ingest, jobs, lambda i, _: bar.advance(sizes[i]), num_bytes=sum(sizes))
     records = plan.read_records()
+    size = 0
     for source in config.sources:
         own = [r for part, r in zip(plan.parts, records, strict=True) if part.source.name == source.name]
-        _tell(run, source.name, own)
+        _tell(run, source, own)
         size += sum(record["bytes"] for record in own)
-    return f"{size / 1e6:.1f} MB"
+    return size
 
 
-def _tell(run: Run, name: str, records: Sequence[dict[str, Any]]) -> None:
+def _tell(run: Run, source: SourceConfig, records: Sequence[dict[str, Any]]) -> None:
     documents, num_bytes = (sum(record[key] for record in records) for key in ("documents", "bytes"))
     counts = [(sum(sum(r[key].values()) for r in records), word) for key, word in _REJECTS]
     gone = ", ".join(f"{count:,} {word}" for count, word in counts if count)
     told = f"{gone}: see {run.path / 'rejects'}" if gone else ""
-    say(f"  {name:<12} {documents:>7,} documents  {num_bytes / 1e6:6.2f} MB  {told}".rstrip())
+    say(f"  {source.name:<12} {documents:>7,} documents  {num_bytes / 1e6:6.2f} MB  {told}".rstrip())
     if not documents:
-        raise DataError(f"source {name!r} is empty{'; ' * bool(told)}{told}")
+        paths = ", ".join(source.paths[:3]) + ", ..." * (len(source.paths) > 3)
+        of = f" ({paths})" * bool(paths)
+        raise DataError(f"source {source.name!r} is empty{of}{'; ' * bool(told)}{told}")
 
 
 def _write_built_in(run: Run, plan: Plan) -> int:
@@ -315,7 +322,7 @@ def _tokenize_jobs(run: Run, plan: Plan) -> tuple[list[TokenizeJob], list[int]]:
     """A job for each part, and its bytes of text."""
     vocabulary = sha256((run.tokenizer / "tokenizer.json").read_bytes()).hexdigest()
     numbers = dict.fromkeys(plan.built_in, 0)
-    numbers |= {source.name: i for i, source in enumerate(run.recipe.data.sources if run.recipe.data else (), start=1)}
+    numbers |= {source.name: i for i, source in enumerate(_own_sources(run), start=1)}
 
     def job(part: Part | None, name: str, source: str, key: str) -> TokenizeJob:
         return TokenizeJob(
@@ -326,7 +333,7 @@ def _tokenize_jobs(run: Run, plan: Plan) -> tuple[list[TokenizeJob], list[int]]:
                 [key, vocabulary, numbers[source], [b.model_dump() for b in part.source.buckets] if part else []]
             ),
             buckets=tuple(part.source.buckets) if part else (),
-            with_loss_mask=part is None or part.source.kind in ("conversations", "problems"),
+            with_loss_mask=part is None or part.source.kind in ("conversations", "mixed", "problems"),
             tokenizer=str(run.tokenizer),
             vocabulary=vocabulary,
             num_threads=1,
@@ -350,6 +357,11 @@ def _shards_record(job: TokenizeJob) -> dict[str, Any] | None:
     return record if all(file.exists() and checksum(file) == told for file, told in files) else None
 
 
+def _own_sources(run: Run) -> list[SourceConfig]:
+    own = run.recipe.own_data
+    return own.sources if own else []
+
+
 def _readings(plan: Plan) -> list[dict[str, Any] | None]:
     return [*([None] * len(plan.built_in)), *plan.read_records()]
 
@@ -359,7 +371,7 @@ def _source_heads(run: Run, plan: Plan) -> list[dict[str, Any]]:
     heads: list[dict[str, Any]] = [
         {"name": name, "number": 0, "kind": "built-in", "buckets": []} for name in plan.built_in
     ]
-    for number, source in enumerate(run.recipe.data.sources if run.recipe.data else (), start=1):
+    for number, source in enumerate(_own_sources(run), start=1):
         buckets = [{"name": b.name, "epochs": b.epochs} for b in source.buckets]
         heads.append({"name": source.name, "number": number, "kind": source.kind, "buckets": buckets})
     return heads
