@@ -136,6 +136,35 @@ def test_buckets_are_drawn_as_often_as_they_ask(prepared):
     assert sum(source.weight for source in drawn) == pytest.approx(3.0)
 
 
+def test_buckets_by_quantile_hold_shares_of_the_whole_source(sources, prepared, tmp_path, capsys):
+    told = (
+        "[{name='low', min_quantile=0.0, epochs=0.0}, {name='middle', min_quantile=0.5, epochs=1.0},"
+        "{name='top', min_quantile=0.9, epochs=3.0}]"
+    )
+    assert prepare(sources, tmp_path / "run", f"data.sources.0.buckets={told}") == 0
+    [web, _] = manifest.read(tmp_path / "run" / "shards")["sources"]
+    # 399 different scored texts, ten scores, 39 of the lowest, and one text without a score, which has quality 1.
+    assert [bucket["min_quality"] for bucket in web["buckets"]] == [0.0, 0.5, 0.9]
+    assert web["dropped"] == {"exact_duplicate": 2, "quality": 199}
+    documents = {name: sum(shard["documents"] for shard in web["shards"] if shard["bucket"] == name)
+                 for name in ("middle", "top")}  # fmt: skip
+    assert documents == {"middle": 160, "top": 41}
+    assert web["parts"] > 5
+    rows = [{"text": words(f"late {i}"), "score": 5.0} for i in range(400)]
+    write_jsonl(tmp_path / "late.jsonl", rows)
+    paths = [str(sources / "web.jsonl"), str(tmp_path / "late.jsonl")]
+    settings = (f"data.sources.0.buckets={told}", f"data.sources.0.paths={json.dumps(paths)}")
+    assert prepare(sources, tmp_path / "more", *settings) == 0
+    [web, _] = manifest.read(tmp_path / "more" / "shards")["sources"]
+    # Half of all are of the best quality: both cuts fall there, and the better of the two buckets takes them.
+    assert [bucket["min_quality"] for bucket in web["buckets"]] == [0.0, 5.0, 5.0]
+    assert {shard["bucket"] for shard in web["shards"]} == {"top"}
+    mixed = "[{name='low', min_quality=0.0, epochs=0.0}, {name='top', min_quantile=0.9, epochs=3.0}]"
+    for wrong, message in ((mixed, "mix min_quality and min_quantile"), ("[{name='a', epochs=1.0}]", "needs either")):
+        assert prepare(sources, tmp_path / "wrong", f"data.sources.0.buckets={wrong}") == 1
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_nothing(sources, prepared, tmp_path, monkeypatch, workers):
     monkeypatch.setattr(engines, "BYTES_PER_WORKER", 1)

@@ -35,11 +35,20 @@ class BucketConfig(Config):
     """Documents of similar quality, and how often they are seen."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    min_quality: float
+    min_quality: float | None = None
     """Documents of at least this quality that no better bucket takes."""
+    min_quantile: NonNegativeFloat | None = Field(default=None, lt=1.0)
+    """In its place, the share of the source's documents that is worse, copies not counted: 0.8 is the best fifth.
+    Documents of equal quality stay together."""
     epochs: NonNegativeFloat
     """How often a document is seen for each time that one with `epochs = 1` is; 0 drops the bucket. The top bucket of
     GLM-4.5's web text was seen over 3.2 times and the lowest dropped (arXiv:2508.06471, section 2.2)."""
+
+    @model_validator(mode="after")
+    def _has_one_bound(self) -> Self:
+        if (self.min_quality is None) == (self.min_quantile is None):
+            raise ValueError(f"bucket {self.name!r} needs either min_quality or min_quantile")
+        return self
 
 
 class RangeConfig(Config):
@@ -165,10 +174,17 @@ class SourceConfig(Config):
     max_documents: PositiveInt | None = None
     """At most so many documents, the first in order."""
 
+    @property
+    def by_quantile(self) -> bool:
+        """Whether the buckets are by quantile."""
+        return any(bucket.min_quantile is not None for bucket in self.buckets)
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for kind in ("name", "min_quality"):
-            values = [getattr(bucket, kind) for bucket in self.buckets]
+        if len({bucket.min_quality is None for bucket in self.buckets}) > 1:
+            raise ValueError(f"buckets of source {self.name!r} mix min_quality and min_quantile")
+        for kind in ("name", "min_quality", "min_quantile"):
+            values = [value for bucket in self.buckets if (value := getattr(bucket, kind)) is not None]
             if len(set(values)) != len(values):
                 raise ValueError(f"buckets of source {self.name!r} have the same {kind}: {values}")
         records = ("conversations", "discussions", "problems")

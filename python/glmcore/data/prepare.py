@@ -5,7 +5,7 @@ gone on with: every part of every source is read; which documents stay is decide
 tokenised. The built-in corpus is one part for each of its sources.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, compress
@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 
 from glmcore.data import manifest
-from glmcore.data.config import BUILT_IN, DataConfig, SourceConfig
+from glmcore.data.config import BUILT_IN, BucketConfig, DataConfig, SourceConfig
 from glmcore.data.corpus.collect import collect
 from glmcore.data.documents import read_documents, write_documents
 from glmcore.data.engines import Engine, Workers
@@ -33,7 +33,7 @@ from glmcore.data.parts import (
 )
 from glmcore.data.readers.record import Piece
 from glmcore.data.tokenize import TokenizeJob, checksum, tokenize
-from glmcore.data.verdicts import decide
+from glmcore.data.verdicts import buckets_by_source, decide
 from glmcore.durable import write_file
 from glmcore.errors import DataError, RunError
 from glmcore.progress import progress, say
@@ -43,6 +43,8 @@ from glmcore.tokenizer import Tokenizer, train_tokenizer
 
 STATIONS = ("corpus", "tokenizer", "shards")
 Run = RunDirectory[DataRecipe]
+Buckets = Mapping[str, tuple[BucketConfig, ...]]
+"""Buckets of each own source."""
 _REJECTS = (("rejects", "rejected"), ("left_out", "left out"))
 
 
@@ -301,7 +303,9 @@ def write_shards(run: Run, plan: Plan, workers: Workers) -> int:
         DataError: Nothing of a source is left.
     """
     run.shards.mkdir(exist_ok=True)
-    jobs, sizes = _tokenize_jobs(run, plan)
+    verdict_keys = _judge(run, plan)
+    buckets = buckets_by_source(plan.parts, plan.place)
+    jobs, sizes = _tokenize_jobs(run, plan, verdict_keys, buckets)
     todo = [i for i, job in enumerate(jobs) if _shards_record(job) is None]
     total = sum(sizes[i] for i in todo)
     threads = max(1, run.recipe.run.num_threads // workers.number(len(todo), total))
@@ -310,7 +314,7 @@ def write_shards(run: Run, plan: Plan, workers: Workers) -> int:
         chosen = [jobs[i].on_threads(threads) for i in todo]
         workers.run(tokenize, chosen, lambda i, _: bar.advance(sizes[todo[i]]), num_bytes=total)
     records = [record for job in jobs if (record := _shards_record(job))]
-    built = manifest.build(_source_heads(run, plan), zip(_readings(plan), records, strict=True), **_about(run))
+    built = manifest.build(_source_heads(run, plan, buckets), zip(_readings(plan), records, strict=True), **_about(run))
     for source in built["sources"]:
         if not source["documents"]:
             raise DataError(f"nothing of source {source['name']!r} is left: {source['dropped']} dropped")
@@ -318,21 +322,22 @@ def write_shards(run: Run, plan: Plan, workers: Workers) -> int:
     return built["tokens"]
 
 
-def _tokenize_jobs(run: Run, plan: Plan) -> tuple[list[TokenizeJob], list[int]]:
+def _tokenize_jobs(
+    run: Run, plan: Plan, verdict_keys: Sequence[str], buckets_of: Buckets
+) -> tuple[list[TokenizeJob], list[int]]:
     """A job for each part, and its bytes of text."""
     vocabulary = sha256((run.tokenizer / "tokenizer.json").read_bytes()).hexdigest()
     numbers = dict.fromkeys(plan.built_in, 0)
     numbers |= {source.name: i for i, source in enumerate(_own_sources(run), start=1)}
 
     def job(part: Part | None, name: str, source: str, key: str) -> TokenizeJob:
+        buckets = buckets_of.get(source, ())
         return TokenizeJob(
             name=name,
             source=source,
             number=numbers[source],
-            key=digest(
-                [key, vocabulary, numbers[source], [b.model_dump() for b in part.source.buckets] if part else []]
-            ),
-            buckets=tuple(part.source.buckets) if part else (),
+            key=digest([key, vocabulary, numbers[source], [bucket.model_dump() for bucket in buckets]]),
+            buckets=buckets,
             with_loss_mask=part is None or part.source.kind in ("conversations", "mixed", "problems"),
             tokenizer=str(run.tokenizer),
             vocabulary=vocabulary,
@@ -342,7 +347,7 @@ def _tokenize_jobs(run: Run, plan: Plan) -> tuple[list[TokenizeJob], list[int]]:
         )
 
     jobs = [job(None, name, name, plan.built_in_key) for name in plan.built_in]
-    for part, read_key, verdict_key in zip(plan.parts, plan.keys, _judge(run, plan), strict=True):
+    for part, read_key, verdict_key in zip(plan.parts, plan.keys, verdict_keys, strict=True):
         jobs.append(job(part, part.name, part.source.name, read_key + verdict_key))
     sizes = [int((read_state(plan.place.state(job.name, "read.json")) or {})["bytes"]) for job in jobs]
     return jobs, sizes
@@ -366,13 +371,13 @@ def _readings(plan: Plan) -> list[dict[str, Any] | None]:
     return [*([None] * len(plan.built_in)), *plan.read_records()]
 
 
-def _source_heads(run: Run, plan: Plan) -> list[dict[str, Any]]:
+def _source_heads(run: Run, plan: Plan, buckets_of: Buckets) -> list[dict[str, Any]]:
     """What the recipe says of each source."""
     heads: list[dict[str, Any]] = [
         {"name": name, "number": 0, "kind": "built-in", "buckets": []} for name in plan.built_in
     ]
     for number, source in enumerate(_own_sources(run), start=1):
-        buckets = [{"name": b.name, "epochs": b.epochs} for b in source.buckets]
+        buckets = [{"name": b.name, "epochs": b.epochs, "min_quality": b.min_quality} for b in buckets_of[source.name]]
         heads.append({"name": source.name, "number": number, "kind": source.kind, "buckets": buckets})
     return heads
 

@@ -59,7 +59,8 @@ def tokenize(job: TokenizeJob) -> dict[str, Any]:
     place = job.place
     tokenizer = _tokenizer(job.tokenizer, job.vocabulary)
     names = [shard_name(job.name, bucket) for bucket in job.buckets] or [shard_name(job.name, None)]
-    best_first = sorted(range(len(job.buckets)), key=lambda i: -job.buckets[i].min_quality)
+    bounds = [(bucket.min_quality or 0.0, bucket.min_quantile or 0.0) for bucket in job.buckets]
+    best_first = [(bounds[i][0], i) for i in sorted(range(len(bounds)), key=bounds.__getitem__, reverse=True)]
     dropped: Counter[str] = Counter()
     num_bytes = [0] * len(names)
     documents = _staying(job, dropped)
@@ -149,12 +150,12 @@ def _itself(document: Document) -> Document:
     return document
 
 
-def _bucket(document: Document, buckets: Sequence[BucketConfig], best_first: list[int]) -> int | None:
-    """Position of the best bucket that takes a document."""
+def _bucket(document: Document, buckets: Sequence[BucketConfig], best_first: Sequence[tuple[float, int]]) -> int | None:
+    """Position of the best bucket that takes a document; the buckets are given by least quality and position."""
     if not buckets:
         return 0
-    for position in best_first:
-        if document.quality >= buckets[position].min_quality:
+    for min_quality, position in best_first:
+        if document.quality >= min_quality:
             return position if buckets[position].epochs > 0 else None
     return None
 
