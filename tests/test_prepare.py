@@ -102,24 +102,36 @@ def test_every_record_is_a_document_or_accounted_for(sources, prepared):
     assert torn == [b"{torn", b'{"text": 7}']
 
 
-def test_the_shards_hold_the_documents_in_order_with_source_and_quality(sources, prepared):
-    tokenizer = Tokenizer.from_pretrained(prepared / "tokenizer")
-    prepared_data = manifest.read(prepared / "shards")
+def top_documents(directory):
+    """Texts and qualities of the best bucket."""
+    tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
+    groups = manifest.groups(directory / "shards", manifest.read(directory / "shards"), "web")
+    shards = TokenShards.open(next(group.files for group in groups if group.bucket == "top"))
+    end = tokenizer.token_to_id("<|endoftext|>")
+    assert all(ids[-1] == end for ids in shards)
+    assert {shards.source(i) for i in range(len(shards))} == {1}
+    return [(tokenizer.decode(ids[:-1].astype(np.int32)), shards.quality(i)) for i, ids in enumerate(shards)]
+
+
+def test_the_shards_hold_the_documents_with_source_and_quality(sources, prepared, tmp_path):
     rows = [json.loads(line) for line in (sources / "web.jsonl").read_text().splitlines() if "torn" not in line]
     rows = [row for row in rows if row["text"] != 7]
     expected = [(row["text"], np.float32(row["score"])) for row in rows if row["score"] >= 0.8]
-    top = [group for group in manifest.groups(prepared / "shards", prepared_data, "web") if group.bucket == "top"]
-    shards = TokenShards.open(top[0].files)
-    end = tokenizer.token_to_id("<|endoftext|>")
-    texts = [tokenizer.decode(ids[:-1].astype(np.int32)) for ids in shards]
-    # The second file has no scores: its new document has quality 1.
-    assert list(zip(texts, [shards.quality(i) for i in range(len(shards))], strict=True)) == [
-        *expected,
-        (words(1_000), 1.0),
-    ]
-    assert all(ids[-1] == end for ids in shards)
-    assert {shards.source(i) for i in range(len(shards))} == {1}
-    [chat] = manifest.groups(prepared / "shards", prepared_data, "chat")
+    expected.append((words(1_000), np.float32(1.0)))  # the second file has no scores: its new document has quality 1
+    shuffled = top_documents(prepared)
+    assert sorted(shuffled) == sorted(expected)
+    assert shuffled != expected
+    assert expected[-1] in shuffled[-20:]  # a document stays in its part
+    assert prepare(sources, tmp_path / "run", "data.sources.0.shuffle=false") == 0
+    assert top_documents(tmp_path / "run") == expected
+    assert prepare(sources, tmp_path / "other", "run.seed=1") == 0
+    assert sorted(other := top_documents(tmp_path / "other")) == sorted(expected)
+    assert other not in (shuffled, expected)
+
+
+def test_what_is_learned_of_a_conversation_is_what_the_assistant_says(prepared):
+    tokenizer = Tokenizer.from_pretrained(prepared / "tokenizer")
+    [chat] = manifest.groups(prepared / "shards", manifest.read(prepared / "shards"), "chat")
     shards = TokenShards.open(chat.files)
     assert "hello" in tokenizer.decode(shards[1].astype(np.int32)[shards.loss_mask(1) == 1])
     assert "\nhi" not in tokenizer.decode(shards[1].astype(np.int32)[shards.loss_mask(1) == 1])
@@ -153,7 +165,7 @@ def test_buckets_by_quantile_hold_shares_of_the_whole_source(sources, prepared, 
     rows = [{"text": words(f"late {i}"), "score": 5.0} for i in range(400)]
     write_jsonl(tmp_path / "late.jsonl", rows)
     paths = [str(sources / "web.jsonl"), str(tmp_path / "late.jsonl")]
-    settings = (f"data.sources.0.buckets={told}", f"data.sources.0.paths={json.dumps(paths)}")
+    settings = (f"data.sources.0.buckets={told.replace('0.9', '0.6')}", f"data.sources.0.paths={json.dumps(paths)}")
     assert prepare(sources, tmp_path / "more", *settings) == 0
     [web, _] = manifest.read(tmp_path / "more" / "shards")["sources"]
     # Half of all are of the best quality: both cuts fall there, and the better of the two buckets takes them.

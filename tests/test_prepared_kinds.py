@@ -256,7 +256,7 @@ def test_source_code_is_learned_with_its_middle_asked_for(tmp_path, capsys):
 
 def test_what_was_prepared_is_told_and_damage_is_found(tmp_path, capsys):
     write_jsonl(tmp_path / "web.jsonl", [{"text": prose(i)} for i in range(20)] + [{"txt": "x"}])
-    prepare(tmp_path, [{"name": "web", "paths": [f"{tmp_path}/web.jsonl"]}])
+    prepare(tmp_path, [{"name": "web", "paths": [f"{tmp_path}/web.jsonl"], "shuffle": False}])
     capsys.readouterr()
     run = tmp_path / "run"
     assert main(["data", "stats", str(run), "--json"]) == 0

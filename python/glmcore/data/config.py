@@ -173,6 +173,9 @@ class SourceConfig(Config):
     """Share of the documents that is taken, drawn by seed and text."""
     max_documents: PositiveInt | None = None
     """At most so many documents, the first in order."""
+    shuffle: bool = True
+    """Whether the documents of each part are written in an order drawn by the seed, so that neighbours in a row of
+    training are not neighbours in a file; else in the order of the files."""
 
     @property
     def by_quantile(self) -> bool:

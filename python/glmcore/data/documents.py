@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from glmcore.durable import atomic_file
@@ -88,6 +90,35 @@ def read_documents(path: Path) -> Iterator[Document]:
                     raise DataError(f"{path}:{number}: not a document") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
+def pick_documents(path: Path, numbers: Iterable[int]) -> Iterator[Document]:
+    """Documents of a file written by `write_documents`, in the order of `numbers`, from 0; 8 bytes in memory for each.
+
+    Raises:
+        DataError: The file cannot be read, or a line is no document.
+    """
+    try:
+        with path.open("rb") as file:
+            starts = _line_starts(file)
+            for number in numbers:
+                file.seek(starts[number])
+                try:
+                    yield _from_json(orjson.loads(file.readline()))
+                except (ValueError, TypeError, AttributeError, IndexError):
+                    raise DataError(f"{path}:{number + 1}: not a document") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _line_starts(file: IO[bytes]) -> npt.NDArray[np.int64]:
+    """Where each line begins."""
+    starts = [np.zeros(1, np.int64)]
+    offset = 0
+    while block := file.read(1 << 20):
+        starts.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (offset + 1))
+        offset += len(block)
+    return np.concatenate(starts)
 
 
 def _from_json(fields: dict[str, Any]) -> Document:

@@ -332,11 +332,12 @@ def _tokenize_jobs(
 
     def job(part: Part | None, name: str, source: str, key: str) -> TokenizeJob:
         buckets = buckets_of.get(source, ())
+        shuffle_seed = run.recipe.run.seed if part is not None and part.source.shuffle else None
         return TokenizeJob(
             name=name,
             source=source,
             number=numbers[source],
-            key=digest([key, vocabulary, numbers[source], [bucket.model_dump() for bucket in buckets]]),
+            key=digest([key, vocabulary, numbers[source], [bucket.model_dump() for bucket in buckets], shuffle_seed]),
             buckets=buckets,
             with_loss_mask=part is None or part.source.kind in ("conversations", "mixed", "problems"),
             tokenizer=str(run.tokenizer),
@@ -344,6 +345,7 @@ def _tokenize_jobs(
             num_threads=1,
             place=plan.place,
             judged=part is not None,
+            shuffle_seed=shuffle_seed,
         )
 
     jobs = [job(None, name, name, plan.built_in_key) for name in plan.built_in]

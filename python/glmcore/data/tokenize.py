@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import orjson
 
+from glmcore._core import shuffled
 from glmcore.data.config import BucketConfig
-from glmcore.data.documents import Document, read_documents
+from glmcore.data.documents import Document, pick_documents, read_documents
 from glmcore.data.encode import encode_documents
 from glmcore.data.ingest import batches
 from glmcore.data.parts import WorkPlace
 from glmcore.data.shards import ShardWriter
-from glmcore.data.verdicts import NAMES
+from glmcore.data.verdicts import KEPT, NAMES
 from glmcore.durable import fsync, write_file
 from glmcore.tokenizer import Tokenizer
 
@@ -43,6 +44,8 @@ class TokenizeJob:
     place: WorkPlace
     judged: bool
     """Whether the part has verdicts."""
+    shuffle_seed: int | None = None
+    """Draws the order of the documents; None leaves them as they were read."""
 
     def on_threads(self, num_threads: int) -> "TokenizeJob":
         """The same job, done by so many threads."""
@@ -131,13 +134,16 @@ def checksum(path: Path) -> str:
 
 def _staying(job: TokenizeJob, dropped: Counter[str]) -> Iterator[Document]:
     """Documents whose verdict is to stay; the others are counted."""
-    documents = read_documents(job.place.documents(job.name))
+    path = job.place.documents(job.name)
     if not job.judged:
-        return documents
+        return read_documents(path)
     verdicts = np.load(job.place.state(job.name, "verdicts.npy"))
     for verdict, name in enumerate(NAMES[1:], start=1):
         dropped[name] = int((verdicts == verdict).sum())
-    return compress(documents, (verdicts == 0).tolist())
+    if job.shuffle_seed is None:
+        return compress(read_documents(path), (verdicts == KEPT).tolist())
+    stay = np.flatnonzero(verdicts == KEPT)
+    return pick_documents(path, stay[shuffled(len(stay), job.shuffle_seed, f"documents of {job.name}")].tolist())
 
 
 def _size(document: Document) -> int:
