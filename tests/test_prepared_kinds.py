@@ -86,15 +86,15 @@ def prose(seed, sentences=14):
     return "\n".join(lines)
 
 
-def prepare(tmp_path, sources, *settings, **data):
+def prepare(tmp_path, sources, *settings, run="run", **data):
     """Prepared data of sources that are given as JSON."""
     file = tmp_path / "recipe.toml"
     file.write_text('[run]\ndir = "unset"\nnum_threads = 1\n[tokenizer]\nvocab_size = 400\ntraining_bytes = 50_000\n')
     values = [f"data.{key}={json.dumps(value)}" for key, value in data.items()]
     listed = "[" + ", ".join(_toml(source) for source in sources) + "]"
-    command = ["data", "prepare", str(file), f"run.dir={tmp_path}/run", f"data.sources={listed}", *values, *settings]
+    command = ["data", "prepare", str(file), f"run.dir={tmp_path}/{run}", f"data.sources={listed}", *values, *settings]
     assert main(command) == 0
-    return {source["name"]: source for source in manifest.read(tmp_path / "run" / "shards")["sources"]}
+    return {source["name"]: source for source in manifest.read(tmp_path / run / "shards")["sources"]}
 
 
 def _toml(value):
@@ -140,6 +140,59 @@ def test_cleaning_leaves_out_what_it_is_asked_to_and_says_why(tmp_path, capsys):
     assert told["contaminated"]["sample"].startswith(prose(99)[:50])
     assert any("too short" in reject["sample"] for reject in told.values())
     assert all(0 < document["quality"] <= 1 for document in inspect(capsys, tmp_path / "run", "--show", 9))
+
+
+ENCODER = """
+import numpy as np
+
+WORDS = {"dog": 0, "hound": 0, "runs": 1, "races": 1, "sleeps": 2, "cat": 3, "eats": 4}
+
+def encode(texts):
+    rows = np.zeros((len(texts), 5))
+    for row, text in zip(rows, texts):
+        for word in text.split():
+            if word in WORDS:
+                row[WORDS[word]] += 1
+    return rows
+
+def wrong(texts):
+    return np.zeros((len(texts) + 1, 5))
+"""
+
+
+def test_copies_in_meaning_are_dropped_by_a_named_encoder(tmp_path, monkeypatch, capsys):
+    module = tmp_path / "my_encoder_of_words.py"
+    module.write_text(ENCODER)
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = [("a dog runs", 0.2), ("the hound races", 0.9), ("a dog sleeps", 0.5), ("the cat eats", 0.5)]
+    write_jsonl(tmp_path / "a.jsonl", [{"text": text, "q": quality} for text, quality in texts])
+    write_jsonl(tmp_path / "b.jsonl", [{"text": "some cat eats", "q": 0.4}, {"text": "of nothing we know", "q": 0.1}])
+    rule = {"semantic_duplicates": {"encoder": "my_encoder_of_words:encode", "num_clusters": 1, "threshold": 0.9}}
+    sources = [
+        {"name": name, "paths": [f"{tmp_path}/{name}.jsonl"], "fields": {"quality": "q"}, "cleaning": rule}
+        for name in "ab"
+    ]
+    (tmp_path / "c.txt").write_text("\n".join(map(prose, range(20))))  # for the tokenizer to learn from
+    sources.append({"name": "c", "paths": [f"{tmp_path}/c.txt"]})
+    told = prepare(tmp_path, sources, part_bytes=40)
+    assert told["a"]["parts"] > 1
+    assert [told[name]["dropped"] for name in "ab"] == [{"semantic_duplicate": 1}] * 2
+    shown = inspect(capsys, tmp_path / "run", "--source", "a", "--show", 9)
+    left = {text.removesuffix("<|endoftext|>") for document in shown for _, text in _segments(document)}
+    assert left == {"the hound races", "a dog sleeps", "the cat eats"}
+    before = (tmp_path / "run" / "parts" / "b-00000.read.json").read_bytes()
+    module.write_text(ENCODER + "\n")
+    prepare(tmp_path, sources, part_bytes=40)
+    assert (tmp_path / "run" / "parts" / "b-00000.read.json").read_bytes() != before, "another encoder, the same embeddings"
+    for encoder, message in (
+        ("no_such_module:encode", "no module 'no_such_module'"),
+        ("my_encoder_of_words:other", "has no function 'other'"),
+        ("my_encoder_of_words:wrong", "not a row of floats for each"),
+    ):
+        rule["semantic_duplicates"]["encoder"] = encoder
+        with pytest.raises(AssertionError):
+            prepare(tmp_path, sources, run="wrong")
+        assert message in capsys.readouterr().err
 
 
 def test_evaluation_texts_that_change_are_looked_for_again(tmp_path):

@@ -58,6 +58,18 @@ class RangeConfig(Config):
     maximum: float | None = None
 
 
+class SemanticConfig(Config):
+    """Copies in meaning (SemDeDup, arXiv:2303.09540), by embeddings of an encoder that you bring."""
+
+    encoder: str = Field(pattern=r"^\w+(\.\w+)*:\w+$")
+    """`module:function` of a Python module that can be imported; the function takes a list of texts and gives an array
+    of floats, a row for each text. It has to give the same rows for a text in any batch."""
+    threshold: float = Field(default=0.95, ge=-1.0, le=1.0)
+    """Cosine above which a document is a copy of a better or earlier one."""
+    num_clusters: PositiveInt | None = None
+    """Only documents of one cluster are compared; None for the square root of their number."""
+
+
 class CleaningConfig(Config):
     """Which documents of a source are left out; docs/cleaning.md has every definition and its origin."""
 
@@ -78,6 +90,8 @@ class CleaningConfig(Config):
     near_duplicates: PositiveFloat | None = Field(default=None, le=1.0)
     """Documents that share so much of their runs of five words with a better or earlier one are dropped (0.8 is usual);
     of sources with a different share each only the documents of the same share are compared."""
+    semantic_duplicates: SemanticConfig | None = None
+    """Drop copies in meaning; documents of all sources with the same settings are compared."""
     evaluations: list[str] = Field(default_factory=list)
     """Files with evaluation texts, in any format; every text field counts. Documents that hold a run of them go."""
     evaluation_run: PositiveInt = 13

@@ -15,6 +15,7 @@ from glmcore.data.cleaning import exact_hashes, minhash_signatures
 from glmcore.data.config import DataConfig, SourceConfig
 from glmcore.data.convert import Found, find_documents
 from glmcore.data.documents import Document, to_line
+from glmcore.data.encoder import embed
 from glmcore.data.parts import Part, WorkPlace
 from glmcore.data.readers.record import Limits, Piece, Rejects
 from glmcore.durable import private_file, write_file
@@ -90,13 +91,15 @@ class _Columns:
         rule = source.cleaning
         self._exact = rule.exact_duplicates == "drop"
         self._near = rule.near_duplicates is not None
-        self._qualities = self._near or source.by_quantile
+        self._encoder = None if rule.semantic_duplicates is None else rule.semantic_duplicates.encoder
+        self._qualities = self._near or self._encoder is not None or source.by_quantile
         self.names = ["hashes"] * self._exact + ["signatures"] * self._near + ["qualities"] * self._qualities
+        self.names += ["embeddings"] * (self._encoder is not None)
         """File of each column."""
 
     def of(self, batch: list[Document], num_threads: int) -> dict[str, Any]:
         """Rows of a batch."""
-        if not self.names:
+        if not self.names or not batch:
             return {}
         contents = [content_of(document) for document in batch] if self._exact or self._near else []
         columns: dict[str, Any] = {}
@@ -104,6 +107,8 @@ class _Columns:
             columns["hashes"] = exact_hashes(contents, num_threads)
         if self._near:
             columns["signatures"] = minhash_signatures(contents, num_threads=num_threads)
+        if self._encoder is not None:
+            columns["embeddings"] = embed(self._encoder, [document.plain_text for document in batch])
         if self._qualities:
             columns["qualities"] = np.array([document.quality for document in batch], np.float64)
         return columns

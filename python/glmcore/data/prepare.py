@@ -19,6 +19,7 @@ from glmcore.data import manifest
 from glmcore.data.config import BUILT_IN, BucketConfig, DataConfig, SourceConfig
 from glmcore.data.corpus.collect import collect
 from glmcore.data.documents import read_documents, write_documents
+from glmcore.data.encoder import source_file
 from glmcore.data.engines import Engine, Workers
 from glmcore.data.ingest import IngestJob, ingest
 from glmcore.data.parts import (
@@ -166,6 +167,8 @@ def _keys(parts: list[Part], config: DataConfig, seed: int, evaluations: dict[st
     for source in config.sources:
         if source.cleaning.classifier is not None:
             others[source.name].append(digest_of_file(source.cleaning.classifier))
+        if source.cleaning.semantic_duplicates is not None:
+            others[source.name].append(digest_of_file(source_file(source.cleaning.semantic_duplicates.encoder)))
     return [reading_key(part, config, seed, others[part.source.name]) for part in parts]
 
 
