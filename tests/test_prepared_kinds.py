@@ -183,7 +183,9 @@ def test_copies_in_meaning_are_dropped_by_a_named_encoder(tmp_path, monkeypatch,
     before = (tmp_path / "run" / "parts" / "b-00000.read.json").read_bytes()
     module.write_text(ENCODER + "\n")
     prepare(tmp_path, sources, part_bytes=40)
-    assert (tmp_path / "run" / "parts" / "b-00000.read.json").read_bytes() != before, "another encoder, the same embeddings"
+    assert (tmp_path / "run" / "parts" / "b-00000.read.json").read_bytes() != before, (
+        "another encoder, the same embeddings"
+    )
     for encoder, message in (
         ("no_such_module:encode", "no module 'no_such_module'"),
         ("my_encoder_of_words:other", "has no function 'other'"),
@@ -290,6 +292,53 @@ def test_issues_and_pull_requests_of_a_file_become_documents(tmp_path, capsys):
     assert is_learned
     assert "comment 39" in text
     assert text.index("# issue 3") < text.index("# file: a.py\ndef f():\n    return 1\n") < text.index("+    return 2")
+
+
+def test_rules_of_commits_discussions_and_conversations_are_the_recipes(tmp_path):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    git = ["git", "-C", str(repository), "-c", "user.name=n", "-c", "user.email=n@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True, capture_output=True)
+    for number, message in enumerate(("Add the first file of all", "Short one", "Add many lines to a file of many")):
+        (repository / f"{number}.py").write_text("x = 1\n" * (1 + 20 * (number == 2)))
+        subprocess.run([*git, "add", "."], check=True, capture_output=True)
+        subprocess.run([*git, "commit", "-qm", message], check=True, capture_output=True)
+    place = "https://api.github.com/repos/o/r/issues/"
+    write_jsonl(
+        tmp_path / "issues.jsonl",
+        [{"url": f"{place}{n}", "number": n, "title": "T", "body": "word " * (10 * n), "user": {"login": "a"}}
+         for n in (1, 3, 9)],
+    )  # fmt: skip
+    turn = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "word"}]
+    write_jsonl(tmp_path / "chat.jsonl", [{"messages": turn}, {"messages": turn * 2}, {"messages": turn * 40}])
+    log = [{"type": m["role"], "uuid": str(i), "message": m} for i, m in enumerate(turn)]
+    log[1]["parentUuid"] = "0"
+    columns = [("a", 0.0), ("b", 0.0), ("a", 60.0)]
+    rows = [
+        {"task_id": i, "model_name": m, "failure_rate": rate, "trajectory": log} for i, (m, rate) in enumerate(columns)
+    ]
+    write_jsonl(tmp_path / "bench.jsonl", rows)
+    (tmp_path / "c.txt").write_text("\n".join(map(prose, range(20))))  # for the tokenizer to learn from
+    sources = [
+        {"name": "repos", "kind": "repositories", "paths": [str(repository)]},
+        {"name": "talk", "kind": "discussions", "paths": [f"{tmp_path}/issues.jsonl"]},
+        {"name": "chat", "kind": "conversations", "paths": [f"{tmp_path}/chat.jsonl"]},
+        {"name": "bench", "kind": "conversations", "layout": "cc-bench", "paths": [f"{tmp_path}/bench.jsonl"]},
+        {"name": "c", "paths": [f"{tmp_path}/c.txt"]},
+    ]
+    for source in sources[2:4]:
+        source["cleaning"] = {"exact_duplicates": "keep"}
+    usual = prepare(tmp_path, sources)
+    assert [usual[source["name"]]["documents"] for source in sources[1:4]] == [1, 3, 3]
+    assert "commit_left_out" not in usual["repos"]["dropped"]
+    sources[0]["repositories"] = {"min_message_chars": 12, "max_changed_lines": 5}
+    sources[1]["discussions"] = {"min_chars": 100, "max_single_chars": 300}
+    sources[2]["conversations"] = {"min_assistant_messages": 2, "max_chars": 2_000}
+    sources[3]["conversations"] = {"models": ["a"], "max_failure_rate": 50.0}
+    ours = prepare(tmp_path, sources, run="ours")
+    assert ours["repos"]["dropped"]["commit_left_out"] == 2
+    assert [ours[source["name"]]["documents"] for source in sources[1:4]] == [1, 1, 1]
+    assert ours["talk"]["tokens"] < usual["talk"]["tokens"]  # the middle one in place of the long one
 
 
 def _segments(shown):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from typing_extensions import Self
 
 from glmcore.config import Config
@@ -129,6 +129,14 @@ class RepositoriesConfig(Config):
     """Length of a document at most; 100,000 characters of most code are 32,768 tokens or fewer."""
     history: bool = True
     """Add the commits of a git repository, messages and diffs."""
+    max_files: PositiveInt = 50
+    """Files that a commit changes at most: more is a move, an import or a release."""
+    max_changed_lines: PositiveInt = 3_000
+    """Lines that a commit changes at most."""
+    min_message_chars: NonNegativeInt = 8
+    """Length of a commit's message at least."""
+    merges: Literal["skip", "first-parent"] = "skip"
+    """Merges, left out or as what they change of their first parent."""
 
 
 class DiscussionsConfig(Config):
@@ -140,6 +148,33 @@ class DiscussionsConfig(Config):
     """Git repositories by `owner/name`, to read the files that a pull request changes from, as they were before."""
     max_chars: PositiveInt = 100_000
     """Length of a document at most."""
+
+    min_chars: NonNegativeInt = 200
+    """Text of an issue with its comments at least, bots' left out."""
+    max_single_chars: PositiveInt = 7_000
+    """The same at most, if nobody but its author wrote: longer ones are mostly logs."""
+    merged_only: bool = True
+    """Leave out pull requests that were not merged."""
+    max_files: PositiveInt = 50
+    """Files that a pull request changes at most."""
+
+
+class ConversationsConfig(Config):
+    """Which conversations are learned from."""
+
+    min_assistant_messages: PositiveInt = 1
+    drop_truncated: bool = True
+    """Leave out those that do not end with an answer: their last call was never answered, or they were cut off."""
+    max_failed_calls: NonNegativeFloat = Field(default=1.0, le=1.0)
+    """Share of the calls whose result is an error, at most; known for layouts that mark errors."""
+    max_chars: PositiveInt = 4_000_000
+    """Text of a conversation at most."""
+    side_chains: bool = True
+    """Whether what sub-agents did is learned, of `claude-code` and `cc-bench`."""
+    models: list[str] = Field(default_factory=list)
+    """Models whose trajectories are learned from, of `cc-bench`; empty for all."""
+    max_failure_rate: NonNegativeFloat = Field(default=100.0, le=100.0)
+    """Percentage of failed calls at most, of `cc-bench`, by its column."""
 
 
 class FillInTheMiddleConfig(Config):
@@ -179,6 +214,7 @@ class SourceConfig(Config):
     problems: ProblemsConfig = ProblemsConfig()
     repositories: RepositoriesConfig = RepositoriesConfig()
     discussions: DiscussionsConfig = DiscussionsConfig()
+    conversations: ConversationsConfig = ConversationsConfig()
     layout: Literal["openai", "anthropic", "claude-code", "cc-bench"] = "openai"
     """Form of conversations: messages of OpenAI's or Anthropic's interface, a session log of Claude Code, or the
     columns of CC-Bench."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glmcore.chat import apply_chat_template
-from glmcore.data.builders.conversations import anthropic_documents, openai_documents
+from glmcore.data.builders.conversations import ConversationRules, anthropic_documents, openai_documents
 from glmcore.data.builders.fim import fill_in_middle
-from glmcore.data.builders.history import commit_documents
-from glmcore.data.builders.issues import issue_documents
+from glmcore.data.builders.history import CommitRules, commit_documents
+from glmcore.data.builders.issues import IssueRules, issue_documents
 from glmcore.data.builders.problems import ProblemFields, gym_documents, problem_documents
 from glmcore.data.builders.repository import repository_documents
 from glmcore.data.builders.session_log import cc_bench_documents, session_file_documents
@@ -105,7 +105,15 @@ def _conversations(source: SourceConfig, piece: Piece, limits: Limits, seed: int
 
     if source.layout == "claude-code":
         named = ((record.place, record.fields) for record in records)
-        for document in session_file_documents(file, named, source=name, on_reject=bad):
+        documents = session_file_documents(
+            file,
+            named,
+            source=name,
+            side_chains=source.conversations.side_chains,
+            rules=_conversation_rules(source),
+            on_reject=bad,
+        )
+        for document in documents:
             yield from _rendered(Found(file, "offset 0", document), bad)
         return
     for place, values in records:
@@ -116,7 +124,7 @@ def _conversation(
     source: SourceConfig, file: str, place: str, values: dict[str, Any], rejects: Rejects
 ) -> Iterator[Found]:
     """Conversations of one record."""
-    fields, name = source.fields, source.name
+    fields, name, rules = source.fields, source.name, _conversation_rules(source)
 
     def bad(place: str, reason: str) -> None:
         rejects.add(file, place, "bad_conversation", reason, values)
@@ -128,12 +136,26 @@ def _conversation(
     one = [(f"{file}:{place}" if known is None else str(known), values)]
     if source.layout == "openai":
         documents = openai_documents(
-            one, source=name, messages_field=fields.messages, tools_field=fields.tools, on_reject=told
+            one,
+            source=name,
+            messages_field=fields.messages,
+            tools_field=fields.tools,
+            rules=rules,
+            on_reject=told,
         )
     elif source.layout == "anthropic":
-        documents = anthropic_documents(one, source=name, on_reject=told)
+        documents = anthropic_documents(one, source=name, rules=rules, on_reject=told)
     else:
-        documents = cc_bench_documents(one, source=name, on_reject=told)
+        rule = source.conversations
+        documents = cc_bench_documents(
+            one,
+            source=name,
+            models=rule.models or None,
+            max_failure_rate=rule.max_failure_rate,
+            side_chains=rule.side_chains,
+            rules=rules,
+            on_reject=told,
+        )
     quality = 1.0 if fields.quality is None else _quality(values.get(fields.quality))
     if quality is None:
         rejects.add(file, place, "wrong_type", f"{fields.quality!r} is no finite number", values)
@@ -141,6 +163,13 @@ def _conversation(
     metadata = {key: values[key] for key in fields.metadata if key in values} or None
     for document in documents:
         yield from _rendered(Found(file, place, replace(document, quality=quality, metadata=metadata)), bad)
+
+
+def _conversation_rules(source: SourceConfig) -> ConversationRules:
+    rule = source.conversations
+    return ConversationRules(
+        rule.min_assistant_messages, rule.drop_truncated, rule.max_failed_calls, max_characters=rule.max_chars
+    )
 
 
 def _problems(source: SourceConfig, piece: Piece, limits: Limits, seed: int, rejects: Rejects) -> Iterator[Found]:
@@ -191,7 +220,13 @@ def _repositories(source: SourceConfig, piece: Piece, limits: Limits, seed: int,
         yield Found(file, document.id, document)
     if commit is not None and rule.history:
         commits = commit_documents(
-            directory, revision=commit, source=source.name, max_length=rule.max_chars, on_reject=no_commit
+            directory,
+            revision=commit,
+            source=source.name,
+            merges=rule.merges,
+            max_length=rule.max_chars,
+            rules=CommitRules(rule.max_files, rule.max_changed_lines, rule.min_message_chars),
+            on_reject=no_commit,
         )
         for document in commits:
             yield Found(file, document.id, document)
@@ -211,6 +246,7 @@ def _discussions(source: SourceConfig, piece: Piece, limits: Limits, seed: int, 
         checkouts={name: Path(path) for name, path in rule.checkouts.items()},
         source=source.name,
         max_length=rule.max_chars,
+        rules=IssueRules(rule.min_chars, rule.max_single_chars, rule.merged_only, rule.max_files),
         on_reject=left_out,
     )
     for document in documents:
