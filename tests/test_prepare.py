@@ -286,6 +286,36 @@ def test_a_changed_file_is_told_and_only_its_parts_are_read_again(sources, prepa
     assert "b.jsonl changed since" in capsys.readouterr().err
 
 
+def test_sources_are_added_and_changed_and_what_was_read_stays(sources, prepared, tmp_path, capsys):
+    write_jsonl(tmp_path / "new.jsonl", [{"text": words(f"new {i}")} for i in range(40)])
+    recipe = tmp_path / "data.toml"
+    added = f'[[data.sources]]\nname = "new"\npaths = ["{tmp_path}/new.jsonl"]\n'
+    recipe.write_text((sources / "data.toml").read_text() + added)
+    run = tmp_path / "run"
+    taken = f"tokenizer.path='{prepared}/tokenizer'"
+    assert prepare(sources, run, taken) == 0
+    before = {
+        file.name: file.stat().st_mtime_ns for folder in ("corpus", "shards") for file in (run / folder).iterdir()
+    }
+    more = ["data", "prepare", str(recipe), taken]
+    assert main([*more, f"run.dir={run}"]) == 0
+    after = {file.name: file.stat().st_mtime_ns for folder in ("corpus", "shards") for file in (run / folder).iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {"manifest.json"}
+    assert after.keys() - before.keys() == {"new.jsonl", "new.tokens"}
+    assert main([*more, f"run.dir={tmp_path}/fresh"]) == 0
+    assert outcome(run) == outcome(tmp_path / "fresh")
+    assert main([*more, f"run.dir={run}", "data.sources.0.shuffle=false", "data.sources.2.sample=0.5"]) == 0
+    assert [source["name"] for source in manifest.read(run / "shards")["sources"]] == ["web", "chat", "new"]
+    assert prepare(sources, run, taken) == 0
+    assert not (run / "shards" / "new.tokens").exists()
+    capsys.readouterr()
+    assert main([*more, f"run.dir={run}", "run.seed=1"]) == 1
+    assert "begun with another run.seed" in capsys.readouterr().err
+    (run / "checkpoints").mkdir()
+    assert main([*more, f"run.dir={run}"]) == 1
+    assert "begun with another data.sources" in capsys.readouterr().err
+
+
 def test_sample_and_limit_take_part_of_a_source(sources, tmp_path):
     half = ("data.sources.0.sample=0.5", "data.sources.0.buckets=[]")
     assert prepare(sources, tmp_path / "half", *half) == 0

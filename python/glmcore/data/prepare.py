@@ -56,13 +56,14 @@ def run(recipe: DataRecipe, *, engine: Engine = "local", recheck: bool = False) 
         recipe: What to prepare.
         engine: `local` takes this machine's cores, `ray` a Ray cluster; the shards are the same.
         recheck: Look at the sources again even when all is done, and read anew those parts whose files have changed.
+            Sources may be added, changed and left out as long as nothing has been trained on them.
 
     Raises:
         RunError: The run directory is in use or belongs to another recipe, or a worker was killed.
         DataError: A source cannot be read or is empty, or a bad record is to stop the work.
         TokenizerError: There is too little text for the vocabulary.
     """
-    with open_run(recipe) as directory:
+    with open_run(recipe, renewable=STATIONS if recheck else ()) as directory:
         prepare(directory, engine=engine, recheck=recheck)
 
 
