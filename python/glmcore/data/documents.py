@@ -1,13 +1,13 @@
 """Documents: what a corpus is made of, and their form on disk."""
 
-import array
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from glmcore.durable import atomic_file
@@ -93,38 +93,30 @@ def read_documents(path: Path) -> Iterator[Document]:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 
-def pick_documents(path: Path, numbers: Sequence[int]) -> Iterator[Document]:
-    """Documents of a file written by `write_documents`, in the order of `numbers`, from 0; 8 bytes in memory for each.
+def pick_documents(path: Path, bounds: npt.NDArray[np.int64]) -> Iterator[Document]:
+    """Documents of a file written by `write_documents` whose lines have these bounds, in any order.
+
+    Args:
+        path: The file.
+        bounds: First byte and end of each line, [documents, 2].
 
     Raises:
         DataError: The file cannot be read, or a line is no document.
     """
-    if not numbers:
+    if not len(bounds):
         return
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            ends = _line_ends(file)
-            for number in numbers:
-                line = content[ends[number] : ends[number + 1]]
+            for start, end in zip(*bounds.T.tolist(), strict=True):
                 try:
-                    yield _from_json(orjson.loads(line))
+                    document = _from_json(orjson.loads(content[start:end]))
                 except (ValueError, TypeError, AttributeError, IndexError):
-                    raise DataError(f"{path}:{number + 1}: not a document") from None
+                    raise DataError(f"{path}: no document at byte {start}") from None
+                yield document
     except DataError:
         raise
-    except (OSError, ValueError, IndexError) as error:  # a file that is empty or too short as well
+    except (OSError, ValueError) as error:  # an empty file as well
         raise DataError(f"cannot read {path}: {error}") from None
-
-
-def _line_ends(file: IO[bytes]) -> "array.array[int]":
-    """Where each line ends, behind a 0."""
-    ends = array.array("q", [0])
-    offset = 0
-    while block := file.read(1 << 20):
-        found = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (offset + 1)
-        ends.frombytes(found.astype(np.int64).tobytes())
-        offset += len(block)
-    return ends
 
 
 def _from_json(fields: dict[str, Any]) -> Document:

@@ -56,13 +56,15 @@ def ingest(job: IngestJob) -> dict[str, Any]:
         rejects = files.enter_context(Rejects(rejects_file, stop=job.config.on_bad_record == "stop"))
         columns = _Columns(part.source)
         outputs = {name: output(place.state(part.name, name)) for name in columns.names}
-        documents = output(place.documents(part.name))
+        documents, sizes_file = output(place.documents(part.name)), output(place.state(part.name, "sizes"))
         batch_of = _Batches(part, job, rejects)
         num_bytes = 0
         for batch in batch_of:
             lines = [to_line(document) for document in batch]
-            documents.writelines(lines)
-            num_bytes += sum(map(len, lines))
+            documents.write(b"".join(lines))
+            sizes = np.array([len(line) for line in lines], np.int64)
+            sizes_file.write(sizes.tobytes())
+            num_bytes += int(sizes.sum())
             for name, rows in columns.of(batch, job.num_threads).items():
                 outputs[name].write(rows.tobytes())
     record = {

@@ -19,7 +19,7 @@ from glmcore.errors import DataError
 
 MAX_PIECES = 4_096
 """Files of one part."""
-_VERSION = 1
+_VERSION = 2
 """Changes when the same input is to be read anew."""
 
 
@@ -55,7 +55,7 @@ class WorkPlace:
         return Path(self.run) / "rejects" / f"{name}.jsonl"
 
     def state(self, name: str, kind: str) -> Path:
-        """What is known of a part: `read.json`, `hashes.npy`, `verdicts.npy`, `shards.json`."""
+        """What is known of a part: `read.json`, `sizes`, `hashes`, `verdicts.npy`, `shards.json`."""
         return Path(self.run) / "parts" / f"{name}.{kind}"
 
     def shards(self) -> Path:

@@ -33,7 +33,7 @@ from glmcore.data.parts import (
     reading_key,
 )
 from glmcore.data.readers.record import Piece
-from glmcore.data.tokenize import TokenizeJob, checksum, tokenize
+from glmcore.data.tokenize import TokenizeJob, checksum, load_tokenizer, tokenize
 from glmcore.data.verdicts import buckets_by_source, decide
 from glmcore.durable import write_file
 from glmcore.errors import DataError, RunError
@@ -330,7 +330,7 @@ def _tokenize_jobs(
     run: Run, plan: Plan, verdict_keys: Sequence[str], buckets_of: Buckets
 ) -> tuple[list[TokenizeJob], list[int]]:
     """A job for each part, and its bytes of text."""
-    vocabulary = sha256((run.tokenizer / "tokenizer.json").read_bytes()).hexdigest()
+    vocabulary = _vocabulary(run)
     numbers = dict.fromkeys(plan.built_in, 0)
     numbers |= {source.name: i for i, source in enumerate(_own_sources(run), start=1)}
 
@@ -389,5 +389,10 @@ def _source_heads(run: Run, plan: Plan, buckets_of: Buckets) -> list[dict[str, A
 
 
 def _about(run: Run) -> dict[str, Any]:
-    tokenizer = Tokenizer.from_pretrained(run.tokenizer)
+    tokenizer = load_tokenizer(str(run.tokenizer), _vocabulary(run))
     return {"vocab_size": tokenizer.vocab_size, "seed": run.recipe.run.seed}
+
+
+def _vocabulary(run: Run) -> str:
+    """A name for what the tokenizer is."""
+    return sha256((run.tokenizer / "tokenizer.json").read_bytes()).hexdigest()

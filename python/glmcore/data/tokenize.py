@@ -60,7 +60,7 @@ def tokenize(job: TokenizeJob) -> dict[str, Any]:
         TokenizerError: The vocabulary lacks a special token.
     """
     place = job.place
-    tokenizer = _tokenizer(job.tokenizer, job.vocabulary)
+    tokenizer = load_tokenizer(job.tokenizer, job.vocabulary)
     names = [shard_name(job.name, bucket) for bucket in job.buckets] or [shard_name(job.name, None)]
     bounds = [(bucket.min_quality or 0.0, bucket.min_quantile or 0.0) for bucket in job.buckets]
     best_first = [(bounds[i][0], i) for i in sorted(range(len(bounds)), key=bounds.__getitem__, reverse=True)]
@@ -142,8 +142,10 @@ def _staying(job: TokenizeJob, dropped: Counter[str]) -> Iterator[Document]:
         dropped[name] = int((verdicts == verdict).sum())
     if job.shuffle_seed is None:
         return compress(read_documents(path), (verdicts == KEPT).tolist())
-    stay = np.flatnonzero(verdicts == KEPT)
-    return pick_documents(path, stay[shuffled(len(stay), job.shuffle_seed, f"documents of {job.name}")].tolist())
+    sizes = np.fromfile(job.place.state(job.name, "sizes"), np.int64)
+    ends = np.cumsum(sizes)
+    bounds = np.stack([ends - sizes, ends], axis=1)[verdicts == KEPT]
+    return pick_documents(path, bounds[shuffled(len(bounds), job.shuffle_seed, f"documents of {job.name}")])
 
 
 def _size(document: Document) -> int:
@@ -167,7 +169,7 @@ def _bucket(document: Document, buckets: Sequence[BucketConfig], best_first: Seq
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(directory: str, vocabulary: str) -> Tokenizer:
-    """The tokenizer, read once in each process as long as it is the same."""
+def load_tokenizer(directory: str, vocabulary: str) -> Tokenizer:
+    """The tokenizer of a run, read once in each process as long as it is the same."""
     del vocabulary  # only makes another one another entry of the cache
     return Tokenizer.from_pretrained(directory)
