@@ -61,7 +61,7 @@ def test_help_is_quick():
         (["train", "nano", "rl.tasks=['sudoku']"], "not in corpus.problems"),
         (["train", "nowhere.toml"], "no recipe 'nowhere.toml'"),
         (["train", "run.seed=1"], "no recipe given"),
-        (["quickstart", "--corpus", "/nowhere", "run.dir={tmp}/run"], "/nowhere does not exist"),
+        (["quickstart", "--corpus", "/nowhere", "run.dir={tmp}/run"], "/nowhere holds nothing to read"),
         (["quickstart", "run.dir={tmp}/used"], "is not empty and holds no run"),
         (["rl", "nano", "run.dir={tmp}/run"], "are not finished: run `glmcore train` first"),
         (["report", "{tmp}"], "is not a run directory"),

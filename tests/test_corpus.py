@@ -1,11 +1,16 @@
 import json
+from pathlib import Path
 
 import pytest
 
+from glmcore.cli import main
+from glmcore.data import manifest
+from glmcore.data.config import DataConfig
 from glmcore.data.corpus.collect import collect
 from glmcore.data.corpus.installed import docstrings
-from glmcore.data.corpus.user_files import collect_user_files
 from glmcore.data.documents import Document, read_documents, write_documents
+from glmcore.data.parts import plan_parts
+from glmcore.data.shards import TokenShards
 from glmcore.errors import DataError
 from glmcore.recipe import CorpusConfig
 
@@ -51,27 +56,52 @@ def test_docstrings_come_with_their_names():
     assert docstrings("this is no python") == ""
 
 
-def test_a_users_files_of_every_kind_are_read(tmp_path, capsys):
-    (tmp_path / "a.md").write_text("# Title\ntext")
-    (tmp_path / "b.jsonl").write_text(
-        json.dumps({"text": "one"})
-        + "\nnot json\n"
-        + json.dumps({"messages": [{"role": "user", "content": "hi"}]})
-        + "\n"
-    )
-    (tmp_path / "c.txt").write_bytes(b"\xff\xfe")
-    (tmp_path / "d.bin").write_bytes(b"ignored")
-    documents = collect_user_files(tmp_path)
-    assert [document.plain_text for document in documents] == ["# Title\ntext", "one", "hi"]
-    said = capsys.readouterr().err
-    assert "b.jsonl:2" in said
-    assert "c.txt: not UTF-8" in said
+TINY = Path(__file__).parent / "tiny.toml"
+
+
+def prepare(run, path):
+    return main(["data", "prepare", str(TINY), f"run.dir={run}", f'corpus.path="{path}"'])
+
+
+def test_a_users_files_of_every_kind_are_read(tmp_path):
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "a.md").write_text("# Title\ntext")
+    said = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
+    lines = [json.dumps({"text": "one"}), "not json", json.dumps(said), json.dumps({"other": 1})]
+    (files / "b.jsonl").write_text("\n".join(lines))
+    (files / "c.txt").write_bytes(b"\xff\xfe")
+    (files / "d.bin").write_bytes(b"ignored")
+    run = tmp_path / "run"
+    assert prepare(run, files) == 0
+    documents = list(read_documents(run / "corpus" / "user.jsonl"))
+    assert [document.plain_text for document in documents] == ["# Title\ntext", "one", "hi\nho"]
+    rejects = [json.loads(line) for line in (run / "rejects" / "user.jsonl").read_text().splitlines()]
+    told = [(Path(reject["file"]).name, reject["reason"]) for reject in rejects]
+    assert told == [("b.jsonl", "invalid_json"), ("b.jsonl", "missing_field"), ("c.txt", "invalid_utf8")]
+    [user] = [source for source in manifest.read(run / "shards")["sources"] if source["name"] == "user"]
+    assert (user["kind"], user["records"], user["documents"]) == ("mixed", 6, 3)
+    shard = TokenShards.open([run / "shards" / "user.tokens"])
+    learned = [(shard.loss_mask(number) == 1).mean() for number in range(3)]
+    assert learned[0] == learned[1] == 1
+    assert 0 < learned[2] < 1
+    (files / "a.md").write_text("# Title\nanother text")
+    assert prepare(run, files) == 0
+    assert next(read_documents(run / "corpus" / "user.jsonl")).plain_text == "# Title\nanother text"
+
+
+def test_a_named_file_of_any_name_is_a_text(tmp_path):
+    (tmp_path / "NOTES").write_text("all that I know")
+    [part] = plan_parts(DataConfig.with_user_text(None, str(tmp_path / "NOTES")))
+    assert [piece.format for piece in part.pieces] == ["text"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"  \n", b"\xff\xff"])
-def test_a_corpus_without_text_is_one_clear_line(tmp_path, content):
+def test_a_corpus_without_text_is_one_clear_line(tmp_path, capsys, content):
     path = tmp_path / "corpus.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r"corpus.txt"):
-        collect_user_files(path)
+    assert prepare(tmp_path / "run", path) == 1
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("glmcore: error:")]
+    assert "corpus.txt" in line
+    assert not (tmp_path / "run" / "corpus" / "prose.jsonl").exists(), "much work before the mistake was told"

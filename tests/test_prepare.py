@@ -102,24 +102,36 @@ def test_every_record_is_a_document_or_accounted_for(sources, prepared):
     assert torn == [b"{torn", b'{"text": 7}']
 
 
-def test_the_shards_hold_the_documents_in_order_with_source_and_quality(sources, prepared):
-    tokenizer = Tokenizer.from_pretrained(prepared / "tokenizer")
-    prepared_data = manifest.read(prepared / "shards")
+def top_documents(directory):
+    """Texts and qualities of the best bucket."""
+    tokenizer = Tokenizer.from_pretrained(directory / "tokenizer")
+    groups = manifest.groups(directory / "shards", manifest.read(directory / "shards"), "web")
+    shards = TokenShards.open(next(group.files for group in groups if group.bucket == "top"))
+    end = tokenizer.token_to_id("<|endoftext|>")
+    assert all(ids[-1] == end for ids in shards)
+    assert {shards.source(i) for i in range(len(shards))} == {1}
+    return [(tokenizer.decode(ids[:-1].astype(np.int32)), shards.quality(i)) for i, ids in enumerate(shards)]
+
+
+def test_the_shards_hold_the_documents_with_source_and_quality(sources, prepared, tmp_path):
     rows = [json.loads(line) for line in (sources / "web.jsonl").read_text().splitlines() if "torn" not in line]
     rows = [row for row in rows if row["text"] != 7]
     expected = [(row["text"], np.float32(row["score"])) for row in rows if row["score"] >= 0.8]
-    top = [group for group in manifest.groups(prepared / "shards", prepared_data, "web") if group.bucket == "top"]
-    shards = TokenShards.open(top[0].files)
-    end = tokenizer.token_to_id("<|endoftext|>")
-    texts = [tokenizer.decode(ids[:-1].astype(np.int32)) for ids in shards]
-    # The second file has no scores: its new document has quality 1.
-    assert list(zip(texts, [shards.quality(i) for i in range(len(shards))], strict=True)) == [
-        *expected,
-        (words(1_000), 1.0),
-    ]
-    assert all(ids[-1] == end for ids in shards)
-    assert {shards.source(i) for i in range(len(shards))} == {1}
-    [chat] = manifest.groups(prepared / "shards", prepared_data, "chat")
+    expected.append((words(1_000), np.float32(1.0)))  # the second file has no scores: its new document has quality 1
+    shuffled = top_documents(prepared)
+    assert sorted(shuffled) == sorted(expected)
+    assert shuffled != expected
+    assert expected[-1] in shuffled[-20:]  # a document stays in its part
+    assert prepare(sources, tmp_path / "run", "data.sources.0.shuffle=false") == 0
+    assert top_documents(tmp_path / "run") == expected
+    assert prepare(sources, tmp_path / "other", "run.seed=1") == 0
+    assert sorted(other := top_documents(tmp_path / "other")) == sorted(expected)
+    assert other not in (shuffled, expected)
+
+
+def test_what_is_learned_of_a_conversation_is_what_the_assistant_says(prepared):
+    tokenizer = Tokenizer.from_pretrained(prepared / "tokenizer")
+    [chat] = manifest.groups(prepared / "shards", manifest.read(prepared / "shards"), "chat")
     shards = TokenShards.open(chat.files)
     assert "hello" in tokenizer.decode(shards[1].astype(np.int32)[shards.loss_mask(1) == 1])
     assert "\nhi" not in tokenizer.decode(shards[1].astype(np.int32)[shards.loss_mask(1) == 1])
@@ -134,6 +146,35 @@ def test_buckets_are_drawn_as_often_as_they_ask(prepared):
     epochs = [source.weight / source.shards.num_tokens for source in drawn[:2]]
     assert epochs[1] / epochs[0] == pytest.approx(3.0)
     assert sum(source.weight for source in drawn) == pytest.approx(3.0)
+
+
+def test_buckets_by_quantile_hold_shares_of_the_whole_source(sources, prepared, tmp_path, capsys):
+    told = (
+        "[{name='low', min_quantile=0.0, epochs=0.0}, {name='middle', min_quantile=0.5, epochs=1.0},"
+        "{name='top', min_quantile=0.9, epochs=3.0}]"
+    )
+    assert prepare(sources, tmp_path / "run", f"data.sources.0.buckets={told}") == 0
+    [web, _] = manifest.read(tmp_path / "run" / "shards")["sources"]
+    # 399 different scored texts, ten scores, 39 of the lowest, and one text without a score, which has quality 1.
+    assert [bucket["min_quality"] for bucket in web["buckets"]] == [0.0, 0.5, 0.9]
+    assert web["dropped"] == {"exact_duplicate": 2, "quality": 199}
+    documents = {name: sum(shard["documents"] for shard in web["shards"] if shard["bucket"] == name)
+                 for name in ("middle", "top")}  # fmt: skip
+    assert documents == {"middle": 160, "top": 41}
+    assert web["parts"] > 5
+    rows = [{"text": words(f"late {i}"), "score": 5.0} for i in range(400)]
+    write_jsonl(tmp_path / "late.jsonl", rows)
+    paths = [str(sources / "web.jsonl"), str(tmp_path / "late.jsonl")]
+    settings = (f"data.sources.0.buckets={told.replace('0.9', '0.6')}", f"data.sources.0.paths={json.dumps(paths)}")
+    assert prepare(sources, tmp_path / "more", *settings) == 0
+    [web, _] = manifest.read(tmp_path / "more" / "shards")["sources"]
+    # Half of all are of the best quality: both cuts fall there, and the better of the two buckets takes them.
+    assert [bucket["min_quality"] for bucket in web["buckets"]] == [0.0, 5.0, 5.0]
+    assert {shard["bucket"] for shard in web["shards"]} == {"top"}
+    mixed = "[{name='low', min_quality=0.0, epochs=0.0}, {name='top', min_quantile=0.9, epochs=3.0}]"
+    for wrong, message in ((mixed, "mix min_quality and min_quantile"), ("[{name='a', epochs=1.0}]", "needs either")):
+        assert prepare(sources, tmp_path / "wrong", f"data.sources.0.buckets={wrong}") == 1
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -243,6 +284,36 @@ def test_a_changed_file_is_told_and_only_its_parts_are_read_again(sources, prepa
     write_jsonl(tmp_path / "b.jsonl", [{"text": words(1)}])
     assert prepare(sources, tmp_path / "run", *settings) == 1
     assert "b.jsonl changed since" in capsys.readouterr().err
+
+
+def test_sources_are_added_and_changed_and_what_was_read_stays(sources, prepared, tmp_path, capsys):
+    write_jsonl(tmp_path / "new.jsonl", [{"text": words(f"new {i}")} for i in range(40)])
+    recipe = tmp_path / "data.toml"
+    added = f'[[data.sources]]\nname = "new"\npaths = ["{tmp_path}/new.jsonl"]\n'
+    recipe.write_text((sources / "data.toml").read_text() + added)
+    run = tmp_path / "run"
+    taken = f"tokenizer.path='{prepared}/tokenizer'"
+    assert prepare(sources, run, taken) == 0
+    before = {
+        file.name: file.stat().st_mtime_ns for folder in ("corpus", "shards") for file in (run / folder).iterdir()
+    }
+    more = ["data", "prepare", str(recipe), taken]
+    assert main([*more, f"run.dir={run}"]) == 0
+    after = {file.name: file.stat().st_mtime_ns for folder in ("corpus", "shards") for file in (run / folder).iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {"manifest.json"}
+    assert after.keys() - before.keys() == {"new.jsonl", "new.tokens"}
+    assert main([*more, f"run.dir={tmp_path}/fresh"]) == 0
+    assert outcome(run) == outcome(tmp_path / "fresh")
+    assert main([*more, f"run.dir={run}", "data.sources.0.shuffle=false", "data.sources.2.sample=0.5"]) == 0
+    assert [source["name"] for source in manifest.read(run / "shards")["sources"]] == ["web", "chat", "new"]
+    assert prepare(sources, run, taken) == 0
+    assert not (run / "shards" / "new.tokens").exists()
+    capsys.readouterr()
+    assert main([*more, f"run.dir={run}", "run.seed=1"]) == 1
+    assert "begun with another run.seed" in capsys.readouterr().err
+    (run / "checkpoints").mkdir()
+    assert main([*more, f"run.dir={run}"]) == 1
+    assert "begun with another data.sources" in capsys.readouterr().err
 
 
 def test_sample_and_limit_take_part_of_a_source(sources, tmp_path):

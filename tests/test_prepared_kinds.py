@@ -86,15 +86,15 @@ def prose(seed, sentences=14):
     return "\n".join(lines)
 
 
-def prepare(tmp_path, sources, *settings, **data):
+def prepare(tmp_path, sources, *settings, run="run", **data):
     """Prepared data of sources that are given as JSON."""
     file = tmp_path / "recipe.toml"
     file.write_text('[run]\ndir = "unset"\nnum_threads = 1\n[tokenizer]\nvocab_size = 400\ntraining_bytes = 50_000\n')
     values = [f"data.{key}={json.dumps(value)}" for key, value in data.items()]
     listed = "[" + ", ".join(_toml(source) for source in sources) + "]"
-    command = ["data", "prepare", str(file), f"run.dir={tmp_path}/run", f"data.sources={listed}", *values, *settings]
+    command = ["data", "prepare", str(file), f"run.dir={tmp_path}/{run}", f"data.sources={listed}", *values, *settings]
     assert main(command) == 0
-    return {source["name"]: source for source in manifest.read(tmp_path / "run" / "shards")["sources"]}
+    return {source["name"]: source for source in manifest.read(tmp_path / run / "shards")["sources"]}
 
 
 def _toml(value):
@@ -140,6 +140,61 @@ def test_cleaning_leaves_out_what_it_is_asked_to_and_says_why(tmp_path, capsys):
     assert told["contaminated"]["sample"].startswith(prose(99)[:50])
     assert any("too short" in reject["sample"] for reject in told.values())
     assert all(0 < document["quality"] <= 1 for document in inspect(capsys, tmp_path / "run", "--show", 9))
+
+
+ENCODER = """
+import numpy as np
+
+WORDS = {"dog": 0, "hound": 0, "runs": 1, "races": 1, "sleeps": 2, "cat": 3, "eats": 4}
+
+def encode(texts):
+    rows = np.zeros((len(texts), 5))
+    for row, text in zip(rows, texts):
+        for word in text.split():
+            if word in WORDS:
+                row[WORDS[word]] += 1
+    return rows
+
+def wrong(texts):
+    return np.zeros((len(texts) + 1, 5))
+"""
+
+
+def test_copies_in_meaning_are_dropped_by_a_named_encoder(tmp_path, monkeypatch, capsys):
+    module = tmp_path / "my_encoder_of_words.py"
+    module.write_text(ENCODER)
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = [("a dog runs", 0.2), ("the hound races", 0.9), ("a dog sleeps", 0.5), ("the cat eats", 0.5)]
+    write_jsonl(tmp_path / "a.jsonl", [{"text": text, "q": quality} for text, quality in texts])
+    write_jsonl(tmp_path / "b.jsonl", [{"text": "some cat eats", "q": 0.4}, {"text": "of nothing we know", "q": 0.1}])
+    rule = {"semantic_duplicates": {"encoder": "my_encoder_of_words:encode", "num_clusters": 1, "threshold": 0.9}}
+    sources = [
+        {"name": name, "paths": [f"{tmp_path}/{name}.jsonl"], "fields": {"quality": "q"}, "cleaning": rule}
+        for name in "ab"
+    ]
+    (tmp_path / "c.txt").write_text("\n".join(map(prose, range(20))))  # for the tokenizer to learn from
+    sources.append({"name": "c", "paths": [f"{tmp_path}/c.txt"]})
+    told = prepare(tmp_path, sources, part_bytes=40)
+    assert told["a"]["parts"] > 1
+    assert [told[name]["dropped"] for name in "ab"] == [{"semantic_duplicate": 1}] * 2
+    shown = inspect(capsys, tmp_path / "run", "--source", "a", "--show", 9)
+    left = {text.removesuffix("<|endoftext|>") for document in shown for _, text in _segments(document)}
+    assert left == {"the hound races", "a dog sleeps", "the cat eats"}
+    before = (tmp_path / "run" / "parts" / "b-00000.read.json").read_bytes()
+    module.write_text(ENCODER + "\n")
+    prepare(tmp_path, sources, part_bytes=40)
+    assert (tmp_path / "run" / "parts" / "b-00000.read.json").read_bytes() != before, (
+        "another encoder, the same embeddings"
+    )
+    for encoder, message in (
+        ("no_such_module:encode", "no module 'no_such_module'"),
+        ("my_encoder_of_words:other", "has no function 'other'"),
+        ("my_encoder_of_words:wrong", "not a row of floats for each"),
+    ):
+        rule["semantic_duplicates"]["encoder"] = encoder
+        with pytest.raises(AssertionError):
+            prepare(tmp_path, sources, run="wrong")
+        assert message in capsys.readouterr().err
 
 
 def test_evaluation_texts_that_change_are_looked_for_again(tmp_path):
@@ -239,6 +294,53 @@ def test_issues_and_pull_requests_of_a_file_become_documents(tmp_path, capsys):
     assert text.index("# issue 3") < text.index("# file: a.py\ndef f():\n    return 1\n") < text.index("+    return 2")
 
 
+def test_rules_of_commits_discussions_and_conversations_are_the_recipes(tmp_path):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    git = ["git", "-C", str(repository), "-c", "user.name=n", "-c", "user.email=n@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True, capture_output=True)
+    for number, message in enumerate(("Add the first file of all", "Short one", "Add many lines to a file of many")):
+        (repository / f"{number}.py").write_text("x = 1\n" * (1 + 20 * (number == 2)))
+        subprocess.run([*git, "add", "."], check=True, capture_output=True)
+        subprocess.run([*git, "commit", "-qm", message], check=True, capture_output=True)
+    place = "https://api.github.com/repos/o/r/issues/"
+    write_jsonl(
+        tmp_path / "issues.jsonl",
+        [{"url": f"{place}{n}", "number": n, "title": "T", "body": "word " * (10 * n), "user": {"login": "a"}}
+         for n in (1, 3, 9)],
+    )  # fmt: skip
+    turn = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "word"}]
+    write_jsonl(tmp_path / "chat.jsonl", [{"messages": turn}, {"messages": turn * 2}, {"messages": turn * 40}])
+    log = [{"type": m["role"], "uuid": str(i), "message": m} for i, m in enumerate(turn)]
+    log[1]["parentUuid"] = "0"
+    columns = [("a", 0.0), ("b", 0.0), ("a", 60.0)]
+    rows = [
+        {"task_id": i, "model_name": m, "failure_rate": rate, "trajectory": log} for i, (m, rate) in enumerate(columns)
+    ]
+    write_jsonl(tmp_path / "bench.jsonl", rows)
+    (tmp_path / "c.txt").write_text("\n".join(map(prose, range(20))))  # for the tokenizer to learn from
+    sources = [
+        {"name": "repos", "kind": "repositories", "paths": [str(repository)]},
+        {"name": "talk", "kind": "discussions", "paths": [f"{tmp_path}/issues.jsonl"]},
+        {"name": "chat", "kind": "conversations", "paths": [f"{tmp_path}/chat.jsonl"]},
+        {"name": "bench", "kind": "conversations", "layout": "cc-bench", "paths": [f"{tmp_path}/bench.jsonl"]},
+        {"name": "c", "paths": [f"{tmp_path}/c.txt"]},
+    ]
+    for source in sources[2:4]:
+        source["cleaning"] = {"exact_duplicates": "keep"}
+    usual = prepare(tmp_path, sources)
+    assert [usual[source["name"]]["documents"] for source in sources[1:4]] == [1, 3, 3]
+    assert "commit_left_out" not in usual["repos"]["dropped"]
+    sources[0]["repositories"] = {"min_message_chars": 12, "max_changed_lines": 5}
+    sources[1]["discussions"] = {"min_chars": 100, "max_single_chars": 300}
+    sources[2]["conversations"] = {"min_assistant_messages": 2, "max_chars": 2_000}
+    sources[3]["conversations"] = {"models": ["a"], "max_failure_rate": 50.0}
+    ours = prepare(tmp_path, sources, run="ours")
+    assert ours["repos"]["dropped"]["commit_left_out"] == 2
+    assert [ours[source["name"]]["documents"] for source in sources[1:4]] == [1, 1, 1]
+    assert ours["talk"]["tokens"] < usual["talk"]["tokens"]  # the middle one in place of the long one
+
+
 def _segments(shown):
     return [(segment["learned"], segment["text"]) for segment in shown["segments"]]
 
@@ -256,7 +358,7 @@ def test_source_code_is_learned_with_its_middle_asked_for(tmp_path, capsys):
 
 def test_what_was_prepared_is_told_and_damage_is_found(tmp_path, capsys):
     write_jsonl(tmp_path / "web.jsonl", [{"text": prose(i)} for i in range(20)] + [{"txt": "x"}])
-    prepare(tmp_path, [{"name": "web", "paths": [f"{tmp_path}/web.jsonl"]}])
+    prepare(tmp_path, [{"name": "web", "paths": [f"{tmp_path}/web.jsonl"], "shuffle": False}])
     capsys.readouterr()
     run = tmp_path / "run"
     assert main(["data", "stats", str(run), "--json"]) == 0

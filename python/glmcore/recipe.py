@@ -33,7 +33,7 @@ class CorpusConfig(Config):
     """Raw text of the run."""
 
     path: str | None = None
-    """A user's own text, JSONL file or directory, added as source `user`."""
+    """A user's own file, directory, pattern or URL, read as a source `user` of kind `mixed`; see `data.sources`."""
     prose_bytes: NonNegativeInt = 3_000_000
     code_bytes: NonNegativeInt = 3_000_000
     repository_bytes: NonNegativeInt = 3_000_000
@@ -72,6 +72,13 @@ class DataRecipe(Config):
         if self.corpus is None and self.data is None:
             raise ValueError("no source of documents: add [[data.sources]], or [corpus] for the built-in corpus")
         return self
+
+    @property
+    def own_data(self) -> DataConfig | None:
+        """Own sources, the user's text of `corpus.path` among them, if there are any."""
+        if self.corpus is None or self.corpus.path is None:
+            return self.data
+        return DataConfig.with_user_text(self.data, self.corpus.path)
 
 
 class Recipe(DataRecipe):

@@ -103,8 +103,13 @@ class RunDirectory(Generic[_Recipe]):
 
 
 @contextmanager
-def open_run(recipe: _Recipe) -> Generator[RunDirectory[_Recipe], None, None]:
+def open_run(recipe: _Recipe, *, renewable: Collection[str] = ()) -> Generator[RunDirectory[_Recipe], None, None]:
     """Make the run's directory or go on with it; one process at a time.
+
+    Args:
+        recipe: What the run is to follow.
+        renewable: Stations that may be done again for other sources of data: a run that has finished no others takes a
+            recipe that differs in `data` and `corpus.path`, and its stations count as not done.
 
     Raises:
         RunError: Another process runs there, the directory holds something else, or a run with another recipe.
@@ -126,6 +131,9 @@ def open_run(recipe: _Recipe) -> Generator[RunDirectory[_Recipe], None, None]:
         except OSError:
             raise RunError(f"another process works in {path}") from None
         begun = file.exists() and bool(RunDirectory(path, recipe).stations()["stations"])
+        if begun and _is_renewed(recipe, file, renewable):
+            RunDirectory(path, recipe).forget_stations(renewable)
+            begun = False
         resolved = _resolve(recipe, file, begun=begun)
         if not begun or (isinstance(resolved, Recipe) and not isinstance(load_data_recipe([file]), Recipe)):
             write_file(file, tomli_w.dumps(resolved.model_dump(exclude_none=True)))
@@ -159,6 +167,20 @@ def _resolve(recipe: _Recipe, file: Path, *, begun: bool) -> _Recipe:
     if place is not None:
         raise RunError(f"{file.parent} was begun with another {place}: repeat it, or choose another run.dir=PATH")
     return _with_run(wanted, dir=recipe.run.dir)  # the directory may have been moved
+
+
+def _is_renewed(recipe: DataRecipe, file: Path, renewable: Collection[str]) -> bool:
+    """Whether a recipe differs from that of the run in nothing but the sources, and that can be made good."""
+    first, run = load_data_recipe([file]), RunDirectory(file.parent, recipe)
+    done = {station["name"] for station in run.stations()["stations"]}
+    if not done <= set(renewable) or run.checkpoints.exists() or not isinstance(recipe, type(first)):
+        return False
+    wanted = _with_run(recipe, num_threads=recipe.run.num_threads or first.run.num_threads, dir=first.run.dir)
+    corpus = first.corpus
+    if corpus is not None and wanted.corpus is not None:
+        corpus = corpus.model_copy(update={"path": wanted.corpus.path})
+    renewed = first.model_copy(update={"data": wanted.data, "corpus": corpus})
+    return first.own_data != wanted.own_data and _first_difference(type(first), renewed, wanted) is None
 
 
 def _with_run(recipe: _Recipe, **values: Any) -> _Recipe:

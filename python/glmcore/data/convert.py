@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from glmcore.chat import apply_chat_template
-from glmcore.data.builders.conversations import anthropic_documents, openai_documents
+from glmcore.data.builders.conversations import ConversationRules, anthropic_documents, openai_documents
 from glmcore.data.builders.fim import fill_in_middle
-from glmcore.data.builders.history import commit_documents
-from glmcore.data.builders.issues import issue_documents
+from glmcore.data.builders.history import CommitRules, commit_documents
+from glmcore.data.builders.issues import IssueRules, issue_documents
 from glmcore.data.builders.problems import ProblemFields, gym_documents, problem_documents
 from glmcore.data.builders.repository import repository_documents
 from glmcore.data.builders.session_log import cc_bench_documents, session_file_documents
@@ -61,16 +61,21 @@ def find_documents(source: SourceConfig, piece: Piece, limits: Limits, seed: int
 
 
 def _texts(source: SourceConfig, piece: Piece, limits: Limits, seed: int, rejects: Rejects) -> Iterator[Found]:
-    """A document of each record with a text."""
+    """A document of each record with a text; of `mixed` sources also of each with messages."""
     fields, own = source.fields, piece.format in ("jsonl", "parquet", "arrow")
+    mixed = own and source.kind == "mixed"
     text_field = fields.text if own else "text"
     id_field, quality_field, metadata = (fields.id, fields.quality, fields.metadata) if own else (None, None, [])
     columns = [name for name in (text_field, id_field, quality_field, *metadata) if name is not None]
+    columns += [fields.messages, fields.tools] if mixed else []
     reject = partial(rejects.add, piece.name)
     blank = reject if own else partial(rejects.leave_out, piece.name)  # a blank file is nothing to stop for
     file, name = piece.name, source.name
     for place, values in read_records(piece, columns, limits, reject):
         text = values.get(text_field)
+        if mixed and text is None and values.get(fields.messages) is not None:
+            yield from _conversation(source, file, place, values, rejects)
+            continue
         if type(text) is not str:
             reject(place, *_not_there(text_field, text), values)
             continue
@@ -92,37 +97,79 @@ def _texts(source: SourceConfig, piece: Piece, limits: Limits, seed: int, reject
 
 def _conversations(source: SourceConfig, piece: Piece, limits: Limits, seed: int, rejects: Rejects) -> Iterator[Found]:
     """Conversations that the chat template renders."""
-    fields, name, file = source.fields, source.name, piece.name
-    reject = partial(rejects.add, file)
-    records = read_records(piece, None, limits, reject)
+    name, file = source.name, piece.name
+    records = read_records(piece, None, limits, partial(rejects.add, file))
 
-    def bad(place: str, reason: str, values: object = b"") -> None:
-        reject(place, "bad_conversation", reason, values)
+    def bad(place: str, reason: str) -> None:
+        rejects.add(file, place, "bad_conversation", reason)
 
     if source.layout == "claude-code":
         named = ((record.place, record.fields) for record in records)
-        for document in session_file_documents(file, named, source=name, on_reject=bad):
+        documents = session_file_documents(
+            file,
+            named,
+            source=name,
+            side_chains=source.conversations.side_chains,
+            rules=_conversation_rules(source),
+            on_reject=bad,
+        )
+        for document in documents:
             yield from _rendered(Found(file, "offset 0", document), bad)
         return
     for place, values in records:
-        known = values.get(fields.id) if fields.id is not None else None
-        one = [(f"{file}:{place}" if known is None else str(known), values)]
-        told = partial(lambda place, values, _, reason: bad(place, reason, values), place, values)
-        if source.layout == "openai":
-            documents = openai_documents(
-                one, source=name, messages_field=fields.messages, tools_field=fields.tools, on_reject=told
-            )
-        elif source.layout == "anthropic":
-            documents = anthropic_documents(one, source=name, on_reject=told)
-        else:
-            documents = cc_bench_documents(one, source=name, on_reject=told)
-        quality = 1.0 if fields.quality is None else _quality(values.get(fields.quality))
-        if quality is None:
-            reject(place, "wrong_type", f"{fields.quality!r} is no finite number", values)
-            continue
-        metadata = {key: values[key] for key in fields.metadata if key in values} or None
-        for document in documents:
-            yield from _rendered(Found(file, place, replace(document, quality=quality, metadata=metadata)), bad)
+        yield from _conversation(source, file, place, values, rejects)
+
+
+def _conversation(
+    source: SourceConfig, file: str, place: str, values: dict[str, Any], rejects: Rejects
+) -> Iterator[Found]:
+    """Conversations of one record."""
+    fields, name, rules = source.fields, source.name, _conversation_rules(source)
+
+    def bad(place: str, reason: str) -> None:
+        rejects.add(file, place, "bad_conversation", reason, values)
+
+    def told(_: str, reason: str) -> None:
+        bad(place, reason)
+
+    known = values.get(fields.id) if fields.id is not None else None
+    one = [(f"{file}:{place}" if known is None else str(known), values)]
+    if source.layout == "openai":
+        documents = openai_documents(
+            one,
+            source=name,
+            messages_field=fields.messages,
+            tools_field=fields.tools,
+            rules=rules,
+            on_reject=told,
+        )
+    elif source.layout == "anthropic":
+        documents = anthropic_documents(one, source=name, rules=rules, on_reject=told)
+    else:
+        rule = source.conversations
+        documents = cc_bench_documents(
+            one,
+            source=name,
+            models=rule.models or None,
+            max_failure_rate=rule.max_failure_rate,
+            side_chains=rule.side_chains,
+            rules=rules,
+            on_reject=told,
+        )
+    quality = 1.0 if fields.quality is None else _quality(values.get(fields.quality))
+    if quality is None:
+        rejects.add(file, place, "wrong_type", f"{fields.quality!r} is no finite number", values)
+        return
+    metadata = {key: values[key] for key in fields.metadata if key in values} or None
+    for document in documents:
+        yield from _rendered(Found(file, place, replace(document, quality=quality, metadata=metadata)), bad)
+
+
+def _conversation_rules(source: SourceConfig) -> ConversationRules:
+    rule = source.conversations
+    return ConversationRules(
+        rule.min_assistant_messages, rule.drop_truncated, rule.max_failed_calls, max_characters=rule.max_chars
+    )
 
 
 def _problems(source: SourceConfig, piece: Piece, limits: Limits, seed: int, rejects: Rejects) -> Iterator[Found]:
@@ -173,7 +220,13 @@ def _repositories(source: SourceConfig, piece: Piece, limits: Limits, seed: int,
         yield Found(file, document.id, document)
     if commit is not None and rule.history:
         commits = commit_documents(
-            directory, revision=commit, source=source.name, max_length=rule.max_chars, on_reject=no_commit
+            directory,
+            revision=commit,
+            source=source.name,
+            merges=rule.merges,
+            max_length=rule.max_chars,
+            rules=CommitRules(rule.max_files, rule.max_changed_lines, rule.min_message_chars),
+            on_reject=no_commit,
         )
         for document in commits:
             yield Found(file, document.id, document)
@@ -193,6 +246,7 @@ def _discussions(source: SourceConfig, piece: Piece, limits: Limits, seed: int, 
         checkouts={name: Path(path) for name, path in rule.checkouts.items()},
         source=source.name,
         max_length=rule.max_chars,
+        rules=IssueRules(rule.min_chars, rule.max_single_chars, rule.merged_only, rule.max_files),
         on_reject=left_out,
     )
     for document in documents:
@@ -203,6 +257,7 @@ _KINDS: dict[str, Callable[[SourceConfig, Piece, Limits, int, Rejects], Iterator
     "conversations": _conversations,
     "discussions": _discussions,
     "documents": _texts,
+    "mixed": _texts,
     "problems": _problems,
     "repositories": _repositories,
 }

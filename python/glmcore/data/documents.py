@@ -1,10 +1,13 @@
 """Documents: what a corpus is made of, and their form on disk."""
 
-from collections.abc import Callable, Iterable, Iterator
+import array
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
+import numpy as np
 import orjson
 
 from glmcore.durable import atomic_file
@@ -88,6 +91,40 @@ def read_documents(path: Path) -> Iterator[Document]:
                     raise DataError(f"{path}:{number}: not a document") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
+def pick_documents(path: Path, numbers: Sequence[int]) -> Iterator[Document]:
+    """Documents of a file written by `write_documents`, in the order of `numbers`, from 0; 8 bytes in memory for each.
+
+    Raises:
+        DataError: The file cannot be read, or a line is no document.
+    """
+    if not numbers:
+        return
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            ends = _line_ends(file)
+            for number in numbers:
+                line = content[ends[number] : ends[number + 1]]
+                try:
+                    yield _from_json(orjson.loads(line))
+                except (ValueError, TypeError, AttributeError, IndexError):
+                    raise DataError(f"{path}:{number + 1}: not a document") from None
+    except DataError:
+        raise
+    except (OSError, ValueError, IndexError) as error:  # a file that is empty or too short as well
+        raise DataError(f"cannot read {path}: {error}") from None
+
+
+def _line_ends(file: IO[bytes]) -> "array.array[int]":
+    """Where each line ends, behind a 0."""
+    ends = array.array("q", [0])
+    offset = 0
+    while block := file.read(1 << 20):
+        found = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (offset + 1)
+        ends.frombytes(found.astype(np.int64).tobytes())
+        offset += len(block)
+    return ends
 
 
 def _from_json(fields: dict[str, Any]) -> Document:

@@ -12,9 +12,10 @@ import orjson
 
 from glmcore.data.assess import assess
 from glmcore.data.cleaning import exact_hashes, minhash_signatures
-from glmcore.data.config import CleaningConfig, DataConfig
+from glmcore.data.config import DataConfig, SourceConfig
 from glmcore.data.convert import Found, find_documents
 from glmcore.data.documents import Document, to_line
+from glmcore.data.encoder import embed
 from glmcore.data.parts import Part, WorkPlace
 from glmcore.data.readers.record import Limits, Piece, Rejects
 from glmcore.durable import private_file, write_file
@@ -53,8 +54,7 @@ def ingest(job: IngestJob) -> dict[str, Any]:
 
         rejects_file = files.enter_context(private_file(place.rejects(part.name)))
         rejects = files.enter_context(Rejects(rejects_file, stop=job.config.on_bad_record == "stop"))
-        cleaning = part.source.cleaning
-        columns = _Columns(cleaning)
+        columns = _Columns(part.source)
         outputs = {name: output(place.state(part.name, name)) for name in columns.names}
         documents = output(place.documents(part.name))
         batch_of = _Batches(part, job, rejects)
@@ -87,22 +87,29 @@ def content_of(document: Document) -> str:
 class _Columns:
     """What the search for copies needs of each document: arrays that are written row by row, without a header."""
 
-    def __init__(self, rule: CleaningConfig) -> None:
+    def __init__(self, source: SourceConfig) -> None:
+        rule = source.cleaning
         self._exact = rule.exact_duplicates == "drop"
         self._near = rule.near_duplicates is not None
-        self.names = ["hashes"] * self._exact + ["signatures", "qualities"] * self._near
+        self._encoder = None if rule.semantic_duplicates is None else rule.semantic_duplicates.encoder
+        self._qualities = self._near or self._encoder is not None or source.by_quantile
+        self.names = ["hashes"] * self._exact + ["signatures"] * self._near + ["qualities"] * self._qualities
+        self.names += ["embeddings"] * (self._encoder is not None)
         """File of each column."""
 
     def of(self, batch: list[Document], num_threads: int) -> dict[str, Any]:
         """Rows of a batch."""
-        if not self.names:
+        if not self.names or not batch:
             return {}
-        contents = [content_of(document) for document in batch]
+        contents = [content_of(document) for document in batch] if self._exact or self._near else []
         columns: dict[str, Any] = {}
         if self._exact:
             columns["hashes"] = exact_hashes(contents, num_threads)
         if self._near:
             columns["signatures"] = minhash_signatures(contents, num_threads=num_threads)
+        if self._encoder is not None:
+            columns["embeddings"] = embed(self._encoder, [document.plain_text for document in batch])
+        if self._qualities:
             columns["qualities"] = np.array([document.quality for document in batch], np.float64)
         return columns
 

@@ -112,7 +112,8 @@ class Prepared:
             shards = [TokenShards.open(file) for file in group.files]
             ends = np.cumsum([len(shard) for shard in shards])
             total = int(ends[-1])
-            for number in sorted({k * total // count for k in range(min(count, total))}):
+            shown = min(count, total)
+            for number in (k * total // shown for k in range(shown)):
                 which = int(np.searchsorted(ends, number, side="right"))
                 place = number - int(ends[which]) + len(shards[which])
                 yield _shown(group, group.files[which], shards[which], place, tokenizer)

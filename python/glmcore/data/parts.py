@@ -93,9 +93,10 @@ def _groups(pieces: list[Piece], part_bytes: int) -> Iterator[list[Piece]]:
 
 def reading_key(part: Part, config: DataConfig, seed: int, others: Sequence[str]) -> str:
     """Changes when the documents of a part may; `others` are stamps of what its cleaning reads."""
-    source = part.source.model_dump(exclude={"max_documents", "buckets"})
+    source = part.source.model_dump(exclude={"max_documents", "buckets", "shuffle"})
     limits = [config.max_record_bytes, config.max_text_bytes]
-    return digest([_VERSION, seed, part.pieces, source, limits, others])
+    columns = ["qualities"] if part.source.by_quantile else []
+    return digest([_VERSION, seed, part.pieces, source, limits, others, columns])
 
 
 def evaluation_pieces(source: SourceConfig) -> tuple[Piece, ...]:

@@ -5,7 +5,7 @@ gone on with: every part of every source is read; which documents stay is decide
 tokenised. The built-in corpus is one part for each of its sources.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, compress
@@ -16,9 +16,10 @@ import numpy as np
 import orjson
 
 from glmcore.data import manifest
-from glmcore.data.config import BUILT_IN, DataConfig
+from glmcore.data.config import BUILT_IN, BucketConfig, DataConfig, SourceConfig
 from glmcore.data.corpus.collect import collect
 from glmcore.data.documents import read_documents, write_documents
+from glmcore.data.encoder import source_file
 from glmcore.data.engines import Engine, Workers
 from glmcore.data.ingest import IngestJob, ingest
 from glmcore.data.parts import (
@@ -33,7 +34,7 @@ from glmcore.data.parts import (
 )
 from glmcore.data.readers.record import Piece
 from glmcore.data.tokenize import TokenizeJob, checksum, tokenize
-from glmcore.data.verdicts import decide
+from glmcore.data.verdicts import buckets_by_source, decide
 from glmcore.durable import write_file
 from glmcore.errors import DataError, RunError
 from glmcore.progress import progress, say
@@ -43,6 +44,8 @@ from glmcore.tokenizer import Tokenizer, train_tokenizer
 
 STATIONS = ("corpus", "tokenizer", "shards")
 Run = RunDirectory[DataRecipe]
+Buckets = Mapping[str, tuple[BucketConfig, ...]]
+"""Buckets of each own source."""
 _REJECTS = (("rejects", "rejected"), ("left_out", "left out"))
 
 
@@ -53,13 +56,14 @@ def run(recipe: DataRecipe, *, engine: Engine = "local", recheck: bool = False) 
         recipe: What to prepare.
         engine: `local` takes this machine's cores, `ray` a Ray cluster; the shards are the same.
         recheck: Look at the sources again even when all is done, and read anew those parts whose files have changed.
+            Sources may be added, changed and left out as long as nothing has been trained on them.
 
     Raises:
         RunError: The run directory is in use or belongs to another recipe, or a worker was killed.
         DataError: A source cannot be read or is empty, or a bad record is to stop the work.
         TokenizerError: There is too little text for the vocabulary.
     """
-    with open_run(recipe) as directory:
+    with open_run(recipe, renewable=STATIONS if recheck else ()) as directory:
         prepare(directory, engine=engine, recheck=recheck)
 
 
@@ -110,12 +114,13 @@ class Plan:
             DataError: A source's path leads to nothing.
         """
         recipe = run.recipe
-        corpus, config, seed = recipe.corpus, recipe.data, recipe.run.seed
+        corpus, config, seed = recipe.corpus, recipe.own_data, recipe.run.seed
         parts = [] if config is None else plan_parts(config)
         evaluations = {s.name: evaluation_pieces(s) for s in config.sources} if config else {}
         keys = [] if config is None else _keys(parts, config, seed, evaluations)
-        names = [] if corpus is None else [name for name in BUILT_IN if name != "user" or corpus.path is not None]
-        corpus_key = "" if corpus is None else digest([corpus.model_dump(exclude={"user_weight"}), seed])
+        names: list[str] = [] if corpus is None else [*BUILT_IN]
+        without_user = None if corpus is None else corpus.model_copy(update={"path": None})
+        corpus_key = "" if without_user is None else digest([without_user.model_dump(exclude={"user_weight"}), seed])
         return cls(WorkPlace(str(run.path)), names, corpus_key, parts, keys, evaluations)
 
     def unread(self) -> list[int]:
@@ -163,6 +168,8 @@ def _keys(parts: list[Part], config: DataConfig, seed: int, evaluations: dict[st
     for source in config.sources:
         if source.cleaning.classifier is not None:
             others[source.name].append(digest_of_file(source.cleaning.classifier))
+        if source.cleaning.semantic_duplicates is not None:
+            others[source.name].append(digest_of_file(source_file(source.cleaning.semantic_duplicates.encoder)))
     return [reading_key(part, config, seed, others[part.source.name]) for part in parts]
 
 
@@ -185,10 +192,13 @@ def read_sources(run: Run, plan: Plan, workers: Workers) -> str:
     Raises:
         DataError: A source is empty.
     """
-    size = _write_built_in(run, plan)
-    config = run.recipe.data
-    if config is None:
-        return f"{size / 1e6:.1f} MB"
+    size = 0 if run.recipe.own_data is None else _read_own(run, run.recipe.own_data, plan, workers)
+    size += _write_built_in(run, plan)
+    return f"{size / 1e6:.1f} MB"
+
+
+def _read_own(run: Run, config: DataConfig, plan: Plan, workers: Workers) -> int:
+    """Read those parts that are not read; gives the bytes of all their documents."""
     for folder in ("corpus", "parts", "rejects"):
         (run.path / folder).mkdir(exist_ok=True)
     todo = plan.unread()
@@ -205,21 +215,24 @@ def read_sources(run: Run, plan: Plan, workers: Workers) -> str:
         bar.skip(bar.total - sum(sizes) if bar.total else 0)
         workers.run(ingest, jobs, lambda i, _: bar.advance(sizes[i]), num_bytes=sum(sizes))
     records = plan.read_records()
+    size = 0
     for source in config.sources:
         own = [r for part, r in zip(plan.parts, records, strict=True) if part.source.name == source.name]
-        _tell(run, source.name, own)
+        _tell(run, source, own)
         size += sum(record["bytes"] for record in own)
-    return f"{size / 1e6:.1f} MB"
+    return size
 
 
-def _tell(run: Run, name: str, records: Sequence[dict[str, Any]]) -> None:
+def _tell(run: Run, source: SourceConfig, records: Sequence[dict[str, Any]]) -> None:
     documents, num_bytes = (sum(record[key] for record in records) for key in ("documents", "bytes"))
     counts = [(sum(sum(r[key].values()) for r in records), word) for key, word in _REJECTS]
     gone = ", ".join(f"{count:,} {word}" for count, word in counts if count)
     told = f"{gone}: see {run.path / 'rejects'}" if gone else ""
-    say(f"  {name:<12} {documents:>7,} documents  {num_bytes / 1e6:6.2f} MB  {told}".rstrip())
+    say(f"  {source.name:<12} {documents:>7,} documents  {num_bytes / 1e6:6.2f} MB  {told}".rstrip())
     if not documents:
-        raise DataError(f"source {name!r} is empty{'; ' * bool(told)}{told}")
+        paths = ", ".join(source.paths[:3]) + ", ..." * (len(source.paths) > 3)
+        of = f" ({paths})" * bool(paths)
+        raise DataError(f"source {source.name!r} is empty{of}{'; ' * bool(told)}{told}")
 
 
 def _write_built_in(run: Run, plan: Plan) -> int:
@@ -294,7 +307,9 @@ def write_shards(run: Run, plan: Plan, workers: Workers) -> int:
         DataError: Nothing of a source is left.
     """
     run.shards.mkdir(exist_ok=True)
-    jobs, sizes = _tokenize_jobs(run, plan)
+    verdict_keys = _judge(run, plan)
+    buckets = buckets_by_source(plan.parts, plan.place)
+    jobs, sizes = _tokenize_jobs(run, plan, verdict_keys, buckets)
     todo = [i for i, job in enumerate(jobs) if _shards_record(job) is None]
     total = sum(sizes[i] for i in todo)
     threads = max(1, run.recipe.run.num_threads // workers.number(len(todo), total))
@@ -303,7 +318,7 @@ def write_shards(run: Run, plan: Plan, workers: Workers) -> int:
         chosen = [jobs[i].on_threads(threads) for i in todo]
         workers.run(tokenize, chosen, lambda i, _: bar.advance(sizes[todo[i]]), num_bytes=total)
     records = [record for job in jobs if (record := _shards_record(job))]
-    built = manifest.build(_source_heads(run, plan), zip(_readings(plan), records, strict=True), **_about(run))
+    built = manifest.build(_source_heads(run, plan, buckets), zip(_readings(plan), records, strict=True), **_about(run))
     for source in built["sources"]:
         if not source["documents"]:
             raise DataError(f"nothing of source {source['name']!r} is left: {source['dropped']} dropped")
@@ -311,31 +326,34 @@ def write_shards(run: Run, plan: Plan, workers: Workers) -> int:
     return built["tokens"]
 
 
-def _tokenize_jobs(run: Run, plan: Plan) -> tuple[list[TokenizeJob], list[int]]:
+def _tokenize_jobs(
+    run: Run, plan: Plan, verdict_keys: Sequence[str], buckets_of: Buckets
+) -> tuple[list[TokenizeJob], list[int]]:
     """A job for each part, and its bytes of text."""
     vocabulary = sha256((run.tokenizer / "tokenizer.json").read_bytes()).hexdigest()
     numbers = dict.fromkeys(plan.built_in, 0)
-    numbers |= {source.name: i for i, source in enumerate(run.recipe.data.sources if run.recipe.data else (), start=1)}
+    numbers |= {source.name: i for i, source in enumerate(_own_sources(run), start=1)}
 
     def job(part: Part | None, name: str, source: str, key: str) -> TokenizeJob:
+        buckets = buckets_of.get(source, ())
+        shuffle_seed = run.recipe.run.seed if part is not None and part.source.shuffle else None
         return TokenizeJob(
             name=name,
             source=source,
             number=numbers[source],
-            key=digest(
-                [key, vocabulary, numbers[source], [b.model_dump() for b in part.source.buckets] if part else []]
-            ),
-            buckets=tuple(part.source.buckets) if part else (),
-            with_loss_mask=part is None or part.source.kind in ("conversations", "problems"),
+            key=digest([key, vocabulary, numbers[source], [bucket.model_dump() for bucket in buckets], shuffle_seed]),
+            buckets=buckets,
+            with_loss_mask=part is None or part.source.kind in ("conversations", "mixed", "problems"),
             tokenizer=str(run.tokenizer),
             vocabulary=vocabulary,
             num_threads=1,
             place=plan.place,
             judged=part is not None,
+            shuffle_seed=shuffle_seed,
         )
 
     jobs = [job(None, name, name, plan.built_in_key) for name in plan.built_in]
-    for part, read_key, verdict_key in zip(plan.parts, plan.keys, _judge(run, plan), strict=True):
+    for part, read_key, verdict_key in zip(plan.parts, plan.keys, verdict_keys, strict=True):
         jobs.append(job(part, part.name, part.source.name, read_key + verdict_key))
     sizes = [int((read_state(plan.place.state(job.name, "read.json")) or {})["bytes"]) for job in jobs]
     return jobs, sizes
@@ -350,17 +368,22 @@ def _shards_record(job: TokenizeJob) -> dict[str, Any] | None:
     return record if all(file.exists() and checksum(file) == told for file, told in files) else None
 
 
+def _own_sources(run: Run) -> list[SourceConfig]:
+    own = run.recipe.own_data
+    return own.sources if own else []
+
+
 def _readings(plan: Plan) -> list[dict[str, Any] | None]:
     return [*([None] * len(plan.built_in)), *plan.read_records()]
 
 
-def _source_heads(run: Run, plan: Plan) -> list[dict[str, Any]]:
+def _source_heads(run: Run, plan: Plan, buckets_of: Buckets) -> list[dict[str, Any]]:
     """What the recipe says of each source."""
     heads: list[dict[str, Any]] = [
         {"name": name, "number": 0, "kind": "built-in", "buckets": []} for name in plan.built_in
     ]
-    for number, source in enumerate(run.recipe.data.sources if run.recipe.data else (), start=1):
-        buckets = [{"name": b.name, "epochs": b.epochs} for b in source.buckets]
+    for number, source in enumerate(_own_sources(run), start=1):
+        buckets = [{"name": b.name, "epochs": b.epochs, "min_quality": b.min_quality} for b in buckets_of[source.name]]
         heads.append({"name": source.name, "number": number, "kind": source.kind, "buckets": buckets})
     return heads
 

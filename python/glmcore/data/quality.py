@@ -69,6 +69,27 @@ def epochs_of_buckets(
     return (0.0, *(lowest_epochs * (top_epochs / lowest_epochs) ** steps).tolist())
 
 
+def quantile_thresholds(
+    scores: npt.NDArray[np.float64], shares: npt.ArrayLike, weights: npt.NDArray[np.float64] | None = None
+) -> tuple[float, ...]:
+    """Scores below which each share of the texts, or of their weights, lies.
+
+    Equal scores stay together: a cut falls where different scores meet, nearest to where it should be.
+
+    Args:
+        scores: Finite, [texts], at least one.
+        shares: From 0 to 1, any number.
+        weights: Not negative, with a sum above 0, [texts].
+    """
+    levels, group = np.unique(scores, return_inverse=True)
+    above = np.concatenate(([0.0], np.cumsum(np.bincount(group, weights))))  # weight below each level, and of all
+    cuts = above[-1] * np.asarray(shares, np.float64)
+    right = np.searchsorted(above, cuts).clip(1, len(above) - 1)
+    nearest = np.where(cuts - above[right - 1] <= above[right] - cuts, right - 1, right)
+    starts = np.append(levels, np.nextafter(levels[-1], np.inf))
+    return tuple(starts[nearest].tolist())
+
+
 @dataclass(frozen=True)
 class QualityBuckets:
     """Buckets of quality and how often their texts are seen."""
@@ -117,12 +138,7 @@ class QualityBuckets:
         if weight.shape != values.shape or not (weight >= 0).all() or not 0 < weight.sum() < np.inf:
             raise DataError("weights must be one number for each score, not negative, with a sum above 0")
         table = epochs_of_buckets(num_buckets) if epochs is None else tuple(map(float, epochs))
-        levels, group = np.unique(values, return_inverse=True)
-        above = np.concatenate(([0.0], np.cumsum(np.bincount(group, weight))))  # weight below each level, and of all
-        cuts = above[-1] * np.arange(1, num_buckets) / num_buckets
-        nearest = np.abs(above[None, :] - cuts[:, None]).argmin(axis=1)
-        starts = np.append(levels, np.nextafter(levels[-1], np.inf))
-        return cls(tuple(starts[nearest].tolist()), table)
+        return cls(quantile_thresholds(values, np.arange(1, num_buckets) / num_buckets, weight), table)
 
     def of(self, scores: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Bucket of each score, 0 for the worst."""

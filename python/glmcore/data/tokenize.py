@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import orjson
 
+from glmcore._core import shuffled
 from glmcore.data.config import BucketConfig
-from glmcore.data.documents import Document, read_documents
+from glmcore.data.documents import Document, pick_documents, read_documents
 from glmcore.data.encode import encode_documents
 from glmcore.data.ingest import batches
 from glmcore.data.parts import WorkPlace
 from glmcore.data.shards import ShardWriter
-from glmcore.data.verdicts import NAMES
+from glmcore.data.verdicts import KEPT, NAMES
 from glmcore.durable import fsync, write_file
 from glmcore.tokenizer import Tokenizer
 
@@ -43,6 +44,8 @@ class TokenizeJob:
     place: WorkPlace
     judged: bool
     """Whether the part has verdicts."""
+    shuffle_seed: int | None = None
+    """Draws the order of the documents; None leaves them as they were read."""
 
     def on_threads(self, num_threads: int) -> "TokenizeJob":
         """The same job, done by so many threads."""
@@ -59,7 +62,8 @@ def tokenize(job: TokenizeJob) -> dict[str, Any]:
     place = job.place
     tokenizer = _tokenizer(job.tokenizer, job.vocabulary)
     names = [shard_name(job.name, bucket) for bucket in job.buckets] or [shard_name(job.name, None)]
-    best_first = sorted(range(len(job.buckets)), key=lambda i: -job.buckets[i].min_quality)
+    bounds = [(bucket.min_quality or 0.0, bucket.min_quantile or 0.0) for bucket in job.buckets]
+    best_first = [(bounds[i][0], i) for i in sorted(range(len(bounds)), key=bounds.__getitem__, reverse=True)]
     dropped: Counter[str] = Counter()
     num_bytes = [0] * len(names)
     documents = _staying(job, dropped)
@@ -130,13 +134,16 @@ def checksum(path: Path) -> str:
 
 def _staying(job: TokenizeJob, dropped: Counter[str]) -> Iterator[Document]:
     """Documents whose verdict is to stay; the others are counted."""
-    documents = read_documents(job.place.documents(job.name))
+    path = job.place.documents(job.name)
     if not job.judged:
-        return documents
+        return read_documents(path)
     verdicts = np.load(job.place.state(job.name, "verdicts.npy"))
     for verdict, name in enumerate(NAMES[1:], start=1):
         dropped[name] = int((verdicts == verdict).sum())
-    return compress(documents, (verdicts == 0).tolist())
+    if job.shuffle_seed is None:
+        return compress(read_documents(path), (verdicts == KEPT).tolist())
+    stay = np.flatnonzero(verdicts == KEPT)
+    return pick_documents(path, stay[shuffled(len(stay), job.shuffle_seed, f"documents of {job.name}")].tolist())
 
 
 def _size(document: Document) -> int:
@@ -149,12 +156,12 @@ def _itself(document: Document) -> Document:
     return document
 
 
-def _bucket(document: Document, buckets: Sequence[BucketConfig], best_first: list[int]) -> int | None:
-    """Position of the best bucket that takes a document."""
+def _bucket(document: Document, buckets: Sequence[BucketConfig], best_first: Sequence[tuple[float, int]]) -> int | None:
+    """Position of the best bucket that takes a document; the buckets are given by least quality and position."""
     if not buckets:
         return 0
-    for position in best_first:
-        if document.quality >= buckets[position].min_quality:
+    for min_quality, position in best_first:
+        if document.quality >= min_quality:
             return position if buckets[position].epochs > 0 else None
     return None
 

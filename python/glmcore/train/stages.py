@@ -6,6 +6,7 @@ import torch
 
 from glmcore.data import manifest
 from glmcore.data.blocks import PackedBlocks
+from glmcore.data.config import USER
 from glmcore.data.loader import PackedRows, Source
 from glmcore.data.prefetch import Rows
 from glmcore.data.samples import SampleStream
@@ -21,9 +22,6 @@ from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.config import StageConfig
 from glmcore.train.loop import StageLoop
 from glmcore.train.optim import Optimizer
-
-USER_SOURCE = "user"
-"""Name of the source that holds a user's own files."""
 
 
 def run(recipe: Recipe) -> None:
@@ -105,7 +103,7 @@ def stage_rows(run: RunDirectory, stage_index: int) -> Rows:
     mixture: dict[str, float] = dict(stage.mixture)
     corpus = recipe.corpus
     if stage.kind == "pretrain" and corpus is not None and corpus.path is not None and corpus.user_weight:
-        mixture[USER_SOURCE] = corpus.user_weight
+        mixture[USER] = corpus.user_weight
     seed = recipe.run.seed * 1000 + stage_index
     return packed_rows(stage, mixture_sources(run, mixture), seed=seed, pad_id=model_config(run).pad_token_id)
 

@@ -13,24 +13,17 @@ from glmcore.data.corpus.installed import (
     collect_repositories,
     read_packages,
 )
-from glmcore.data.corpus.user_files import SOURCE as USER
-from glmcore.data.corpus.user_files import collect_user_files
 from glmcore.data.documents import Document
 from glmcore.data.reasoning import Problem, Solution, generate_problems, solve, to_text
 from glmcore.recipe import CorpusConfig
 
 
 def collect(config: CorpusConfig, seed: int) -> dict[str, Iterable[Document]]:
-    """Documents of each source, in a fixed order: prose, code, repository, reasoning, sft, and user if asked for.
-
-    A user's files are read at once, so that a wrong path stops everything before any work.
+    """Documents of each source, in a fixed order: prose, code, repository, reasoning, sft.
 
     Raises:
-        DataError: The user's path cannot be read or holds no text, or a reasoning task is unknown.
+        DataError: A reasoning task is unknown.
     """
-    sources: dict[str, Iterable[Document]] = {}
-    if config.path is not None:
-        sources[USER] = collect_user_files(Path(config.path))
     packages = read_packages()
     commits = collect_commits(Path.cwd(), config.git_bytes)
     solved = list(_solved(config, seed))
@@ -43,7 +36,6 @@ def collect(config: CorpusConfig, seed: int) -> dict[str, Iterable[Document]]:
             Document(p.id, "sft", messages=conversation(p.question, solution, config.direct_answer_share))
             for p, solution in solved
         ),
-        **sources,
     }
 
 

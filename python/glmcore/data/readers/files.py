@@ -81,6 +81,8 @@ def _files(source: SourceConfig, path: str, part_bytes: int) -> list[Piece]:
             kind = format_of(file) if source.format == "auto" else source.format
             if kind is None and not named:
                 continue  # a directory may hold anything
+            if kind is None and source.kind == "mixed":
+                kind = "text"
             if kind is None:
                 raise DataError(f"source {source.name!r}: cannot tell the format of {file}: name it with `format`")
             pieces += _cut(source, filesystem, root, path, file, kind, part_bytes)
