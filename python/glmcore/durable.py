@@ -18,7 +18,23 @@ def write_file(path: Path, content: bytes | str) -> None:
 @contextmanager
 def atomic_file(path: Path) -> Generator[Path, None, None]:
     """Yield a temporary path beside `path`; what is written there becomes `path` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    with _becoming(path, path.with_name(f".{path.name}.tmp")) as temporary:
+        yield temporary
+
+
+@contextmanager
+def private_file(path: Path) -> Generator[Path, None, None]:
+    """As `atomic_file`, with a temporary name of this process: two that write the same content may meet.
+
+    What a killed process leaves is `.NAME.*.tmp`. The directory is made if it is not there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _becoming(path, path.with_name(f".{path.name}.{os.getpid()}.tmp")) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _becoming(path: Path, temporary: Path) -> Generator[Path, None, None]:
     try:
         yield temporary
         fsync(temporary)
@@ -82,20 +98,3 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def private_file(path: Path) -> Generator[Path, None, None]:
-    """As `atomic_file`, with a temporary name of this process: two that write the same content may meet.
-
-    What a killed process leaves is `.NAME.*.tmp`. The directory is made if it is not there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        fsync(temporary)
-        temporary.replace(path)
-        fsync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ const HALF: u128 = 1 << 63;
 /// ```
 /// let schedule = glmcore_data::Schedule::new(&[3.0, 1.0]);
 /// let order: Vec<(u16, u64)> = (0..4).map(|k| schedule.at(k)).collect();
-/// assert_eq!(order, [(0, 0), (1, 0), (0, 1), (0, 2)]);
+/// assert_eq!(order, [(0, 0), (0, 1), (1, 0), (0, 2)]);
 /// assert_eq!(schedule.counts(4_000_000_000), [3_000_000_000, 1_000_000_000]);
 /// ```
 #[derive(Debug, Clone)]

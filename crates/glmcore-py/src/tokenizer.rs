@@ -217,7 +217,7 @@ impl PyTokenizer {
         let ids = Ids::of(ids)?;
         let slice = ids.as_slice();
         let bytes = py.detach(|| self.decode_to_bytes(slice, skip_special))?;
-        Ok(PyString::new(py, &String::from_utf8_lossy(&bytes)))
+        to_text(py, &bytes)
     }
 
     /// Text of each item of a batch.
@@ -240,7 +240,7 @@ impl PyTokenizer {
                     ))
                 })?;
             let bytes = self.decode_to_bytes(item, skip_special)?;
-            list.append(PyString::new(py, &String::from_utf8_lossy(&bytes)))?;
+            list.append(to_text(py, &bytes)?)?;
         }
         Ok(list)
     }
@@ -298,11 +298,17 @@ impl<'py> Ids<'py> {
                 )),
             };
         }
+        let to_id = |position: usize, id: &Bound<'_, PyAny>| {
+            let id: i64 = id.extract().map_err(|_| not_ids())?;
+            u32::try_from(id).map_err(|_| not_an_id(id, position))
+        };
+        if let Ok(list) = ids.cast::<PyList>() {
+            let ids = list.iter().enumerate().map(|(position, id)| to_id(position, &id));
+            return Ok(Self::Copied(ids.collect::<PyResult<_>>()?));
+        }
         let mut copied = Vec::with_capacity(ids.len().unwrap_or(0));
         for (position, id) in ids.try_iter().map_err(|_| not_ids())?.enumerate() {
-            let id: i64 = id?.extract().map_err(|_| not_ids())?;
-            let id = u32::try_from(id).map_err(|_| not_an_id(id, position))?;
-            copied.push(id);
+            copied.push(to_id(position, &id?)?);
         }
         Ok(Self::Copied(copied))
     }
@@ -316,6 +322,13 @@ impl<'py> Ids<'py> {
             Self::Copied(ids) => ids,
         }
     }
+}
+
+/// Text of bytes. Python reads them once and replaces what is no UTF-8 as `String::from_utf8_lossy` does, which would be a
+/// second reading.
+fn to_text<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyString>> {
+    let bytes = PyBytes::new(py, bytes);
+    PyString::from_encoded_object(&bytes, Some(c"utf-8"), Some(c"replace"))
 }
 
 fn not_ids() -> PyErr {

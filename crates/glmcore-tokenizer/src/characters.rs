@@ -31,7 +31,12 @@ pub(crate) struct Characters {
 }
 
 impl Characters {
-    pub(crate) fn new(vocabulary: &Vocabulary, merges: &Merges) -> Self {
+    /// `rank_of` gives the rank of the merge at a place that makes a token.
+    pub(crate) fn new(
+        vocabulary: &Vocabulary,
+        merges: &Merges,
+        rank_of: impl Fn(usize, TokenId) -> u32,
+    ) -> Self {
         let mut characters = Self {
             whole: vec![NOT_WHOLE; NUM_CODES].into(),
             crossed: Box::new([0; 1024]),
@@ -46,19 +51,22 @@ impl Characters {
                 last_rank[code] = rank;
             }
         }
-        let mut token = Vec::new();
-        for &(left, right, _) in merges.pairs() {
-            token.clear();
-            token.extend_from_slice(vocabulary.token(left));
-            token.extend_from_slice(vocabulary.token(right));
-            if !token.is_ascii() {
-                characters.restrict(&token, merges.get(left, right).rank, &last_rank);
+        // The lowest rank of the merges that make a token.
+        let mut ranks = vec![Merge::NONE.rank; vocabulary.len()];
+        for (place, &(_, _, id)) in merges.pairs().iter().enumerate() {
+            let lowest = &mut ranks[id as usize];
+            *lowest = rank_of(place, id).min(*lowest);
+        }
+        for (id, token) in vocabulary.learned() {
+            let rank = ranks[id as usize];
+            if rank != Merge::NONE.rank && !token.is_ascii() {
+                characters.restrict(token, rank, &last_rank);
             }
         }
         characters
     }
 
-    /// Takes note of a merge that makes `token`.
+    /// Takes note of the merges that make `token`, the lowest of rank `rank`.
     fn restrict(&mut self, token: &[u8], rank: u32, last_rank: &[u32]) {
         let mut start = 0;
         while start < token.len() {

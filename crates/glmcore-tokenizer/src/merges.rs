@@ -32,6 +32,9 @@ type Bucket = [u64; 8];
 /// half as large as with one merge less, which counts for more.
 const MERGES_PER_BUCKET: usize = 5;
 
+/// Places are asked for so many merges before they are filled.
+const AHEAD: usize = 16;
+
 /// The merges of a vocabulary.
 #[derive(Debug)]
 pub(crate) struct Merges {
@@ -95,32 +98,55 @@ impl Merges {
             bucket_bits,
             pairs,
         };
-        for place in 0..merges.pairs.len() {
-            if let Some(&(left, right, _)) = merges.pairs.get(place + 16) {
-                merges.prefetch(merges.place(left, right));
-            }
-            let (left, right, id) = merges.pairs[place];
-            merges.insert(left, right, Merge { rank: rank_of(place, id), id });
-        }
-        for left in 0..=255_u8 {
-            for right in 0..=255_u8 {
-                let merge = merges.get(byte_ids[usize::from(left)], byte_ids[usize::from(right)]);
-                merges.byte_pairs[pair_of_bytes(left, right)] = merge;
-            }
-        }
+        merges.insert_all(rank_of);
+        merges.note_byte_pairs();
         merges
     }
 
-    fn insert(&mut self, left: TokenId, right: TokenId, merge: Merge) {
-        let Place { bucket, tag } = self.place(left, right);
-        let shift = self.tag_shift();
-        let bucket = &mut self.table.as_mut_slice()[bucket as usize];
-        match bucket.iter_mut().find(|entry| **entry == 0 || **entry >> shift == tag) {
-            Some(entry) => {
-                *entry =
-                    tag << shift | u64::from(merge.rank + 1) << self.id_bits | u64::from(merge.id);
+    fn note_byte_pairs(&mut self) {
+        let bytes: FxHashMap<TokenId, u8> = self.byte_ids.iter().copied().zip(0..=255).collect();
+        let highest = self.byte_ids.iter().copied().max().unwrap_or(0);
+        let of_bytes = self.pairs.iter().filter(|(left, right, _)| *left.max(right) <= highest);
+        for &(left, right, _) in of_bytes {
+            if let (Some(&first), Some(&second)) = (bytes.get(&left), bytes.get(&right)) {
+                self.byte_pairs[pair_of_bytes(first, second)] = self.get(left, right);
             }
-            None => drop(self.spilled.insert((left, right), merge)),
+        }
+    }
+
+    fn insert_all(&mut self, rank_of: impl Fn(usize, TokenId) -> u32) {
+        let mut places = [Place::NOWHERE; AHEAD];
+        // Places are asked for as they are found, and filled a round later.
+        for at in 0..self.pairs.len() + AHEAD {
+            let slot = at % AHEAD;
+            if let Some(number) = at.checked_sub(AHEAD) {
+                let (_, _, id) = self.pairs[number];
+                self.insert(places[slot], number, Merge { rank: rank_of(number, id), id });
+            }
+            if let Some(&(left, right, _)) = self.pairs.get(at) {
+                places[slot] = self.place(left, right);
+                self.prefetch(places[slot]);
+            }
+        }
+    }
+
+    /// Enters the merge of the pair `pairs[number]`, the place of which is `place`.
+    #[inline(always)]
+    fn insert(&mut self, place: Place, number: usize, merge: Merge) {
+        let shift = self.tag_shift();
+        let bucket = &mut self.table.as_mut_slice()[place.bucket as usize];
+        // No branches on how full a bucket is: they cannot be foretold. Entries of one tag are of one pair; a free place
+        // may look like one of them, and is then the first free one.
+        let is_tag = |entry: &u64| *entry >> shift == place.tag;
+        let filled = bucket.iter().map(|&entry| usize::from(entry != 0)).sum::<usize>();
+        let same = bucket.iter().map(|entry| usize::from(is_tag(entry))).sum::<usize>();
+        let at = if same == 0 { filled } else { bucket.iter().position(is_tag).unwrap_or(filled) };
+        if let Some(entry) = bucket.get_mut(at) {
+            let rank = u64::from(merge.rank + 1);
+            *entry = place.tag << shift | rank << self.id_bits | u64::from(merge.id);
+        } else {
+            let (left, right, _) = self.pairs[number];
+            self.spilled.insert((left, right), merge);
         }
     }
 

@@ -106,10 +106,9 @@ impl Tokenizer {
                 .id(&[byte])
                 .ok_or_else(|| Error::Inconsistent(format!("byte {byte:#04x} has no token")))?;
         }
-        let merges = Merges::new(&byte_ids, merges, vocabulary.len(), |place, id| {
-            if rank_by_id { id } else { place as u32 }
-        });
-        let characters = Characters::new(&vocabulary, &merges);
+        let rank_of = |place: usize, id: TokenId| if rank_by_id { id } else { place as u32 };
+        let merges = Merges::new(&byte_ids, merges, vocabulary.len(), rank_of);
+        let characters = Characters::new(&vocabulary, &merges, rank_of);
         let mut special = vec![0_u64; vocabulary.len().div_ceil(64)];
         for token in added.iter().filter(|token| token.special) {
             special[token.id as usize / 64] |= 1 << (token.id % 64);

@@ -1,6 +1,10 @@
 //! Tokens by id and ids by bytes.
 
+use std::collections::VecDeque;
+
 use crate::hash::hash_bytes;
+use crate::memory::Table;
+use crate::prefetch::prefetch;
 use crate::{Error, TokenId};
 
 /// The longest token that a file may hold, in bytes.
@@ -8,15 +12,22 @@ const MAX_TOKEN_BYTES: usize = 1 << 16;
 /// Ids must leave the top byte of a word free, and three of them with a rank must nearly fit a word of 64 bits.
 pub(crate) const MAX_TOKENS: usize = 1 << 20;
 
+/// The bits of a slot that hold an id + 1; those above hold bits of the hash.
+const ID_MASK: u32 = (1 << 21) - 1;
+/// Tokens are asked for so many look-ups before they are needed.
+const AHEAD: usize = 16;
+
 /// The bytes of every token in one array, and a hash table from bytes to id.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Vocabulary {
     bytes: Vec<u8>,
     /// Token i has the bytes from `bounds[i]` to `bounds[i + 1]`.
     bounds: Vec<u32>,
-    /// Open addressing; id + 1, or 0 for a free slot.
-    slots: Vec<u32>,
-    /// Tokens that byte-pair encoding can make, as opposed to those that only stand in the list of ids.
+    /// Open addressing; id + 1 below eleven bits of the hash, or 0 for a free slot.
+    slots: Table<u32>,
+    /// Bit i: byte-pair encoding can make token i, which does not only stand in the list of ids.
+    learned: Vec<u8>,
+    /// Number of those.
     num_learned: usize,
 }
 
@@ -36,12 +47,6 @@ impl Vocabulary {
         }
         let mut by_id: Vec<Option<(&[u8], bool)>> = vec![None; len];
         for (id, bytes, learned) in tokens {
-            if bytes.len() > MAX_TOKEN_BYTES {
-                return Err(Error::Inconsistent(format!(
-                    "token {id} has {} bytes, more than {MAX_TOKEN_BYTES}",
-                    bytes.len()
-                )));
-            }
             match by_id.get_mut(id as usize) {
                 Some(place @ None) => *place = Some((bytes, learned)),
                 Some(Some(_)) => {
@@ -55,48 +60,112 @@ impl Vocabulary {
             }
         }
         let size = by_id.iter().flatten().map(|(bytes, _)| bytes.len()).sum::<usize>();
-        if u32::try_from(size).is_err() {
-            return Err(Error::Inconsistent(format!("the tokens have {size} bytes together")));
+        let mut all = Vec::with_capacity(size);
+        let mut lens = Vec::with_capacity(len);
+        let mut bits = vec![0; len.div_ceil(8)];
+        for (id, (bytes, learned)) in by_id.into_iter().flatten().enumerate() {
+            all.extend_from_slice(bytes);
+            lens.push(bytes.len());
+            bits[id / 8] |= u8::from(learned) << (id % 8);
         }
-        let mut vocabulary = Self {
-            bytes: Vec::with_capacity(size),
-            bounds: Vec::with_capacity(len + 1),
-            slots: vec![0; (len * 2).next_power_of_two().max(16)],
-            num_learned: 0,
-        };
-        vocabulary.bounds.push(0);
-        for (id, place) in (0..).zip(by_id) {
-            let (bytes, learned) = place.expect("as many distinct ids as places fill them all");
-            if learned && !vocabulary.insert(id, bytes) {
+        Self::from_parts(all, lens.into_iter(), bits)
+    }
+
+    /// Takes the bytes of all tokens, the length of each, and a bit for each that is learned.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Inconsistent`] for equal learned tokens, a token of more than 64 KiB, more than 2^20 tokens, lengths
+    /// that do not add up to the bytes.
+    pub(crate) fn from_parts(
+        bytes: Vec<u8>,
+        lens: impl ExactSizeIterator<Item = usize>,
+        learned: Vec<u8>,
+    ) -> Result<Self, Error> {
+        let len = lens.len();
+        if len > MAX_TOKENS {
+            return Err(Error::Inconsistent(format!("{len} tokens are more than {MAX_TOKENS}")));
+        }
+        let mut bounds = Vec::with_capacity(len + 1);
+        let mut end = 0;
+        bounds.push(0);
+        for (id, len) in lens.enumerate() {
+            if len > MAX_TOKEN_BYTES {
                 return Err(Error::Inconsistent(format!(
-                    "token {id} is the same as token {}: {:?}",
-                    vocabulary.id(bytes).expect("it is there"),
-                    String::from_utf8_lossy(bytes)
+                    "token {id} has {len} bytes, more than {MAX_TOKEN_BYTES}"
                 )));
             }
-            vocabulary.push(bytes);
+            end += len;
+            bounds.push(u32::try_from(end).map_err(|_| {
+                Error::Inconsistent(format!("the first {id} tokens have {end} bytes together"))
+            })?);
         }
+        if end != bytes.len() {
+            return Err(Error::Inconsistent(format!(
+                "the tokens have {end} bytes together, {} are there",
+                bytes.len()
+            )));
+        }
+        let slots = Table::zeroed((len * 2).next_power_of_two().max(16));
+        let mut vocabulary = Self { bytes, bounds, slots, learned, num_learned: 0 };
+        vocabulary.enter_all()?;
         Ok(vocabulary)
     }
 
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-        self.bounds.push(u32::try_from(self.bytes.len()).expect("the size has been checked"));
+    /// Enters the learned tokens into the hash table.
+    fn enter_all(&mut self) -> Result<(), Error> {
+        let mut hashes = [0; AHEAD];
+        let len = self.len();
+        // Slots are asked for as the hashes are made, and used a round later.
+        for at in 0..len + AHEAD {
+            let place = at % AHEAD;
+            if let Some(id) = at.checked_sub(AHEAD)
+                && self.is_learned(id)
+                && let Some(other) = self.enter(id as TokenId, hashes[place])
+            {
+                return Err(Error::Inconsistent(format!(
+                    "token {id} is the same as token {other}: {:?}",
+                    String::from_utf8_lossy(self.token(other))
+                )));
+            }
+            if at < len {
+                hashes[place] = hash_bytes(self.token(at as TokenId));
+                self.prefetch(hashes[place]);
+            }
+        }
+        Ok(())
     }
 
-    /// Enters a token that is about to be pushed; false if it is known.
-    fn insert(&mut self, id: TokenId, bytes: &[u8]) -> bool {
-        let mask = self.slots.len() - 1;
-        let mut slot = hash_bytes(bytes) as usize & mask;
-        while self.slots[slot] != 0 {
-            if self.token(self.slots[slot] - 1) == bytes {
-                return false;
-            }
+    /// Enters a token, or gives the equal one that is there.
+    #[inline]
+    fn enter(&mut self, id: TokenId, hash: u64) -> Option<TokenId> {
+        if let Some(other) = self.find(self.token(id), hash) {
+            return Some(other);
+        }
+        let slots = self.slots.as_mut_slice();
+        let mask = slots.len() - 1;
+        let mut slot = hash as usize & mask;
+        while slots[slot] != 0 {
             slot = (slot + 1) & mask;
         }
-        self.slots[slot] = id + 1;
+        slots[slot] = tag(hash) | (id + 1);
         self.num_learned += 1;
-        true
+        None
+    }
+
+    /// Whether `id` is the learned token with these bytes.
+    #[inline]
+    pub(crate) fn is(&self, id: TokenId, bytes: &[u8]) -> bool {
+        (id as usize) < self.len() && self.is_learned(id as usize) && self.token(id) == bytes
+    }
+
+    fn is_learned(&self, id: usize) -> bool {
+        self.learned[id / 8] >> (id % 8) & 1 != 0
+    }
+
+    fn prefetch(&self, hash: u64) {
+        let slots = self.slots.as_slice();
+        prefetch(slots, hash as usize & (slots.len() - 1));
     }
 
     /// Number of ids.
@@ -119,29 +188,72 @@ impl Vocabulary {
     /// Id of the learned token with these bytes.
     #[inline]
     pub(crate) fn id(&self, bytes: &[u8]) -> Option<TokenId> {
-        let mask = self.slots.len() - 1;
-        let mut slot = hash_bytes(bytes) as usize & mask;
+        self.find(bytes, hash_bytes(bytes))
+    }
+
+    #[inline]
+    fn find(&self, bytes: &[u8], hash: u64) -> Option<TokenId> {
+        let slots = self.slots.as_slice();
+        let mask = slots.len() - 1;
+        let mut slot = hash as usize & mask;
         loop {
-            match self.slots[slot] {
-                0 => return None,
-                id if self.token(id - 1) == bytes => return Some(id - 1),
-                _ => slot = (slot + 1) & mask,
+            let entry = slots[slot];
+            if entry == 0 {
+                return None;
             }
+            let id = (entry & ID_MASK).wrapping_sub(1);
+            if entry & !ID_MASK == tag(hash) && self.token(id) == bytes {
+                return Some(id);
+            }
+            slot = (slot + 1) & mask;
         }
+    }
+
+    /// Ids of the learned tokens with these bytes, many look-ups at a time.
+    pub(crate) fn ids<'b>(
+        &self,
+        all: impl Iterator<Item = &'b [u8]>,
+    ) -> impl Iterator<Item = Option<TokenId>> {
+        // Slots are asked for first, then the bounds of the token that most likely stands there, then its bytes.
+        let mut all = all.fuse();
+        let mut queue = VecDeque::with_capacity(3 * AHEAD);
+        std::iter::from_fn(move || {
+            while queue.len() < 3 * AHEAD
+                && let Some(bytes) = all.next()
+            {
+                let hash = hash_bytes(bytes);
+                self.prefetch(hash);
+                queue.push_back((bytes, hash));
+            }
+            if let Some(&(_, hash)) = queue.get(2 * AHEAD) {
+                prefetch(&self.bounds, self.candidate(hash));
+            }
+            if let Some(&(_, hash)) = queue.get(AHEAD) {
+                prefetch(&self.bytes, self.bounds[self.candidate(hash)] as usize);
+            }
+            queue.pop_front().map(|(bytes, hash)| self.find(bytes, hash))
+        })
+    }
+
+    /// The token in the first slot of a hash, or another.
+    fn candidate(&self, hash: u64) -> usize {
+        let slots = self.slots.as_slice();
+        (slots[hash as usize & (slots.len() - 1)] & ID_MASK).saturating_sub(1) as usize
     }
 
     /// Learned tokens by id.
     pub(crate) fn learned(&self) -> impl Iterator<Item = (TokenId, &[u8])> {
-        let mut is_learned = vec![false; self.len()];
-        for &slot in self.slots.iter().filter(|&&slot| slot != 0) {
-            is_learned[slot as usize - 1] = true;
-        }
-        let ids = (0..).zip(is_learned).filter(|&(_, is_learned)| is_learned);
-        ids.map(|(id, _)| (id, self.token(id)))
+        let ids = (0..self.len()).filter(|&id| self.is_learned(id)).map(|id| id as TokenId);
+        ids.map(|id| (id, self.token(id)))
     }
 
     /// Number of tokens that text can become.
     pub(crate) fn num_learned(&self) -> usize {
         self.num_learned
     }
+}
+
+#[inline(always)]
+fn tag(hash: u64) -> u32 {
+    (hash >> 32) as u32 & !ID_MASK
 }

@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 
 from glmcore._core import CoreDraws, draw, shuffled
-from glmcore.data.loader import Source
-from glmcore.errors import DataError, PackingError
+from glmcore.data.loader import Source, check_mixture
+from glmcore.errors import PackingError
 from glmcore.packing import PackedBatch, Pieces, TooLong, pack_documents
 
 KEPT_BLOCKS = 2
@@ -81,11 +81,7 @@ class PackedBlocks:
         """
         if rows_per_block < 1 or capacity < 1:
             raise PackingError(f"rows_per_block={rows_per_block} and capacity={capacity} must be at least 1")
-        if not 0 <= seed < 2**64:
-            raise DataError(f"seed is {seed}, it must be from 0 to 2^64 - 1")
-        sizes = {source.name: source.shards.vocab_size for source in sources}
-        if len(set(sizes.values())) > 1:
-            raise DataError(f"sources of different vocabulary sizes cannot be mixed: {sizes}")
+        check_mixture(sources, seed)
         self.capacity = capacity
         self.rows_per_block = rows_per_block
         self._sources = tuple(sources)

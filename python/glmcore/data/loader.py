@@ -82,11 +82,7 @@ class PackedRows:
             raise PackingError(f"packing is {packing!r}, it must be 'best_fit' or 'concat'")
         if num_rows < 1 or capacity < 1:
             raise PackingError(f"num_rows={num_rows} and capacity={capacity} must be at least 1")
-        if not 0 <= seed < 2**64:
-            raise DataError(f"seed is {seed}, it must be from 0 to 2^64 - 1")
-        sizes = {source.name: source.shards.vocab_size for source in sources}
-        if len(set(sizes.values())) > 1:
-            raise DataError(f"sources of different vocabulary sizes cannot be mixed: {sizes}")
+        check_mixture(sources, seed)
         self.capacity = capacity
         self.pad_id = pad_id
         self._sources = tuple(sources)
@@ -156,6 +152,19 @@ class PackedRows:
     def padding_fraction(self) -> float:
         """Share of the rows that holds no document, 0 to 1."""
         return 1.0 - int(self._pieces.length.sum(dtype=np.uint64)) / (len(self) * self.capacity)
+
+
+def check_mixture(sources: Sequence[Source], seed: int) -> None:
+    """Raise unless the sources can be mixed.
+
+    Raises:
+        DataError: They are of different vocabulary sizes, or the seed is out of range.
+    """
+    if not 0 <= seed < 2**64:
+        raise DataError(f"seed is {seed}, it must be from 0 to 2^64 - 1")
+    sizes = {source.name: source.shards.vocab_size for source in sources}
+    if len(set(sizes.values())) > 1:
+        raise DataError(f"sources of different vocabulary sizes cannot be mixed: {sizes}")
 
 
 def _draw(sources: Sequence[Source], seed: int, min_tokens: int) -> CoreDraws:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glmcore._core import CoreSamples
-from glmcore.data.loader import Source
+from glmcore.data.loader import Source, check_mixture
 from glmcore.errors import DataError, PackingError
 from glmcore.packing import PackedBatch, out_arrays
 
@@ -47,13 +47,9 @@ class SampleStream:
         Raises:
             DataError: The sources cannot be mixed.
         """
-        if not 0 <= seed < 2**64:
-            raise DataError(f"seed is {seed}, it must be from 0 to 2^64 - 1")
+        check_mixture(sources, seed)
         if not 0 < capacity < 2**31:
             raise DataError(f"capacity is {capacity}, it must be from 1 to 2147483647")
-        sizes = {source.name: source.shards.vocab_size for source in sources}
-        if len(set(sizes.values())) > 1:
-            raise DataError(f"sources of different vocabulary sizes cannot be mixed: {sizes}")
         self.capacity = capacity
         self._sources = tuple(sources)
         names, weights = [source.name for source in sources], [source.weight for source in sources]

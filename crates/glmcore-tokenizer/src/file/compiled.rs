@@ -128,14 +128,10 @@ impl Tokenizer {
         let too_large = || Error::Damaged("a count is too large");
         let lens = take(&mut rest, header.num_tokens.checked_mul(4).ok_or_else(too_large)?)?;
         let learned = take(&mut rest, header.num_tokens.div_ceil(8))?;
-        let mut tokens = take(&mut rest, header.num_token_bytes)?;
+        let tokens = take(&mut rest, header.num_token_bytes)?;
         let merges = take(&mut rest, header.num_merges.checked_mul(12).ok_or_else(too_large)?)?;
-        let mut all = Vec::with_capacity(header.num_tokens);
-        for (id, len) in (0..).zip(numbers(lens)) {
-            let is_learned = learned[id as usize / 8] >> (id % 8) & 1 != 0;
-            all.push((id, take(&mut tokens, len as usize)?, is_learned));
-        }
-        let vocabulary = Vocabulary::new(all.into_iter())?;
+        let lens = numbers(lens).map(|len| len as usize);
+        let vocabulary = Vocabulary::from_parts(tokens.to_vec(), lens, learned.to_vec())?;
         let merges: Vec<_> = merges
             .chunks_exact(12)
             .map(|merge| {
@@ -180,7 +176,7 @@ fn push(bytes: &mut Vec<u8>, number: u32) {
     bytes.extend_from_slice(&number.to_le_bytes());
 }
 
-fn numbers(bytes: &[u8]) -> impl Iterator<Item = u32> {
+fn numbers(bytes: &[u8]) -> impl ExactSizeIterator<Item = u32> {
     bytes.chunks_exact(4).map(|number| u32::from_le_bytes(number.try_into().expect("4 bytes")))
 }
 

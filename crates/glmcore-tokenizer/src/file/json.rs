@@ -448,19 +448,22 @@ fn resolve_merges(
     vocabulary: &Vocabulary,
 ) -> Result<Vec<(TokenId, TokenId, TokenId)>, Error> {
     let mut resolved = Vec::with_capacity(merges.bounds.len());
+    let mut halves = vocabulary.ids(merges.iter().flat_map(|(left, right)| [left, right]));
     let mut start = 0;
+    let mut last = 0;
     for ((left, right), &(_, end)) in merges.iter().zip(&merges.bounds) {
-        let id = |bytes: &[u8]| {
-            vocabulary.id(bytes).ok_or_else(|| {
-                let text = byte_level::to_text(bytes);
-                Error::Inconsistent(format!(
-                    "merge {}: {text:?} is no token of the vocabulary",
-                    resolved.len()
-                ))
-            })
+        let unknown = |bytes: &[u8]| {
+            let place = resolved.len();
+            let text = byte_level::to_text(bytes);
+            Error::Inconsistent(format!("merge {place}: {text:?} is no token of the vocabulary"))
         };
-        let merge = (id(left)?, id(right)?, id(&merges.bytes[start..end])?);
-        resolved.push(merge);
+        let mut half = |bytes| halves.next().flatten().ok_or_else(|| unknown(bytes));
+        let (left, right) = (half(left)?, half(right)?);
+        // Merges mostly make one token after the other.
+        let both = &merges.bytes[start..end];
+        let next = [last, last + 1].into_iter().find(|&id| vocabulary.is(id, both));
+        last = next.or_else(|| vocabulary.id(both)).ok_or_else(|| unknown(both))?;
+        resolved.push((left, right, last));
         start = end;
     }
     Ok(resolved)
