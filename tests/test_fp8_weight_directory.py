@@ -116,4 +116,5 @@ def test_killed_it_leaves_whole_versions_only(tmp_path):
     following = directory.versions()[-1] + 1
     directory.update_weights(following, WeightPublisher().publish(following, trained().state_dict()))
     assert len(directory.versions()) == 2
+    assert not list(tmp_path.glob(".*"))
     shutil.rmtree(tmp_path)

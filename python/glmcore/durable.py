@@ -64,6 +64,18 @@ def atomic_directory(path: Path) -> Generator[Path, None, None]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_directory(path: Path) -> None:
+    """Remove a directory that, killed at any moment, is there whole or not at all.
+
+    What a killed call leaves is `.NAME.tmp`, as `atomic_directory` does.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    path.rename(temporary)
+    fsync(path.parent)
+    shutil.rmtree(temporary)
+
+
 @contextmanager
 def resumable_directory(path: Path, task: dict[str, Any]) -> Generator[Path, None, None]:
     """Yield a temporary directory beside `path` that becomes `path` when the block ends well.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from glmcore.durable import atomic_directory, write_file
+from glmcore.durable import atomic_directory, remove_directory, write_file
 from glmcore.errors import CheckpointError, SyncError
 from glmcore.fp8.bucket import Bucket, Piece, WeightDigests
 from glmcore.fp8.checkpoint import CHECKSUMS, INDEX, checksum_lines, sha256
@@ -74,9 +74,11 @@ class WeightDirectory:
         if version < newest:
             raise SyncError(f"version {version} came, {self.root} holds version {newest}")
         try:
+            for left in self.root.glob(".weight_v*.tmp"):  # by a killed call
+                shutil.rmtree(left)
             checksum = self._write(version, buckets)
             for old in self.versions()[: -self.keep]:
-                shutil.rmtree(self.path(old))
+                remove_directory(self.path(old))
         except OSError as error:
             raise CheckpointError(f"cannot write {self.path(version)}: {error.strerror}") from None
         return checksum

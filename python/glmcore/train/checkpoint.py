@@ -1,14 +1,13 @@
 """Checkpoints that resume a run to the bit: weights, optimiser state and the place in the recipe."""
 
 import json
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from glmcore.durable import atomic_directory, write_file
+from glmcore.durable import atomic_directory, remove_directory, write_file
 from glmcore.errors import CheckpointError
 from glmcore.tensors import read_tensors, write_tensors
 from glmcore.train.optim import Optimizer
@@ -48,7 +47,7 @@ class CheckpointStore:
             write_tensors(temporary / "optimizer.safetensors", optimizer.state_tensors())
             write_file(temporary / "progress.json", json.dumps(asdict(progress)))
         for old in sorted(self.directory.glob("[0-9]*-[0-9]*"))[: -self.keep]:
-            shutil.rmtree(old)
+            remove_directory(old)
         return path
 
     @staticmethod
