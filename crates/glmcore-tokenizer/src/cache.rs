@@ -23,6 +23,9 @@ const MAX_OUTSIDE: usize = 1 << 22;
 /// A word that finds no place in so many buckets is not remembered: an adversary's words cannot make look-ups slow.
 const MAX_BUCKETS_SEARCHED: usize = 64;
 
+/// Buckets are asked for so many words before they are seeded.
+const SEEDED_AHEAD: usize = 16;
+
 /// Stands for the place of tokens that are not known yet.
 const AWAITED: u32 = u32::MAX;
 
@@ -159,10 +162,15 @@ impl WordCache {
     }
 
     fn seed(&mut self, vocabulary: &Vocabulary) {
-        for (id, token) in vocabulary.learned() {
-            if !token.is_empty() {
-                self.insert(Key::of(token, 0, token.len()), token, &[id]);
+        let words = || vocabulary.learned().filter(|(_, token)| !token.is_empty());
+        // Buckets are asked for before they are needed: the table is far from the processor.
+        let mut ahead = words().map(|(_, token)| Key::of(token, 0, token.len()));
+        ahead.by_ref().take(SEEDED_AHEAD).for_each(|key| self.prefetch(key));
+        for (id, token) in words() {
+            if let Some(key) = ahead.next() {
+                self.prefetch(key);
             }
+            self.insert(Key::of(token, 0, token.len()), token, &[id]);
         }
     }
 
