@@ -32,7 +32,7 @@ def test_the_guide_to_own_data_works_as_it_is_written(tmp_path, monkeypatch, cap
     if not (ROOT / ".git").exists():
         pytest.skip("the guide's example is the history of a checkout")
     guide = (ROOT / "docs" / "prepare.md").read_text().replace("runs/my_data", f"{tmp_path}/run")
-    recipe, cleaning = re.findall(r"```toml\n(.*?)```", guide, flags=re.DOTALL)
+    recipe, cleaning, semantic = re.findall(r"```toml\n(.*?)```", guide, flags=re.DOTALL)
     (tmp_path / "my_data.toml").write_text(recipe)
     monkeypatch.chdir(ROOT)
     [commands] = re.findall(r"```sh\n(.*?)```", guide, flags=re.DOTALL)
@@ -43,7 +43,7 @@ def test_the_guide_to_own_data_works_as_it_is_written(tmp_path, monkeypatch, cap
     assert "shards are what was written" in output.err
     [code] = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
     exec(compile(code, "prepare.md", "exec"), {})
-    (tmp_path / "cleaning.toml").write_text(recipe.split("[[data.sources]]")[0] + cleaning)
+    (tmp_path / "cleaning.toml").write_text(recipe.split("[[data.sources]]")[0] + cleaning + semantic)
     assert main(["data", "prepare", str(tmp_path / "cleaning.toml"), "--dry-run"]) == 0
 
 

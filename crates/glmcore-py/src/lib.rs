@@ -10,6 +10,7 @@ mod clean;
 mod data;
 mod error;
 mod fp8;
+mod ids;
 mod megatron;
 mod packing;
 mod samples;

@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyBytes, PyInt, PyList, PyString};
 
 use crate::error::{OrRaise, TokenizerError};
+use crate::ids::{Ids, not_an_id};
 
 /// A byte-level BPE tokenizer.
 #[pyclass(frozen, name = "CoreTokenizer", module = "glmcore._core")]
@@ -282,61 +283,11 @@ impl PyTokenizer {
     }
 }
 
-/// Ids from Python: an array is taken as it stands, everything else is copied.
-enum Ids<'py> {
-    Array(PyReadonlyArray1<'py, i32>),
-    Copied(Vec<u32>),
-}
-
-impl<'py> Ids<'py> {
-    fn of(ids: &Bound<'py, PyAny>) -> PyResult<Self> {
-        if let Ok(array) = ids.extract::<PyReadonlyArray1<'py, i32>>() {
-            return match array.as_slice() {
-                Ok(_) => Ok(Self::Array(array)),
-                Err(_) => Ok(Self::Copied(
-                    array.as_array().iter().map(|&id| id.cast_unsigned()).collect(),
-                )),
-            };
-        }
-        let to_id = |position: usize, id: &Bound<'_, PyAny>| {
-            let id: i64 = id.extract().map_err(|_| not_ids())?;
-            u32::try_from(id).map_err(|_| not_an_id(id, position))
-        };
-        if let Ok(list) = ids.cast::<PyList>() {
-            let ids = list.iter().enumerate().map(|(position, id)| to_id(position, &id));
-            return Ok(Self::Copied(ids.collect::<PyResult<_>>()?));
-        }
-        let mut copied = Vec::with_capacity(ids.len().unwrap_or(0));
-        for (position, id) in ids.try_iter().map_err(|_| not_ids())?.enumerate() {
-            copied.push(to_id(position, &id?)?);
-        }
-        Ok(Self::Copied(copied))
-    }
-
-    fn as_slice(&self) -> &[u32] {
-        match self {
-            // A negative id becomes one that no vocabulary has.
-            Self::Array(array) => {
-                bytemuck::cast_slice(array.as_slice().expect("this has been checked"))
-            }
-            Self::Copied(ids) => ids,
-        }
-    }
-}
-
 /// Text of bytes. Python reads them once and replaces what is no UTF-8 as `String::from_utf8_lossy` does, which would be a
 /// second reading.
 fn to_text<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyString>> {
     let bytes = PyBytes::new(py, bytes);
     PyString::from_encoded_object(&bytes, Some(c"utf-8"), Some(c"replace"))
-}
-
-fn not_ids() -> PyErr {
-    TokenizerError::new_err("ids must be a flat sequence of integers")
-}
-
-fn not_an_id(id: i64, position: usize) -> PyErr {
-    TokenizerError::new_err(format!("token id {id} at position {position} is not an id"))
 }
 
 /// The UTF-8 of a string; lone surrogates, which no UTF-8 can hold, become U+FFFD.
