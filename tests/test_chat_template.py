@@ -4,7 +4,7 @@ import datetime
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_chat import CONVERSATION, GLM47_TEMPLATE, TOOL
 from transformers import PreTrainedTokenizerFast
@@ -83,6 +83,7 @@ VALUES = st.recursive(
 
 
 @settings(deadline=None, max_examples=200)
+@example(value=["\x7f", "\x1f", "~", "é\x7f"], options={"ensure_ascii": True})
 @given(
     value=VALUES.filter(lambda value: "\\ufdd" not in json.dumps(value)),
     options=st.fixed_dictionaries(

@@ -192,10 +192,11 @@ impl Json {
     fn write_text(&self, text: &str, out: &mut String) {
         let start = out.len();
         write_string(text, out);
-        if self.ascii && !out[start..].is_ascii() {
+        let is_plain = |c: char| matches!(c, ' '..='~'); // to Python, DEL is none of the ASCII that may stay
+        if self.ascii && !out[start..].chars().all(is_plain) {
             let wide = out.split_off(start);
             for c in wide.chars() {
-                if c.is_ascii() {
+                if is_plain(c) {
                     out.push(c);
                 } else {
                     for unit in c.encode_utf16(&mut [0; 2]) {
