@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-BLOCK = 128
+from fp8 import BLOCK, eager
+
 REPEATS = 20
 FLUSH_BYTES = 512 << 20
 """More than any second-level cache."""
@@ -41,18 +42,6 @@ def milliseconds(call: Callable[[], object], flush: Any) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end))
     return statistics.median(times)
-
-
-def eager(w: Any) -> tuple[Any, Any]:
-    """The same arithmetic in PyTorch, for sides that 128 divides."""
-    import torch
-
-    rows, columns = w.shape
-    blocks = w.float().view(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
-    amax = blocks.abs().amax(dim=(1, 3), keepdim=True).clamp(min=1e-10)
-    scale = amax / torch.full_like(amax, 448.0)
-    q = (blocks / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
-    return q.view(rows, columns), scale.squeeze(3).squeeze(1)
 
 
 def triton_quantizer() -> Callable[[Any], tuple[Any, Any]] | None:
