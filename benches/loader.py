@@ -165,9 +165,11 @@ def nano_step_rate() -> float:
     import torch
 
     from glmcore.model.glm import Glm
+    from glmcore.model.parallel.config import ParallelConfig
+    from glmcore.model.parallel.ranks import Ranks
     from glmcore.packing import PackedBatch
     from glmcore.recipe import RECIPES, Recipe
-    from glmcore.train.loop import train_step
+    from glmcore.train.step import train_step
 
     torch.set_num_threads(1)
     recipe = Recipe.load([RECIPES / "nano.toml"])
@@ -181,7 +183,7 @@ def nano_step_rate() -> float:
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        train_step(model, [batch], stage)
+        train_step(model, [batch], stage, Ranks(ParallelConfig()))
         seconds.append(time.perf_counter() - started)
     return num_tokens / min(seconds)
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from glmcore.model.config import GlmConfig
+from glmcore.model.parallel.config import ParallelConfig
+from glmcore.model.parallel.ranks import Ranks
 
 TINY = {
     "vocab_size": 64,
@@ -23,6 +25,10 @@ TINY = {
     "pad_token_id": 1,
 }
 """Fields of a model that runs in milliseconds, with every architectural part."""
+
+
+ALONE = Ranks(ParallelConfig())
+"""The ranks of a process on its own."""
 
 
 @pytest.fixture

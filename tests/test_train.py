@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import ALONE, TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,11 +19,12 @@ from glmcore.packing import PackedBatch
 from glmcore.tensors import write_tensors
 from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.config import OptimizerConfig, StageConfig, TrainConfig
-from glmcore.train.loop import StageLoop, train_step
+from glmcore.train.loop import StageLoop
 from glmcore.train.loss import IGNORED, linear_cross_entropy
 from glmcore.train.optim import Optimizer, is_muon_parameter, orthogonalize
 from glmcore.train.schedule import learning_rate
 from glmcore.train.stages import packed_rows
+from glmcore.train.step import train_step
 
 
 def stage(**fields: object) -> StageConfig:
@@ -171,7 +172,7 @@ def test_micro_batches_give_the_gradients_of_the_whole_step():
     gradients = []
     for batches in (parts, [joined]):
         model = Glm(GlmConfig(**TINY)).init_weights(0).double()
-        result = train_step(model, batches, stage())
+        result = train_step(model, batches, stage(), ALONE)
         gradients.append([parameter.grad for parameter in model.parameters()])
         assert torch.allclose(result.load.sum(-1), torch.ones(len(result.load)))
     for a, b in zip(*gradients, strict=True):
@@ -182,10 +183,10 @@ def test_training_lowers_the_loss_and_balances_the_experts():
     model = Glm(GlmConfig(**TINY)).init_weights(0)
     optimizer = Optimizer(model, OptimizerConfig(learning_rate=0.02))
     batch = batch_of([30, 20, 14], seed=4)
-    first = train_step(model, [batch], stage())
+    first = train_step(model, [batch], stage(), ALONE)
     optimizer.step(0.02)
     for _ in range(30):
-        last = train_step(model, [batch], stage())
+        last = train_step(model, [batch], stage(), ALONE)
         optimizer.step(0.02)
     assert last.loss < 0.5 * first.loss
     assert last.mtp_loss < 0.7 * first.mtp_loss
@@ -194,7 +195,7 @@ def test_training_lowers_the_loss_and_balances_the_experts():
 
 def train_some(model: Glm, optimizer: Optimizer, steps: range) -> None:
     for step in steps:
-        train_step(model, [batch_of([12, 9], seed=step)], stage())
+        train_step(model, [batch_of([12, 9], seed=step)], stage(), ALONE)
         optimizer.step(0.01)
 
 
@@ -301,12 +302,12 @@ def test_a_stage_trains_on_the_rows_of_its_packing_and_resumes_bit_for_bit(tmp_p
         found = store.latest()
         if found:
             store.load(found[1], model, optimizer)
-        loop = StageLoop(config, 0, model, optimizer, store)
+        loop = StageLoop(config, 0, model, optimizer, store, ALONE)
         metrics = MetricLog(tmp_path / f"{folder}.jsonl")
         if folder == "stopped" and first_step == 1:
             batches = [rows.batch(3 * step + start, size) for step in (0, 1) for start, size in ((0, 2), (2, 1))]
             for step in (1, 2):
-                train_step(model, batches[2 * step - 2 : 2 * step], config.stages[0])
+                train_step(model, batches[2 * step - 2 : 2 * step], config.stages[0], ALONE)
                 optimizer.step(learning_rate(config, 0, step))
             store.save(Progress(0, 2), model, optimizer)
         else:

@@ -13,6 +13,7 @@ from glmcore.config import Config, merge
 from glmcore.data.config import DataConfig
 from glmcore.errors import ConfigError
 from glmcore.model.config import GlmConfig
+from glmcore.model.parallel.config import ParallelConfig
 from glmcore.rl.config import RLConfig
 from glmcore.train.config import TrainConfig
 
@@ -85,6 +86,7 @@ class Recipe(DataRecipe):
     """A whole run."""
 
     model: GlmConfig
+    parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig
     rl: RLConfig
 

@@ -14,6 +14,7 @@ from glmcore.data.shards import TokenShards
 from glmcore.metrics import MetricLog
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
+from glmcore.model.parallel.ranks import Ranks
 from glmcore.progress import say
 from glmcore.recipe import Recipe
 from glmcore.rundir import RunDirectory, open_run
@@ -39,6 +40,7 @@ def run(recipe: Recipe) -> None:
 def train_stages(run: RunDirectory) -> None:
     """Run the stages that are not finished; see `run`."""
     configure_torch(run.recipe)
+    ranks = Ranks(run.recipe.parallel)
     config = run.recipe.train
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
     found = store.latest()
@@ -62,7 +64,7 @@ def train_stages(run: RunDirectory) -> None:
         if stage.kind == "sft" and first_step == 1:
             optimizer = Optimizer(model, config.optimizer)
         metrics.truncate_after(stage.name, first_step - 1)
-        StageLoop(config, index, model, optimizer, store).run(stage_rows(run, index), first_step, metrics)
+        StageLoop(config, index, model, optimizer, store, ranks).run(stage_rows(run, index), first_step, metrics)
         record_stage(run, stage, metrics)
 
 

@@ -1,0 +1,42 @@
+"""Section of a recipe that says how a model is spread over ranks."""
+
+from pydantic import PositiveInt, model_validator
+from typing_extensions import Self
+
+from glmcore.config import Config
+
+
+class ParallelConfig(Config):
+    """How a model is spread over the ranks of a torchrun: `pipeline * data * context * tensor` of them.
+
+    A run may be resumed with other values.
+    """
+
+    data: PositiveInt = 1
+    """Ranks that take different rows; weights, gradients and optimiser state are sharded over them (FSDP2)."""
+    replicas: PositiveInt = 1
+    """Groups of data ranks that hold the whole model each (hybrid sharding); divides `data`."""
+    context: PositiveInt = 1
+    """Ranks that share out the tokens of every row."""
+    tensor: PositiveInt = 1
+    """Ranks that share out the heads and the feed-forward width of every layer."""
+    expert: PositiveInt = 1
+    """Of the data and context ranks, those that share out the routed experts; divides `data * context`."""
+    pipeline: PositiveInt = 1
+    """Ranks that share out the layers."""
+
+    @model_validator(mode="after")
+    def _parts_divide(self) -> Self:
+        if self.data % self.replicas:
+            raise ValueError(f"replicas={self.replicas} must divide data={self.data}")
+        if (self.data * self.context) % self.expert:
+            raise ValueError(
+                f"expert={self.expert} must divide data * context = {self.data} * {self.context} "
+                f"= {self.data * self.context}"
+            )
+        return self
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that the run needs."""
+        return self.pipeline * self.data * self.context * self.tensor
