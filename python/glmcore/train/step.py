@@ -40,10 +40,8 @@ def train_step(model: Glm, batches: list[PackedBatch], stage: StageConfig, ranks
         ranks: Who else works on the step.
     """
     balance = stage.balance
-    num_labels = ranks.sum(sum(int((batch.labels != IGNORED).sum()) for batch in batches))
-    num_mtp_labels = ranks.sum(sum(int((_shifted_labels(batch) != IGNORED).sum()) for batch in batches))
-    num_tokens = ranks.sum(sum(len(batch.input_ids) for batch in batches))
-    loss_sum = mtp_sum = 0.0
+    num_labels, num_mtp_labels, num_tokens = ranks.sum_over_batch(_count_tokens(batches)).tolist()
+    sums = torch.zeros(2, dtype=torch.float64)  # of the losses of next tokens and of those after them
     loads: Tensor | None = None
     for batch in batches:
         output, lengths = run_batch(model, batch, with_mtp=balance.mtp_loss_weight > 0)
@@ -53,12 +51,12 @@ def train_step(model: Glm, batches: list[PackedBatch], stage: StageConfig, ranks
         if output.mtp_hidden is not None:
             mtp_loss = linear_cross_entropy(output.mtp_hidden, head, _int64(_shifted_labels(batch)))
             total = total + balance.mtp_loss_weight * mtp_loss / max(num_mtp_labels, 1)
-            mtp_sum += float(mtp_loss.detach())
+            sums[1] += mtp_loss.detach()
         for routing in output.routings:
             share = len(batch.input_ids) / num_tokens
             total = total + balance.sequence_loss_weight * share * sequence_balance_loss(routing, lengths)
         total.backward()
-        loss_sum += float(loss.detach())
+        sums[0] += loss.detach()
         load = _stack_loads(output, model)
         loads = load if loads is None else loads + load
     if loads is None:
@@ -66,11 +64,21 @@ def train_step(model: Glm, batches: list[PackedBatch], stage: StageConfig, ranks
     loads = ranks.sum_over_batch(loads)
     for router, load in zip(model.routers, loads, strict=False):
         update_correction_bias(router, load, balance.bias_update_rate)
+    loss_sum, mtp_sum = ranks.sum_over_batch(sums).tolist()
     return StepResult(
-        loss=ranks.sum(loss_sum) / max(num_labels, 1),
-        mtp_loss=ranks.sum(mtp_sum) / max(num_mtp_labels, 1) if balance.mtp_loss_weight else float("nan"),
+        loss=loss_sum / max(num_labels, 1),
+        mtp_loss=mtp_sum / max(num_mtp_labels, 1) if balance.mtp_loss_weight else float("nan"),
         load=loads / loads.sum(-1, keepdim=True).clamp(min=1),
     )
+
+
+def _count_tokens(batches: list[PackedBatch]) -> Tensor:
+    """Tokens that carry a loss, those that carry one of the MTP layer, and all tokens, int64 [3]."""
+    counts = [
+        (int((batch.labels != IGNORED).sum()), int((_shifted_labels(batch) != IGNORED).sum()), len(batch.input_ids))
+        for batch in batches
+    ]
+    return torch.tensor(counts).sum(0)
 
 
 def run_batch(model: Glm, batch: PackedBatch, *, with_mtp: bool) -> tuple[Output, Tensor]:
