@@ -10,7 +10,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import TCPStore
 
 from glmcore.errors import GlmcoreError, RankError
 
@@ -76,7 +75,7 @@ def _is_first_to_fail() -> bool:
     """Whether no other process has said so before; also true where the store has gone down with its process."""
     rank, host, port = str(process_rank()), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
+        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))  # pyright: ignore[reportPrivateImportUsage]
         return store.compare_set("glmcore/failed", "", rank).decode() == rank
     except dist.DistNetworkError:
         return True
