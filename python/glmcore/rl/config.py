@@ -88,7 +88,9 @@ class RLConfig(Config):
     """Run what rollouts of a micro-batch have in common, such as their prompt, once for all of them. Losses and
     gradients are the same to rounding; it pays where prompts are long beside the answers."""
     optimizer: OptimizerConfig
-    """`learning_rate` is reached after `warmup_steps` and stays; `final_learning_rate` must equal it."""
+    learning_rate: PositiveFloat
+    """Reached after `warmup_steps` in a straight line, and kept."""
+    warmup_steps: PositiveInt = 1
     evaluation_problems: PositiveInt = 512
     """Held-out problems, each sampled once at `temperature`, before and after."""
     checkpoint_every_steps: PositiveInt = 5
@@ -104,6 +106,4 @@ class RLConfig(Config):
             raise ValueError(
                 f"loss.overlong.penalty_tokens={tolerated} exceeds max_response_tokens={self.max_response_tokens}"
             )
-        if self.optimizer.final_learning_rate != self.optimizer.learning_rate:
-            raise ValueError("optimizer.final_learning_rate must equal optimizer.learning_rate: the rate is constant")
         return self

@@ -140,7 +140,7 @@ class SynchronousLoop:
         advantages, counted = self._judge(samples)
         proximal = None if config.updates_per_step == 1 else self._all_logprobs(self.model, samples)
         reference = None if self.reference is None else self._all_logprobs(self.reference, samples)
-        rate = config.optimizer.learning_rate * min(1.0, step / config.optimizer.warmup_steps)
+        rate = config.learning_rate * min(1.0, step / config.warmup_steps)
         totals: dict[str, float] = {}
         for share in np.array_split(np.arange(len(samples)), config.updates_per_step):
             chosen = [samples[i] for i in share]
