@@ -44,7 +44,7 @@ class AdamW:
             for column, tensor in zip(alike[parameter.dtype, grad.device, parameter.dim() >= 2], row, strict=True):
                 column.append(tensor)
         for (_, device, is_matrix), (parameters, grads, means, squares) in alike.items():
-            torch._fused_adamw_(
+            torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
                 parameters,
                 grads,
                 means,

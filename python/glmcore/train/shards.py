@@ -42,8 +42,9 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def local_gradient(parameter: nn.Parameter) -> Tensor | None:
-    """The gradient of the local part; where it was summed up over other placements, it is first brought to those of
-    the parameter, which all ranks must do alike.
+    """The gradient of the local part; one that lies otherwise than the parameter is first brought to its placements.
+
+    All ranks that hold a part of the parameter must call it.
     """
     grad = parameter.grad
     if isinstance(grad, DTensor) and isinstance(parameter, DTensor) and grad.placements != parameter.placements:
