@@ -5,7 +5,9 @@ import torch
 from glmcore.errors import ConfigError
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.data import shard_weights
+from glmcore.model.parallel.expert import check_expert_split, split_experts
 from glmcore.model.parallel.ranks import Ranks
+from glmcore.model.parallel.tensor import check_tensor_split, split_tensors
 
 
 def parallelize(model: Glm, ranks: Ranks, *, compute_dtype: torch.dtype | None = None) -> Glm:
@@ -22,8 +24,14 @@ def parallelize(model: Glm, ranks: Ranks, *, compute_dtype: torch.dtype | None =
     if ranks.is_alone:
         return model
     config = ranks.config
-    for name in ("pipeline", "context", "tensor", "expert"):
+    for name in ("pipeline", "context"):
         if getattr(config, name) > 1:
             raise ConfigError(f"parallel.{name}={getattr(config, name)} is not there yet")
+    check_tensor_split(model.config, config.tensor)
+    check_expert_split(model.config, config.expert, config.tensor)
+    if config.tensor > 1:
+        split_tensors(model, ranks)
+    if config.tensor * config.expert > 1:
+        split_experts(model, ranks)
     shard_weights(model, ranks, compute_dtype)
     return model
