@@ -80,4 +80,4 @@ def train(
 def whole(tensor: torch.Tensor) -> np.ndarray:
     """All of a tensor, wherever its parts are."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).float().numpy()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).numpy()
