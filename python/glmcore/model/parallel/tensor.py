@@ -16,10 +16,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 
 from glmcore.errors import ConfigError
-from glmcore.model.attention import Attention, RMSNorm, rms_norm
+from glmcore.model.attention import Attention
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.model.moe import MixtureOfExperts, Mlp, Routing
+from glmcore.model.norm import RMSNorm, rms_norm
 from glmcore.model.parallel.collectives import enter, leave, share_gradient
 from glmcore.model.parallel.placement import local_part, split
 from glmcore.model.parallel.ranks import Ranks
