@@ -1,4 +1,3 @@
-# pyright: reportPrivateImportUsage=false
 """Muon for matrices, AdamW for the rest, as one optimiser with a state that is a flat table of tensors."""
 
 from collections.abc import Mapping
@@ -64,13 +63,10 @@ class Optimizer:
         """
         if norm is None:
             norm = self.gradient_norm()
-        factor = self.config.max_grad_norm / (norm + 1e-6)
-        if factor < 1:
-            gradients = [local_gradient(parameter) for parameter in self.parameters.values()]
-            torch._foreach_mul_([grad for grad in gradients if grad is not None], factor)
+        factor = min(1.0, self.config.max_grad_norm / (norm + 1e-6))
         self.num_updates += 1
-        self.muon.step(learning_rate)
-        self.adam.step(learning_rate, self.num_updates)
+        self.muon.step(learning_rate, factor)
+        self.adam.step(learning_rate, self.num_updates, factor)
         self.forget_gradients()
         return norm
 
