@@ -1,7 +1,6 @@
 """Sections of a recipe that describe training. docs/train.md says which values are published.
 
-All lengths are in tokens, and what changes during a run changes with the number of tokens seen, so the same recipe gives
-the same run whatever the sizes of its steps.
+All lengths are in tokens, and what changes during a run changes with the number of tokens seen.
 """
 
 from itertools import pairwise

@@ -139,7 +139,7 @@ def mixture_sources(run: RunDirectory, mixture: Mapping[str, float]) -> list[Sou
     prepared = manifest.read(run.shards)
     sources: list[Source] = []
     for name, weight in mixture.items():
-        groups = manifest.groups(run.shards, prepared, name)
+        groups = [group for group in manifest.groups(run.shards, prepared, name) if group.epochs > 0]
         seen = sum(group.epochs * group.num_tokens for group in groups)
         for group in groups:
             own = name if group.bucket is None else f"{name}.{group.bucket}"
