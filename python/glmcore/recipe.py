@@ -127,7 +127,7 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    packaged = RECIPES / path.with_suffix(".toml").name
+    packaged = RECIPES / f"{path.name.removesuffix('.toml')}.toml"  # the name may have dots: glm-4.6
     if path.parent == Path() and packaged.is_file():
         return packaged
     known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
