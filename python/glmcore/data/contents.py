@@ -34,6 +34,6 @@ def drawn_contents(names: Sequence[str], draws: CoreDraws, pieces: Pieces, row: 
     sources, documents = draws.source[drawn].tolist(), draws.document[drawn].tolist()
     firsts, lengths = pieces.start[start:stop].tolist(), pieces.length[start:stop].tolist()
     return [
-        RowPiece(names[source], document, first, length)
+        RowPiece(names[int(source)], document, first, length)
         for source, document, first, length in zip(sources, documents, firsts, lengths, strict=True)
     ]
