@@ -43,7 +43,8 @@ def local(tensor: Tensor) -> Tensor:
 
 def local_gradient(parameter: nn.Parameter) -> Tensor | None:
     """The gradient of the local part; where it was summed up over other placements, it is first brought to those of
-    the parameter, which all ranks must do alike."""
+    the parameter, which all ranks must do alike.
+    """
     grad = parameter.grad
     if isinstance(grad, DTensor) and isinstance(parameter, DTensor) and grad.placements != parameter.placements:
         grad = grad.redistribute(placements=parameter.placements)
