@@ -9,7 +9,8 @@ from torch import Tensor
 from glmcore.model.glm import Glm, Output
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.moe import expert_load, sequence_balance_loss, update_correction_bias
-from glmcore.model.parallel.ranks import Ranks
+from glmcore.model.parallel.context import ContextLayout
+from glmcore.model.parallel.ranks import Axis, Ranks
 from glmcore.packing import PackedBatch
 from glmcore.train.config import StageConfig
 from glmcore.train.loss import IGNORED, linear_cross_entropy
@@ -40,23 +41,27 @@ def train_step(model: Glm, batches: list[PackedBatch], stage: StageConfig, ranks
         ranks: Who else works on the step.
     """
     balance = stage.balance
-    num_labels = ranks.sum(sum(int((batch.labels != IGNORED).sum()) for batch in batches))
-    num_mtp_labels = ranks.sum(sum(int((_shifted_labels(batch) != IGNORED).sum()) for batch in batches))
-    num_tokens = ranks.sum(sum(len(batch.input_ids) for batch in batches))
+    context = ranks.axis("context")  # its ranks have the same batches, so each counts its part of them
+    num_labels = ranks.sum(sum(int((batch.labels != IGNORED).sum()) for batch in batches) / context.size)
+    num_mtp_labels = ranks.sum(sum(int((_shifted_labels(batch) != IGNORED).sum()) for batch in batches) / context.size)
+    num_tokens = ranks.sum(sum(len(batch.input_ids) for batch in batches) / context.size)
     loss_sum = mtp_sum = 0.0
     loads: Tensor | None = None
     for batch in batches:
-        output, lengths = run_batch(model, batch, with_mtp=balance.mtp_loss_weight > 0)
+        output, layout = run_batch(model, batch, with_mtp=balance.mtp_loss_weight > 0, context=context)
         head = model.lm_head.weight
-        loss = linear_cross_entropy(output.hidden, head, _int64(batch.labels))
+        loss = linear_cross_entropy(output.hidden, head, layout.local(_int64(batch.labels)))
         total = loss / max(num_labels, 1)
         if output.mtp_hidden is not None:
-            mtp_loss = linear_cross_entropy(output.mtp_hidden, head, _int64(_shifted_labels(batch)))
+            mtp_labels = layout.local(_int64(_shifted_labels(batch)))
+            mtp_loss = linear_cross_entropy(output.mtp_hidden, head, mtp_labels)
             total = total + balance.mtp_loss_weight * mtp_loss / max(num_mtp_labels, 1)
             mtp_sum += float(mtp_loss.detach())
+        lengths = torch.tensor(layout.lengths)
+        shared = layout if isinstance(layout, ContextLayout) else None
         for routing in output.routings:
             share = len(batch.input_ids) / num_tokens
-            total = total + balance.sequence_loss_weight * share * sequence_balance_loss(routing, lengths)
+            total = total + balance.sequence_loss_weight * share * sequence_balance_loss(routing, lengths, shared)
         total.backward()
         loss_sum += float(loss.detach())
         load = _stack_loads(output, model)
@@ -73,11 +78,16 @@ def train_step(model: Glm, batches: list[PackedBatch], stage: StageConfig, ranks
     )
 
 
-def run_batch(model: Glm, batch: PackedBatch, *, with_mtp: bool) -> tuple[Output, Tensor]:
-    """Forward pass of a packed batch; also gives the length of each document, int64 [N]."""
-    layout = DocumentLayout.from_cu_seqlens(batch.cu_seqlens)
+def run_batch(
+    model: Glm, batch: PackedBatch, *, with_mtp: bool, context: Axis
+) -> tuple[Output, DocumentLayout | ContextLayout]:
+    """Forward pass of this rank's tokens of a packed batch; also says where its documents and those tokens lie."""
+    if context.size == 1:
+        layout = DocumentLayout.from_cu_seqlens(batch.cu_seqlens)
+    else:
+        layout = ContextLayout.from_cu_seqlens(batch.cu_seqlens, context)
     output = model(_int64(batch.input_ids), _int64(batch.position_ids), layout, with_mtp=with_mtp)
-    return output, torch.tensor(layout.lengths)
+    return output, layout
 
 
 def _stack_loads(output: Output, model: Glm) -> Tensor:
