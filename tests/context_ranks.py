@@ -7,7 +7,6 @@ import torch.distributed as dist
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.config import ParallelConfig
-from glmcore.model.parallel.context import ContextLayout
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.packing import PackedBatch
 from glmcore.train.config import StageConfig

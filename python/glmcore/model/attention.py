@@ -16,7 +16,6 @@ from glmcore.model.rope import apply_rotary
 from glmcore.model.routing import gather_rows
 from glmcore.model.tree import TreeLayout
 
-
 Layout = DocumentLayout | TreeLayout | ContextLayout
 """What the tokens are: documents, a forest of prefixes, or a rank's part of documents that several ranks share."""
 

@@ -2,9 +2,10 @@
 
 Shapes: t queries, S keys, R runs, H query heads, G key-value heads, C channels of a head.
 
-Both directions are plain functions, for callers that decide themselves what lives from the forward to the backward pass.
+Both directions are plain functions, for callers that decide what lives from the forward to the backward pass.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -23,10 +24,10 @@ class Runs:
     """Bounds of the runs' queries, int32 [R + 1]."""
     cu_keys: Tensor
     """Bounds of their keys, int32 [R + 1]."""
-    num_queries: tuple[int, ...]
-    """Queries of each run."""
-    num_keys: tuple[int, ...]
-    """Keys of each run, at least its queries."""
+    max_queries: int
+    """Queries of the longest run."""
+    max_keys: int
+    """Keys of the run that sees most; every run sees at least its queries' own."""
 
     @classmethod
     def of(cls, num_queries: np.ndarray, num_keys: np.ndarray) -> "Runs":
@@ -35,8 +36,8 @@ class Runs:
         return cls(
             torch.from_numpy(bounds[0]),
             torch.from_numpy(bounds[1]),
-            tuple(num_queries.tolist()),
-            tuple(num_keys.tolist()),
+            int(num_queries.max(initial=0)),
+            int(num_keys.max(initial=0)),
         )
 
     def to(self, device: torch.device) -> "Runs":
@@ -61,32 +62,23 @@ def attend(query: Tensor, key: Tensor, value: Tensor, runs: Runs) -> tuple[Tenso
     """
     if query.is_cuda:
         _check_half(query)
-        mixed, log_sum, *_ = torch.ops.aten._flash_attention_forward(  # causal from the bottom right
-            query,
-            key,
-            value,
-            runs.cu_queries,
-            runs.cu_keys,
-            max(runs.num_queries),
-            max(runs.num_keys),
-            0.0,
-            True,
-            False,
-        )
+        bounds = (runs.cu_queries, runs.cu_keys, runs.max_queries, runs.max_keys)
+        # This kernel's causal mask ends at the bottom right, as runs do. No dropout, no debug mask.
+        mixed, log_sum, *_ = torch.ops.aten._flash_attention_forward(query, key, value, *bounds, 0.0, True, False)
         return mixed, log_sum
     forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     mixed = torch.empty_like(query)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    log_sum = query.new_empty(query.shape[1], query.shape[0], dtype=wide)
-    for (start, end), q, k, v in _each_run(query, key, value, runs):
-        prefix = k.shape[2] - q.shape[2]
-        out, total = forward(q, k[:, :, prefix:], v[:, :, prefix:], 0.0, True)
-        if prefix:
-            before, total_before = forward(q, k[:, :, :prefix], v[:, :, :prefix], 0.0, False)
-            own, total = total, torch.logaddexp(total, total_before)
-            out = out * (own - total).exp()[..., None] + before * (total_before - total).exp()[..., None]
-        mixed[start:end] = out[0].transpose(0, 1)
-        log_sum[:, start:end] = total[0]
+    log_sum = query.new_empty(query.shape[1::-1], dtype=torch.promote_types(query.dtype, torch.float32))
+    for part in _parts(runs):
+        q, k, v = _heads(query, part.queries), _heads(key, part.keys), _heads(value, part.keys)
+        out, total = forward(q, k, v, 0.0, part.is_own)
+        if not part.is_own:  # what the queries have from their own keys weighs less beside those before
+            own, own_total = _heads(mixed, part.queries), log_sum[None, :, part.queries]
+            both = torch.logaddexp(own_total, total)
+            out = own * (own_total - both).exp()[..., None] + out * (total - both).exp()[..., None]
+            total = both
+        mixed[part.queries] = out[0].transpose(0, 1)
+        log_sum[:, part.queries] = total[0]
     return mixed, log_sum
 
 
@@ -97,38 +89,44 @@ def attend_backward(
     if query.is_cuda:
         unused = torch.empty(0, device=query.device)
         no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device)
+        bounds = (runs.cu_queries, runs.cu_keys, runs.max_queries, runs.max_keys)
         return torch.ops.aten._flash_attention_backward(
-            grad, query, key, value, mixed, log_sum, runs.cu_queries, runs.cu_keys,
-            max(runs.num_queries), max(runs.num_keys), 0.0, True, no_dropout, unused,
-        )  # fmt: skip
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    grads = tuple(torch.empty(part.shape, dtype=part.dtype) for part in (query, key, value))
-    for run, ((start, end), q, k, v) in enumerate(_each_run(query, key, value, runs)):
-        g, out = (part[start:end].transpose(0, 1)[None] for part in (grad, mixed))
-        total = log_sum[None, :, start:end]
-        prefix = k.shape[2] - q.shape[2]
-        first = int(runs.cu_keys[run])
-        own = backward(g, q, k[:, :, prefix:], v[:, :, prefix:], out, total, 0.0, True)
-        grad_query = own[0]
-        if prefix:  # the shares of all keys follow from the whole denominator, so the two parts just add up
-            before = backward(g, q, k[:, :, :prefix], v[:, :, :prefix], out, total, 0.0, False)
-            grad_query = grad_query + before[0]
-            for part, piece in zip(grads[1:], before[1:], strict=True):
-                part[first : first + prefix] = piece[0].transpose(0, 1)
-        grads[0][start:end] = grad_query[0].transpose(0, 1)
-        for part, piece in zip(grads[1:], own[1:], strict=True):
-            part[first + prefix : first + k.shape[2]] = piece[0].transpose(0, 1)
-    return grads
-
-
-def _each_run(query: Tensor, key: Tensor, value: Tensor, runs: Runs):  # noqa: ANN202
-    """Bounds, queries, keys and values of each run, the last three as [1, heads, length, C]."""
-    queries, keys = pairwise(runs.cu_queries.tolist()), pairwise(runs.cu_keys.tolist())
-    for own, seen in zip(queries, keys, strict=True):
-        parts = (
-            part[slice(*bounds)].transpose(0, 1)[None] for part, bounds in ((query, own), (key, seen), (value, seen))
+            grad, query, key, value, mixed, log_sum, *bounds, 0.0, True, no_dropout, unused
         )
-        yield own, *parts
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    grad_query, grad_key, grad_value = torch.zeros_like(query), torch.empty_like(key), torch.empty_like(value)
+    for part in _parts(runs):  # each key's share follows from the whole denominator, so the parts just add up
+        g, q, out = (_heads(x, part.queries) for x in (grad, query, mixed))
+        k, v = _heads(key, part.keys), _heads(value, part.keys)
+        piece = backward(g, q, k, v, out, log_sum[None, :, part.queries], 0.0, part.is_own)
+        grad_query[part.queries] += piece[0][0].transpose(0, 1)
+        grad_key[part.keys] = piece[1][0].transpose(0, 1)
+        grad_value[part.keys] = piece[2][0].transpose(0, 1)
+    return grad_query, grad_key, grad_value
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Queries of a run with a part of their keys."""
+
+    queries: slice
+    keys: slice
+    is_own: bool
+    """True for the keys of the queries' own tokens, False for those before, which all of the queries see."""
+
+
+def _parts(runs: Runs) -> Iterator[_Part]:
+    """The one or two parts of each run, its own keys first."""
+    for queries, keys in zip(pairwise(runs.cu_queries.tolist()), pairwise(runs.cu_keys.tolist()), strict=True):
+        border = keys[1] - (queries[1] - queries[0])
+        yield _Part(slice(*queries), slice(border, keys[1]), True)
+        if keys[0] < border:
+            yield _Part(slice(*queries), slice(keys[0], border), False)
+
+
+def _heads(x: Tensor, tokens: slice) -> Tensor:
+    """Some rows of [tokens, heads, C] as [1, heads, length, C]."""
+    return x[tokens].transpose(0, 1)[None]
 
 
 def _check_half(query: Tensor) -> None:

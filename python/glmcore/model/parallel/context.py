@@ -98,7 +98,7 @@ class _SharedAttention(torch.autograd.Function):
         return grad_query, *_scatter(torch.cat(grad_seen, dim=1), key, layout), None
 
 
-@torch.compiler.disable  # the runs differ from batch to batch, so tracing them would compile anew for every batch
+@torch.compiler.disable(reason="runs differ from batch to batch, so each batch would be compiled anew")
 def attend_over_ranks(query: Tensor, key: Tensor, value: Tensor, layout: ContextLayout) -> Tensor:
     """Attend from this rank's tokens to those of their documents up to themselves, wherever they are.
 

@@ -2,8 +2,8 @@
 
 Shapes: T tokens, N documents, C ranks.
 
-A token's attention costs the keys that it sees, its place in the document plus one. In a document of L tokens the one at
-place p and the one at L - 1 - p see L + 1 keys together, whatever p is. So a document is handed out from both of its
+A token's attention costs the keys that it sees: its place in the document plus one. In a document of L tokens the one
+at place p and the one at L - 1 - p see L + 1 keys together, whatever p is. So a document is handed out from both of its
 ends: its tokens in the order 0, L - 1, 1, L - 2, ... cost (L + 1) / 2 each on average over every stretch of them, and
 how many tokens of a document a rank has decides its work there, not which.
 
