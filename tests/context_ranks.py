@@ -1,21 +1,25 @@
 """What the ranks of tests/test_context_parallel.py do."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.config import ParallelConfig
+from glmcore.model.parallel.context import ContextLayout, attend_over_ranks
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.packing import PackedBatch
 from glmcore.train.config import StageConfig
-from glmcore.train.step import train_step
+from glmcore.train.step import run_batch, train_step
 
 
-def random_model(fields: dict, dtype: torch.dtype = torch.float64) -> Glm:
-    """A model whose weights are all large enough to matter, norms and biases too, the same in every process."""
-    model = Glm(GlmConfig(**fields)).to(dtype)
+def random_model(fields: dict) -> Glm:
+    """A float64 model whose weights are all large enough to matter, norms and biases too, the same in every process."""
+    model = Glm(GlmConfig(**fields)).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -51,9 +55,58 @@ def gradients_of_step(model: Glm, batches: list[PackedBatch], stage: StageConfig
     return {"loss": result.loss, "mtp_loss": result.mtp_loss, "load": result.load.numpy(), "grads": grads}
 
 
-def ctx_steps(rank: int, fields: dict, cases: list) -> list[dict]:
+def logits_of(model: Glm, batch: PackedBatch, ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
+    """Places of this rank's tokens in the batch, and the scores after each of them."""
+    output, layout = run_batch(model, batch, with_mtp=True, context=ranks.axis("context"))
+    places = layout.local(torch.arange(len(batch.input_ids)))
+    return places.numpy(), model.logits(output.hidden).detach().numpy()
+
+
+def saved_bytes(model: Glm, batch: PackedBatch, ranks: Ranks) -> int:
+    """Bytes that a forward pass keeps for the backward pass, weights apart."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+    tensors = []  # held, so that no memory is counted under two addresses
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        tensors.append(tensor)
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run_batch(model, batch, with_mtp=True, context=ranks.axis("context"))
+    return sum(kept.values())
+
+
+def attention_in_bfloat16(lengths: list[int], ranks: Ranks) -> list[float]:
+    """Errors of attention over ranks and its three gradients, as shares of their norms, against float64."""
+    generator = torch.Generator().manual_seed(5)
+    sizes = [(sum(lengths), heads, 16) for heads in (4, 2, 2, 4)]
+    *inputs, grad = (torch.randn(size, generator=generator).bfloat16() for size in sizes)
+    bounds = np.concatenate(([0], np.cumsum(lengths)))
+    exact = [x.double().requires_grad_() for x in inputs]
+    parts = [
+        F.scaled_dot_product_attention(*(x[a:b].transpose(0, 1)[None] for x in exact), is_causal=True, enable_gqa=True)
+        for a, b in pairwise(bounds.tolist())
+    ]
+    expected = torch.cat([part[0].transpose(0, 1) for part in parts])
+    layout = ContextLayout.from_cu_seqlens(bounds, ranks.axis("context"))
+    own = [layout.local(x).requires_grad_() for x in inputs]
+    mixed = attend_over_ranks(*own, layout)
+    grads = torch.autograd.grad(mixed, own, layout.local(grad))
+    expected_grads = torch.autograd.grad(expected, exact, grad.double())
+    pairs = zip((mixed, *grads), (expected, *expected_grads), strict=True)
+    return [float((got - layout.local(true)).norm() / layout.local(true).norm()) for got, true in pairs]
+
+
+def everything(rank: int, fields: dict, cases: list, long_batch: PackedBatch) -> dict:
+    """All that the tests look at, so that processes are started once."""
     ranks = Ranks(ParallelConfig(context=dist.get_world_size()))
-    out = []
-    for batches, stage, dtype in cases:
-        out.append(gradients_of_step(random_model(fields, dtype), batches, stage, ranks))
-    return out
+    return {
+        "steps": [gradients_of_step(random_model(fields), batches, stage, ranks) for batches, stage in cases],
+        "logits": [logits_of(random_model(fields), batches[0], ranks) for batches, _ in cases],
+        "saved_bytes": saved_bytes(random_model(fields), long_batch, ranks),
+        "bfloat16": attention_in_bfloat16([150, 9, 33], ranks),
+    }
