@@ -101,6 +101,19 @@ def attention_in_bfloat16(lengths: list[int], ranks: Ranks) -> list[float]:
     return [float((got - layout.local(true)).norm() / layout.local(true).norm()) for got, true in pairs]
 
 
+def check_operator(ranks: Ranks) -> tuple[bool, bool]:
+    """Raise where torch finds a fault in the operator; say whether results and gradients are the same when compiled."""
+    layout = ContextLayout.from_cu_seqlens(np.array([0, 50, 64]), ranks.axis("context"))
+    inputs = [torch.randn(len(layout.tokens), heads, 8, requires_grad=True) for heads in (4, 2, 2)]
+    runs = layout.runs
+    plan = (layout.key_place, runs.cu_queries, runs.cu_keys, runs.max_queries, runs.max_keys, layout.group.group_name)
+    torch.library.opcheck(torch.ops.glmcore.attend_over_ranks.default, (inputs[0], torch.cat(inputs[1:], 1), *plan))
+    compiled = torch.compile(attend_over_ranks, backend="aot_eager", fullgraph=True)
+    results = [run(*inputs, layout) for run in (attend_over_ranks, compiled)]
+    grads = [torch.autograd.grad(result.square().sum(), inputs) for result in results]
+    return torch.equal(*results), all(map(torch.equal, *grads))
+
+
 def everything(rank: int, fields: dict, cases: list, long_batch: PackedBatch) -> dict:
     """All that the tests look at, so that processes are started once."""
     ranks = Ranks(ParallelConfig(context=dist.get_world_size()))
@@ -109,4 +122,5 @@ def everything(rank: int, fields: dict, cases: list, long_batch: PackedBatch) ->
         "logits": [logits_of(random_model(fields), batches[0], ranks) for batches, _ in cases],
         "saved_bytes": saved_bytes(random_model(fields), long_batch, ranks),
         "bfloat16": attention_in_bfloat16([150, 9, 33], ranks),
+        "operator": check_operator(ranks) if dist.get_world_size() == 2 else (True, True),
     }

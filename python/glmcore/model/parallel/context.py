@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import _resolve_process_group
 
 from glmcore.model.parallel.ranks import Axis
 from glmcore.model.parallel.share import share_tokens
@@ -78,29 +79,8 @@ class ContextLayout:
         return replace(self, **moved)
 
 
-class _SharedAttention(torch.autograd.Function):
-    """Attention of a rank's queries to the keys of all ranks. Keeps nothing that grows with T between the passes."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: ContextLayout) -> Tensor:
-        seen_key, seen_value = _gather(key, value, layout)
-        mixed, log_sum = attend(query, seen_key, seen_value, layout.runs)
-        ctx.save_for_backward(query, key, value, mixed, log_sum)
-        ctx.layout = layout
-        return mixed
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, mixed, log_sum = ctx.saved_tensors
-        layout: ContextLayout = ctx.layout
-        seen = _gather(key, value, layout)
-        grad_query, *grad_seen = attend_backward(grads[0], query, *seen, mixed, log_sum, layout.runs)
-        return grad_query, *_scatter(torch.cat(grad_seen, dim=1), key, layout), None
-
-
-@torch.compiler.disable(reason="runs differ from batch to batch, so each batch would be compiled anew")
 def attend_over_ranks(query: Tensor, key: Tensor, value: Tensor, layout: ContextLayout) -> Tensor:
-    """Attend from this rank's tokens to those of their documents up to themselves, wherever they are.
+    """Attention from this rank's tokens to those of their documents up to themselves, wherever they are.
 
     All ranks of `layout.group` have to call it, and its backward pass, in the same order.
 
@@ -113,7 +93,10 @@ def attend_over_ranks(query: Tensor, key: Tensor, value: Tensor, layout: Context
     Returns:
         [t, H, c].
     """
-    return _SharedAttention.apply(query, key, value, layout)  # pyright: ignore[reportReturnType]
+    runs = layout.runs
+    bounds = (runs.cu_queries, runs.cu_keys, runs.max_queries, runs.max_keys)
+    key_value = torch.cat((key, value), dim=1)  # one exchange for both
+    return _attend(query, key_value, layout.key_place, *bounds, layout.group.group_name)[0]
 
 
 def sum_over_ranks(values: Tensor, layout: ContextLayout) -> Tensor:
@@ -123,21 +106,85 @@ def sum_over_ranks(values: Tensor, layout: ContextLayout) -> Tensor:
     return values
 
 
-def _gather(key: Tensor, value: Tensor, layout: ContextLayout) -> tuple[Tensor, Tensor]:
-    """Keys and values that each run sees, [S, G, c] each."""
-    own = torch.cat((key, value), dim=1)  # [t, 2G, c]: one exchange for both
-    shared = own.new_empty(len(own) * layout.group.size(), *own.shape[1:])
-    dist.all_gather_into_tensor(shared, own, group=layout.group)
-    seen_key, seen_value = shared.index_select(0, layout.key_place).split(key.shape[1], dim=1)
-    return seen_key, seen_value
+# One operator each way: `torch.compile` needs no code for the runs, which differ from batch to batch, and selective
+# activation checkpointing can keep what comes out without another exchange.
+@torch.library.custom_op("glmcore::attend_over_ranks", mutates_args=())
+def _attend(
+    query: Tensor,
+    key_value: Tensor,
+    key_place: Tensor,
+    cu_queries: Tensor,
+    cu_keys: Tensor,
+    max_queries: int,
+    max_keys: int,
+    group: str,
+) -> tuple[Tensor, Tensor]:
+    """`attend` of keys and values [t, 2G, c] that are first gathered from all ranks."""
+    seen_key, seen_value = _gather(key_value, key_place, group).chunk(2, dim=1)
+    return attend(query, seen_key, seen_value, Runs(cu_queries, cu_keys, max_queries, max_keys))
 
 
-def _scatter(grad_seen: Tensor, key: Tensor, layout: ContextLayout) -> tuple[Tensor, Tensor]:
-    """Gradients of this rank's keys and values [t, G, c], summed over all that have seen them, in float32 or wider."""
-    wide = torch.promote_types(key.dtype, torch.float32)
-    shared = grad_seen.new_zeros(len(key) * layout.group.size(), *grad_seen.shape[1:], dtype=wide)
-    shared.index_add_(0, layout.key_place, grad_seen.to(wide))
-    own = shared.new_empty(len(key), *shared.shape[1:])
-    dist.reduce_scatter_tensor(own, shared, group=layout.group)
-    grad_key, grad_value = own.to(key.dtype).split(key.shape[1], dim=1)
-    return grad_key, grad_value
+@_attend.register_fake
+def _(query: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return torch.empty_like(query), query.new_empty(query.shape[1], query.shape[0], dtype=wide)
+
+
+@torch.library.custom_op("glmcore::attend_over_ranks_backward", mutates_args=())
+def _attend_backward(
+    grad: Tensor,
+    query: Tensor,
+    key_value: Tensor,
+    mixed: Tensor,
+    log_sum: Tensor,
+    key_place: Tensor,
+    cu_queries: Tensor,
+    cu_keys: Tensor,
+    max_queries: int,
+    max_keys: int,
+    group: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `query` and of this rank's `key_value`, the latter summed over all ranks that have seen it."""
+    seen_key, seen_value = _gather(key_value, key_place, group).chunk(2, dim=1)
+    runs = Runs(cu_queries, cu_keys, max_queries, max_keys)
+    grad_query, *grad_seen = attend_backward(grad, query, seen_key, seen_value, mixed, log_sum, runs)
+    return grad_query, _sum_where_they_are(torch.cat(grad_seen, dim=1), key_value, key_place, group)
+
+
+@_attend_backward.register_fake
+def _(grad: Tensor, query: Tensor, key_value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(key_value)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Keep this rank's tokens for the backward pass, and none of those that were gathered."""
+    query, key_value, *plan = inputs
+    ctx.save_for_backward(query, key_value, *output, *plan[:3])
+    ctx.numbers_and_group = plan[3:]
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_attend_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.numbers_and_group), *[None] * 6
+
+
+_attend.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _gather(key_value: Tensor, key_place: Tensor, group: str) -> Tensor:
+    """Keys and values that each run sees, [S, 2G, c]."""
+    ranks = _resolve_process_group(group)  # pyright: ignore[reportArgumentType]  # a str with a name
+    shared = key_value.new_empty(len(key_value) * ranks.size(), *key_value.shape[1:])
+    dist.all_gather_into_tensor(shared, key_value.contiguous(), group=ranks)
+    return shared.index_select(0, key_place)
+
+
+def _sum_where_they_are(grad_seen: Tensor, key_value: Tensor, key_place: Tensor, group: str) -> Tensor:
+    """The opposite of `_gather`: sums of gradients over all runs of all ranks, [t, 2G, c]; adds in float32 or wider."""
+    ranks = _resolve_process_group(group)  # pyright: ignore[reportArgumentType]  # a str with a name
+    wide = torch.promote_types(key_value.dtype, torch.float32)
+    shared = grad_seen.new_zeros(len(key_value) * ranks.size(), *key_value.shape[1:], dtype=wide)
+    shared.index_add_(0, key_place, grad_seen.to(wide))
+    own = shared.new_empty(key_value.shape)
+    dist.reduce_scatter_tensor(own, shared, group=ranks)
+    return own.to(key_value.dtype)
