@@ -3,6 +3,7 @@
 Shapes: T tokens of a packed batch, D hidden size, V vocabulary, B sequences being decoded.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,30 +139,46 @@ class Glm(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> Self:
-        """Draw every matrix from a normal distribution with `initializer_range`; norms are 1, biases 0."""
-        generator = torch.Generator().manual_seed(seed)
+        """Draw every matrix from a normal distribution with `initializer_range`; norms are 1, biases 0.
+
+        Each matrix has draws of its own, which its name decides, so a part of a model gets what the whole one would.
+        """
+        generator = torch.Generator()
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
+                generator.manual_seed(_seed_of(name, seed))
                 parameter.normal_(0.0, self.config.initializer_range, generator=generator)
-            elif name.endswith(".bias"):
-                parameter.zero_()
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        for router in self.routers:
+            router.e_score_correction_bias.zero_()
         return self
 
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
         """The main model's layers, without the MTP layer."""
-        return list(self.model.layers)[: self.config.num_hidden_layers]  # pyright: ignore[reportReturnType]
+        return [layer for layer in self.model.layers if not isinstance(layer, MtpLayer)]  # pyright: ignore[reportReturnType]
 
     @property
     def mtp_layer(self) -> MtpLayer | None:
         """The multi-token-prediction layer, if there is one."""
-        last = self.model.layers[-1]
-        return last if isinstance(last, MtpLayer) else None
+        return next((layer for layer in self.model.layers if isinstance(layer, MtpLayer)), None)
 
     @property
     def routers(self) -> list[Router]:
         """The router of each mixture-of-experts layer, in the order of `Output.routings`."""
         return [module for module in self.modules() if isinstance(module, Router)]
+
+    @property
+    def moe_layer_numbers(self) -> list[int]:
+        """Number of the layer of each of `routers`, the MTP layer's being `num_hidden_layers`."""
+        layers = self.model.layers.named_children()
+        return [int(name) for name, layer in layers if isinstance(layer.mlp, MixtureOfExperts)]
+
+    @property
+    def has_head(self) -> bool:
+        """False of a part of a model that lacks its end."""
+        return isinstance(self.lm_head, nn.Linear)
 
     def forward(
         self,
@@ -171,6 +188,7 @@ class Glm(nn.Module):
         *,
         with_mtp: bool = False,
         caches: list[KeyValueCache] | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> Output:
         """Run packed documents, or samples that share prefixes as a forest.
 
@@ -181,9 +199,10 @@ class Glm(nn.Module):
             with_mtp: Also run the MTP layer. In a forest its state at token t is that of the step to t from the token
                 before, so it predicts the tokens after t; at first tokens, which no step leads to, it is zero.
             caches: One per decoder layer; document b is stored as sequence b.
+            inputs_embeds: What the first layer gets in place of the embeddings of `input_ids`, [T, D].
         """
         angles = self._angles(position_ids)
-        x = self.model.embed_tokens(input_ids)  # [T, D]
+        x = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [T, D]
         routings = []
         for index, layer in enumerate(self.decoder_layers):
             x, routing = layer(x, angles, layout, caches[index] if caches else None)
@@ -270,6 +289,11 @@ class Glm(nn.Module):
         from glmcore.model.weights import save_pretrained
 
         save_pretrained(self, Path(directory), fp8=fp8)
+
+
+def _seed_of(name: str, seed: int) -> int:
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
 
 
 def _next_tokens(input_ids: Tensor, layout: DocumentLayout) -> Tensor:

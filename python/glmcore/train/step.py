@@ -1,23 +1,22 @@
 """One optimiser step's gradients."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from glmcore.model.glm import Glm, Output
-from glmcore.model.layout import DocumentLayout
-from glmcore.model.moe import expert_load, sequence_balance_loss, update_correction_bias
+from glmcore.model.glm import Glm
+from glmcore.model.moe import update_correction_bias
+from glmcore.model.parallel.pipeline import PipelinedGlm
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.packing import PackedBatch
 from glmcore.train.config import StageConfig
-from glmcore.train.loss import IGNORED, linear_cross_entropy
+from glmcore.train.objective import Objective
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Figures of one optimiser step."""
+    """Figures of one optimiser step, the same on all ranks."""
 
     loss: float
     """Mean next-token cross-entropy in nats over the tokens that carry a loss."""
@@ -27,71 +26,27 @@ class StepResult:
     """Share of the routed tokens of each expert, float32 [layers, E]; rows sum to 1."""
 
 
-def train_step(model: Glm, batches: list[PackedBatch], stage: StageConfig, ranks: Ranks) -> StepResult:
+def train_step(model: Glm, batches: Sequence[PackedBatch], stage: StageConfig, ranks: Ranks) -> StepResult:
     """Add the gradients of one step's micro-batches and steer the routers; the optimiser is not called.
 
-    Losses are means over the tokens of the whole step, on all ranks, so cutting it into micro-batches changes only
-    rounding.
-
     Args:
-        model: The model.
-        batches: This rank's micro-batches, each of at least one row.
+        model: The model, or what this rank has of it in a pipeline.
+        batches: This rank's micro-batches, each of at least one row; all ranks of a pipeline have the same.
         stage: Weights of the losses.
         ranks: Who else works on the step.
     """
-    balance = stage.balance
-    num_labels = ranks.sum(sum(int((batch.labels != IGNORED).sum()) for batch in batches))
-    num_mtp_labels = ranks.sum(sum(int((_shifted_labels(batch) != IGNORED).sum()) for batch in batches))
-    num_tokens = ranks.sum(sum(len(batch.input_ids) for batch in batches))
-    loss_sum = mtp_sum = 0.0
-    loads: Tensor | None = None
-    for batch in batches:
-        output, lengths = run_batch(model, batch, with_mtp=balance.mtp_loss_weight > 0)
-        head = model.lm_head.weight
-        loss = linear_cross_entropy(output.hidden, head, _int64(batch.labels))
-        total = loss / max(num_labels, 1)
-        if output.mtp_hidden is not None:
-            mtp_loss = linear_cross_entropy(output.mtp_hidden, head, _int64(_shifted_labels(batch)))
-            total = total + balance.mtp_loss_weight * mtp_loss / max(num_mtp_labels, 1)
-            mtp_sum += float(mtp_loss.detach())
-        for routing in output.routings:
-            share = len(batch.input_ids) / num_tokens
-            total = total + balance.sequence_loss_weight * share * sequence_balance_loss(routing, lengths)
-        total.backward()
-        loss_sum += float(loss.detach())
-        load = _stack_loads(output, model)
-        loads = load if loads is None else loads + load
-    if loads is None:
+    if not batches:
         raise ValueError("a step needs at least one batch")
-    loads = ranks.sum_over_batch(loads)
-    for router, load in zip(model.routers, loads, strict=False):
-        update_correction_bias(router, load, balance.bias_update_rate)
-    return StepResult(
-        loss=ranks.sum(loss_sum) / max(num_labels, 1),
-        mtp_loss=ranks.sum(mtp_sum) / max(num_mtp_labels, 1) if balance.mtp_loss_weight else float("nan"),
-        load=loads / loads.sum(-1, keepdim=True).clamp(min=1),
-    )
-
-
-def run_batch(model: Glm, batch: PackedBatch, *, with_mtp: bool) -> tuple[Output, Tensor]:
-    """Forward pass of a packed batch; also gives the length of each document, int64 [N]."""
-    layout = DocumentLayout.from_cu_seqlens(batch.cu_seqlens)
-    output = model(_int64(batch.input_ids), _int64(batch.position_ids), layout, with_mtp=with_mtp)
-    return output, torch.tensor(layout.lengths)
-
-
-def _stack_loads(output: Output, model: Glm) -> Tensor:
-    loads = [expert_load(routing) for routing in output.routings]
-    return torch.stack(loads) if loads else torch.zeros(0, model.config.n_routed_experts, dtype=torch.int64)
-
-
-def _shifted_labels(batch: PackedBatch) -> np.ndarray:
-    """Labels two tokens ahead: the next token's label, where the next token is of the same document."""
-    labels = np.full_like(batch.labels, IGNORED)
-    labels[:-1] = batch.labels[1:]
-    labels[batch.cu_seqlens[1:] - 1] = IGNORED
-    return labels
-
-
-def _int64(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values.astype(np.int64))
+    objective = Objective(batches, stage.balance, ranks)
+    if isinstance(model, PipelinedGlm):
+        model.run(objective.micro_batches)
+    else:
+        for micro_batch in objective.micro_batches:
+            micro_batch.loss(model).backward()
+    loads = objective.table_of_loads(model.config)
+    for number, router in zip(model.moe_layer_numbers, model.routers, strict=True):
+        row = number - model.config.first_k_dense_replace
+        if row < len(loads):  # a step may do without the MTP layer
+            update_correction_bias(router, loads[row], stage.balance.bias_update_rate)
+    loss, mtp_loss = objective.losses()
+    return StepResult(loss, mtp_loss, loads / loads.sum(-1, keepdim=True).clamp(min=1))

@@ -1,5 +1,7 @@
 """Section of a recipe that says how a model is spread over ranks."""
 
+from typing import Literal
+
 from pydantic import PositiveInt, model_validator
 from typing_extensions import Self
 
@@ -24,6 +26,15 @@ class ParallelConfig(Config):
     """Of the data and context ranks, those that share out the routed experts; divides `data * context`."""
     pipeline: PositiveInt = 1
     """Ranks that share out the layers."""
+    pipeline_schedule: Literal["1f1b", "gpipe", "interleaved"] = "1f1b"
+    """Order in which a rank works on the micro-batches of a step: one forward, one backward; all forward, then all
+    backward; or one forward, one backward with `stages_per_rank` stages, which leaves a shorter idle time at the ends
+    of the step for more communication."""
+    stages_per_rank: PositiveInt = 1
+    """Stages on each pipeline rank; rank r of p has stages r, r + p, r + 2 p and so on. More than one only with the
+    schedule `interleaved`."""
+    pipeline_layers: list[PositiveInt] | None = None
+    """Decoder layers of each stage, first to last; by default the work is evened out."""
 
     @model_validator(mode="after")
     def _parts_divide(self) -> Self:
@@ -34,6 +45,16 @@ class ParallelConfig(Config):
                 f"expert={self.expert} must divide data * context = {self.data} * {self.context} "
                 f"= {self.data * self.context}"
             )
+        if (self.stages_per_rank > 1) != (self.pipeline_schedule == "interleaved"):
+            raise ValueError(
+                f"pipeline_schedule={self.pipeline_schedule!r} with stages_per_rank={self.stages_per_rank}: "
+                "'interleaved' needs several stages a rank, the others have one"
+            )
+        if (self.stages_per_rank > 1 or self.pipeline_layers is not None) and self.pipeline == 1:
+            raise ValueError("stages_per_rank and pipeline_layers need pipeline of at least 2")
+        num_stages = self.pipeline * self.stages_per_rank
+        if self.pipeline_layers is not None and len(self.pipeline_layers) != num_stages:
+            raise ValueError(f"pipeline_layers={self.pipeline_layers} must have one entry for each of {num_stages} stages")
         return self
 
     @property
