@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from conftest import TINY
 from distributed import run_ranks
+from test_train import batch_of, stage
 
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
@@ -14,10 +14,9 @@ from glmcore.model.parallel.config import ParallelConfig
 from glmcore.model.parallel.pipeline import PipelinedGlm
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.packing import PackedBatch
-from glmcore.train.config import OptimizerConfig, StageConfig
+from glmcore.train.config import OptimizerConfig
 from glmcore.train.optim import Optimizer
 from glmcore.train.step import train_step
-from test_train import batch_of, stage
 
 NUM_STEPS = 3
 
@@ -48,16 +47,26 @@ def train(parallel: dict[str, Any], fields: dict[str, Any], num_micro_batches: i
 def on_rank(rank: int, *args: Any) -> dict:
     return train(*args)
 
+
 if __name__ == "__main__":
-    import sys, time
-    for pp, extra, nmb, fields in ((2, {}, 4, {"num_nextn_predict_layers": 0}), (2, {}, 4, {}), (2, {"pipeline_schedule":"gpipe"}, 1, {}),(2, {"pipeline_schedule":"interleaved","stages_per_rank":2}, 4, {"num_hidden_layers":5}),(4, {}, 4, {"num_hidden_layers":5, "tie_word_embeddings":True})):
+    import time
+
+    for pp, extra, nmb, fields in (
+        (2, {}, 4, {"num_nextn_predict_layers": 0}),
+        (2, {}, 4, {}),
+        (2, {"pipeline_schedule": "gpipe"}, 1, {}),
+        (2, {"pipeline_schedule": "interleaved", "stages_per_rank": 2}, 4, {"num_hidden_layers": 5}),
+        (4, {}, 4, {"num_hidden_layers": 5, "tie_word_embeddings": True}),
+    ):
         alone = train({}, fields, nmb, "float32", 1e9)
-        t=time.time()
+        t = time.time()
         out = run_ranks(pp, on_rank, {"pipeline": pp, **extra}, fields, nmb, "float32", 1e9)
-        print(pp, extra, fields, time.time()-t)
-        for a, b in zip(alone["results"], out[0]["results"]): print(a[:3], b[:3], np.array_equal(a[3],b[3]))
-        bad=[]
+        print(pp, extra, fields, time.time() - t)
+        for a, b in zip(alone["results"], out[0]["results"]):
+            print(a[:3], b[:3], np.array_equal(a[3], b[3]))
+        bad = []
         for o in out:
             for n, w in o["state"].items():
-                if not np.array_equal(w, alone["state"][n]): bad.append((n, float(abs(w-alone["state"][n]).max())))
+                if not np.array_equal(w, alone["state"][n]):
+                    bad.append((n, float(abs(w - alone["state"][n]).max())))
         print(len(bad), bad[:6])

@@ -12,8 +12,8 @@ from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm, Output
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.moe import expert_load, sequence_balance_loss
-from glmcore.model.parallel.pipeline import MicroBatch
 from glmcore.model.parallel.ranks import Ranks
+from glmcore.model.parallel.stage import MicroBatch
 from glmcore.packing import PackedBatch
 from glmcore.train.config import BalanceConfig
 from glmcore.train.loss import IGNORED, linear_cross_entropy
@@ -56,7 +56,9 @@ class Objective:
         total = self._cross_entropies(batch, model, output) if model.has_head else output.hidden.new_zeros(())
         lengths = torch.from_numpy(np.diff(batch.cu_seqlens)).long()
         share = len(batch.input_ids) / self.num_tokens
-        for number, routing in zip(model.moe_layer_numbers, output.routings, strict=False):  # MTP's may have been left out
+        for number, routing in zip(
+            model.moe_layer_numbers, output.routings, strict=False
+        ):  # MTP's may have been left out
             total = total + self.weights.sequence_loss_weight * share * sequence_balance_loss(routing, lengths)
             load = expert_load(routing)
             self.loads[number] = self.loads[number] + load if number in self.loads else load

@@ -42,7 +42,7 @@ def train_step(model: Glm, batches: Sequence[PackedBatch], stage: StageConfig, r
         model.run(objective.micro_batches)
     else:
         for micro_batch in objective.micro_batches:
-            micro_batch.loss(model).backward()
+            micro_batch.run(model).backward()
     loads = objective.table_of_loads(model.config)
     for number, router in zip(model.moe_layer_numbers, model.routers, strict=True):
         row = number - model.config.first_k_dense_replace

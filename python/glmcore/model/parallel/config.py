@@ -6,6 +6,7 @@ from pydantic import PositiveInt, model_validator
 from typing_extensions import Self
 
 from glmcore.config import Config
+from glmcore.errors import ConfigError
 
 
 class ParallelConfig(Config):
@@ -54,10 +55,29 @@ class ParallelConfig(Config):
             raise ValueError("stages_per_rank and pipeline_layers need pipeline of at least 2")
         num_stages = self.pipeline * self.stages_per_rank
         if self.pipeline_layers is not None and len(self.pipeline_layers) != num_stages:
-            raise ValueError(f"pipeline_layers={self.pipeline_layers} must have one entry for each of {num_stages} stages")
+            raise ValueError(
+                f"pipeline_layers={self.pipeline_layers} must have one entry for each of {num_stages} stages"
+            )
         return self
 
     @property
     def num_ranks(self) -> int:
         """Processes that the run needs."""
         return self.pipeline * self.data * self.context * self.tensor
+
+    def check_micro_batches(self, count: int) -> None:
+        """Whether the pipeline can train in steps of `count` micro-batches.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        if self.pipeline_schedule == "1f1b" and count < self.pipeline:
+            raise ConfigError(
+                f"a step has {count} micro-batches, pipeline_schedule='1f1b' needs one for each of pipeline="
+                f"{self.pipeline} ranks: lower rows_per_micro_batch, or choose pipeline_schedule='gpipe'"
+            )
+        if self.pipeline_schedule == "interleaved" and count % self.pipeline:
+            raise ConfigError(
+                f"a step has {count} micro-batches, pipeline_schedule='interleaved' takes multiples of pipeline="
+                f"{self.pipeline}: change rows_per_micro_batch or the rows of a step"
+            )
