@@ -3,7 +3,6 @@
 Shapes: T tokens of a packed batch, D hidden size, V vocabulary, B sequences being decoded.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from glmcore.model.attention import Attention, KeyValueCache, RMSNorm
 from glmcore.model.config import GlmConfig
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.moe import MixtureOfExperts, Mlp, Router, Routing
+from glmcore.model.parallel.placement import draw_normal
 from glmcore.model.rope import rotary_angles
 from glmcore.model.tree import TreeLayout
 
@@ -95,7 +95,7 @@ class MtpLayer(DecoderLayer):
         self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.shared_head = SharedHead(config)
 
-    def predict(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # a block that is called by Glm alone
         self,
         hidden: Tensor,
         next_embedding: Tensor,
@@ -103,8 +103,8 @@ class MtpLayer(DecoderLayer):
         layout: DocumentLayout | TreeLayout,
     ) -> tuple[Tensor, Routing | None]:
         """Hidden states [T, D] that the head turns into logits of token t + 2."""
-        x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(hidden)), dim=-1))
-        x, routing = self(x, angles, layout)
+        x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(hidden.view_as(hidden))), dim=-1))
+        x, routing = super().forward(x, angles, layout)
         return self.shared_head.norm(x), routing
 
 
@@ -137,21 +137,27 @@ class Glm(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
         self.rope_theta = config.rope_theta
 
+    def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
+        """Give memory on `device` to a model of the meta device; see `torch.nn.Module.to_empty`."""
+        super().to_empty(device=device, recurse=recurse)
+        if self.config.tie_word_embeddings and self.has_head:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        return self
+
     @torch.no_grad()
     def init_weights(self, seed: int) -> Self:
-        """Draw every matrix from a normal distribution with `initializer_range`; norms are 1, biases 0.
+        """Draw every matrix from a normal distribution with `initializer_range`; norms become 1, biases 0.
 
-        Each matrix has draws of its own, which its name decides, so a part of a model gets what the whole one would.
+        A matrix has draws of its own, which its name decides, so weights do not depend on how a model is spread over
+        ranks, and no rank draws what it does not hold.
         """
-        generator = torch.Generator()
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                generator.manual_seed(_seed_of(name, seed))
-                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+                draw_normal(parameter, self.config.initializer_range, f"{seed} {name}")
             else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-        for router in self.routers:
-            router.e_score_correction_bias.zero_()
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
+        for buffer in self.buffers():
+            buffer.zero_()
         return self
 
     @property
@@ -215,7 +221,7 @@ class Glm(nn.Module):
                 mtp_hidden, routing = self._predict_in_forest(input_ids, position_ids, hidden, layout)
             else:
                 next_embedding = self.model.embed_tokens(_next_tokens(input_ids, layout))
-                mtp_hidden, routing = self.mtp_layer.predict(hidden, next_embedding, angles, layout)
+                mtp_hidden, routing = self.mtp_layer(hidden, next_embedding, angles, layout)
             if routing is not None:
                 routings.append(routing)
         return Output(hidden, mtp_hidden, routings)
@@ -229,7 +235,7 @@ class Glm(nn.Module):
         before = layout.parent[token]
         next_embedding = self.model.embed_tokens(input_ids[token])
         angles = self._angles(position_ids[before])
-        states, routing = self.mtp_layer.predict(hidden[before], next_embedding, angles, steps)
+        states, routing = self.mtp_layer(hidden[before], next_embedding, angles, steps)
         return torch.zeros_like(hidden).index_copy(0, token, states), routing
 
     def decode(self, input_ids: Tensor, position_ids: Tensor, caches: list[KeyValueCache]) -> Tensor:
@@ -289,11 +295,6 @@ class Glm(nn.Module):
         from glmcore.model.weights import save_pretrained
 
         save_pretrained(self, Path(directory), fp8=fp8)
-
-
-def _seed_of(name: str, seed: int) -> int:
-    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-    return int.from_bytes(digest[:8], "little", signed=True)
 
 
 def _next_tokens(input_ids: Tensor, layout: DocumentLayout) -> Tensor:

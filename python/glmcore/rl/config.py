@@ -36,7 +36,9 @@ class RLConfig(Config):
     normalize_advantage: bool = True
     """Divide by the group's standard deviation; only subtract the mean otherwise."""
     optimizer: OptimizerConfig
-    """`learning_rate` is reached after `warmup_steps` and stays; `final_learning_rate` must equal it."""
+    learning_rate: PositiveFloat
+    """Reached after `warmup_steps` in a straight line, and kept."""
+    warmup_steps: PositiveInt = 1
     evaluation_problems: PositiveInt = 512
     """Held-out problems, each sampled once at `temperature`, before and after."""
     checkpoint_every_steps: PositiveInt = 5
@@ -47,6 +49,4 @@ class RLConfig(Config):
             raise ValueError(
                 f"updates_per_step={self.updates_per_step} must divide groups_per_step={self.groups_per_step}"
             )
-        if self.optimizer.final_learning_rate != self.optimizer.learning_rate:
-            raise ValueError("optimizer.final_learning_rate must equal optimizer.learning_rate: the rate is constant")
         return self

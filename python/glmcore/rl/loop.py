@@ -141,7 +141,7 @@ class SynchronousLoop:
         advantages = group_advantages(rewards, group_ids, normalize=config.normalize_advantage)
         proximal = None if config.updates_per_step == 1 else self._all_logprobs(samples)
         shares = np.array_split(np.arange(len(samples)), config.updates_per_step)
-        rate = config.optimizer.learning_rate * min(1.0, step / config.optimizer.warmup_steps)
+        rate = config.learning_rate * min(1.0, step / config.warmup_steps)
         totals: dict[str, float] = {}
         for share in shares:
             figures = self._accumulate([samples[i] for i in share], advantages[share], _take(proximal, share))

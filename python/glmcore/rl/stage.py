@@ -20,6 +20,7 @@ from glmcore.rundir import RunDirectory, open_run
 from glmcore.tokenizer import Tokenizer
 from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.optim import Optimizer
+from glmcore.train.schedule import TrainPlan
 from glmcore.train.stages import configure_torch, new_model
 from glmcore.trajectory import TrajectoryBuffer
 
@@ -84,7 +85,7 @@ def load_policy(run: RunDirectory) -> tuple[Glm, Progress]:
     """
     stages = run.recipe.train.stages
     found = CheckpointStore(run.checkpoints, run.recipe.train.checkpoint.keep).latest()
-    if found is None or found[0] < Progress(len(stages) - 1, stages[-1].num_steps):
+    if found is None or found[0] < Progress(len(stages) - 1, TrainPlan(run.recipe.train).stages[-1].num_steps):
         raise RunError(f"the training stages of {run.path} are not finished: run `glmcore train` first")
     model = new_model(run)
     CheckpointStore.load(found[1], model, None)

@@ -1,5 +1,6 @@
 """Muon for matrices, AdamW for the rest, as one optimiser with a state that is a flat table of tensors."""
 
+import math
 from collections import defaultdict
 
 import torch
@@ -63,21 +64,26 @@ class Optimizer:
         self.num_updates = 0
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, *, skip_above: float = math.inf) -> float:
         """Clip the gradients, update every parameter, forget the gradients.
 
         A parameter without a gradient (an MTP layer that was not run) is left alone.
 
+        Args:
+            learning_rate: Rate of the update.
+            skip_above: With a gradient norm above it, or one that is not finite, nothing is updated and the state stays.
+
         Returns:
             Global gradient norm before clipping.
         """
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
-        self.num_updates += 1
-        self._step_muon(learning_rate)
-        self._step_adam(learning_rate)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm))
+        if math.isfinite(norm) and norm <= skip_above:
+            self.num_updates += 1
+            self._step_muon(learning_rate)
+            self._step_adam(learning_rate)
         for parameter in self.parameters.values():
             parameter.grad = None
-        return float(norm)
+        return norm
 
     def _step_muon(self, learning_rate: float) -> None:
         by_shape: dict[tuple[int, int], list[tuple[str, Tensor]]] = defaultdict(list)

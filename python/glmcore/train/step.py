@@ -10,8 +10,8 @@ from glmcore.model.moe import update_correction_bias
 from glmcore.model.parallel.pipeline import PipelinedGlm
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.packing import PackedBatch
-from glmcore.train.config import StageConfig
 from glmcore.train.objective import Objective
+from glmcore.train.schedule import LossWeights
 
 
 @dataclass(frozen=True)
@@ -26,27 +26,27 @@ class StepResult:
     """Share of the routed tokens of each expert, float32 [layers, E]; rows sum to 1."""
 
 
-def train_step(model: Glm, batches: Sequence[PackedBatch], stage: StageConfig, ranks: Ranks) -> StepResult:
+def train_step(model: Glm, batches: Sequence[PackedBatch], weights: LossWeights, ranks: Ranks) -> StepResult:
     """Add the gradients of one step's micro-batches and steer the routers; the optimiser is not called.
 
     Args:
         model: The model, or what this rank has of it in a pipeline.
         batches: This rank's micro-batches, each of at least one row; all ranks of a pipeline have the same.
-        stage: Weights of the losses.
+        weights: Weights of the losses.
         ranks: Who else works on the step.
     """
     if not batches:
         raise ValueError("a step needs at least one batch")
-    objective = Objective(batches, stage.balance, ranks)
+    objective = Objective(batches, weights, ranks)
     if isinstance(model, PipelinedGlm):
-        model.run(objective.micro_batches)
+        model.run(list(objective.micro_batches(batches)))
     else:
-        for micro_batch in objective.micro_batches:
+        for micro_batch in objective.micro_batches(batches):
             micro_batch.run(model).backward()
     loads = objective.table_of_loads(model.config)
     for number, router in zip(model.moe_layer_numbers, model.routers, strict=True):
         row = number - model.config.first_k_dense_replace
         if row < len(loads):  # a step may do without the MTP layer
-            update_correction_bias(router, loads[row], stage.balance.bias_update_rate)
+            update_correction_bias(router, loads[row], weights.bias_update_rate)
     loss, mtp_loss = objective.losses()
     return StepResult(loss, mtp_loss, loads / loads.sum(-1, keepdim=True).clamp(min=1))

@@ -18,13 +18,13 @@ class ParallelConfig(Config):
     data: PositiveInt = 1
     """Ranks that take different rows; weights, gradients and optimiser state are sharded over them (FSDP2)."""
     replicas: PositiveInt = 1
-    """Groups of data ranks that hold the whole model each (hybrid sharding); divides `data`."""
+    """Groups of data ranks that hold the whole model each (hybrid sharding, HSDP); divides `data`."""
     context: PositiveInt = 1
     """Ranks that share out the tokens of every row."""
     tensor: PositiveInt = 1
     """Ranks that share out the heads and the feed-forward width of every layer."""
     expert: PositiveInt = 1
-    """Of the data and context ranks, those that share out the routed experts; divides `data * context`."""
+    """Of the data and context ranks, those that share out the routed experts; divides `data / replicas * context`."""
     pipeline: PositiveInt = 1
     """Ranks that share out the layers."""
     pipeline_schedule: Literal["1f1b", "gpipe", "interleaved"] = "1f1b"
@@ -41,10 +41,10 @@ class ParallelConfig(Config):
     def _parts_divide(self) -> Self:
         if self.data % self.replicas:
             raise ValueError(f"replicas={self.replicas} must divide data={self.data}")
-        if (self.data * self.context) % self.expert:
+        if self.size("shard") % self.expert:
             raise ValueError(
-                f"expert={self.expert} must divide data * context = {self.data} * {self.context} "
-                f"= {self.data * self.context}"
+                f"expert={self.expert} must divide data / replicas * context = {self.data} / {self.replicas} * "
+                f"{self.context} = {self.size('shard')}"
             )
         if (self.stages_per_rank > 1) != (self.pipeline_schedule == "interleaved"):
             raise ValueError(
@@ -81,3 +81,17 @@ class ParallelConfig(Config):
                 f"a step has {count} micro-batches, pipeline_schedule='interleaved' takes multiples of pipeline="
                 f"{self.pipeline}: change rows_per_micro_batch or the rows of a step"
             )
+
+    def size(self, name: str) -> int:
+        """Ranks in a dimension: a field, or one that follows from them.
+
+        `batch` are the ranks that hold different tokens, `shard` those that share out the weights of a replica, and
+        `expert_shard` those that share out the weights of the experts of one `expert` rank.
+        """
+        if name == "batch":
+            return self.data * self.context
+        if name == "shard":
+            return self.data // self.replicas * self.context
+        if name == "expert_shard":
+            return self.data // self.replicas * self.context // self.expert
+        return getattr(self, name)

@@ -19,40 +19,37 @@ from torch.distributed.pipelining import (
 from torch.distributed.tensor import DTensor
 
 from glmcore.errors import ConfigError
-from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.model.parallel.split import split_layers
-from glmcore.model.parallel.stage import GlmStage, MicroBatch, has_two_embeddings, keep_modules, module_names
+from glmcore.model.parallel.stage import GlmPart, GlmStage, MicroBatch, has_two_embeddings
 
 EVALUATED_AT_ONCE = 4
 """Micro-batches of an evaluation under way at once, for each stage of the pipeline. Their activations stay until the
 last of them is through, and meanwhile the time of one micro-batch a stage is lost."""
 
 
-class PipelinedGlm(Glm):
+class PipelinedGlm(GlmPart):
     """The stages of a model that one rank holds, under the names of the whole model.
 
-    It is on the meta device and gets its weights as a whole model does.
-
     Args:
-        config: The whole model.
+        whole: The model, best on the meta device: no rank then ever holds all of it.
         ranks: Who holds the other stages.
 
     Raises:
         ConfigError: The layers cannot be split so.
     """
 
-    def __init__(self, config: GlmConfig, ranks: Ranks) -> None:
-        self_parts = split_layers(config, ranks.config)
-        with torch.device("meta"):
-            super().__init__(config)
+    def __init__(self, whole: Glm, ranks: Ranks) -> None:
+        axis = ranks.axis("pipeline")
+        parts = split_layers(whole.config, ranks.config)[axis.rank :: axis.size]
+        super().__init__(whole, parts)
         self.parallel = ranks.config
-        self.axis = ranks.axis("pipeline")
-        self.parts = self_parts[self.axis.rank :: self.axis.size]
-        keep_modules(self, module_names(config, self.parts))
-        self.stages = tuple(GlmStage(self, part) for part in self.parts)
+        self.axis = axis
+        self.stages = tuple(GlmStage(self, part) for part in parts)
         """Their modules are registered in this one; a tuple does not do so again."""
+        self.activation_dtype = next(self.parameters()).dtype
+        """Type of what stages pass on."""
         self._schedules: dict[tuple[int, int, bool], tuple[list[PipelineStage], Any]] = {}
 
     def run(self, micro_batches: Sequence[MicroBatch]) -> None:
@@ -72,7 +69,7 @@ class PipelinedGlm(Glm):
         Raises:
             ConfigError: The micro-batches are of different sizes.
         """
-        at_once = EVALUATED_AT_ONCE * self.parts[0].num_stages
+        at_once = EVALUATED_AT_ONCE * self.stages[0].part.num_stages
         for start in range(0, len(micro_batches), at_once):
             self._run(micro_batches[start : start + at_once], backward=False)
 
@@ -88,7 +85,7 @@ class PipelinedGlm(Glm):
             self._schedules[key] = self._new_schedule(*key)
         parts, schedule = self._schedules[key]
         for stage in self.stages:
-            stage.rope_theta = self.rope_theta
+            stage.follow(self)
         schedule.step(
             kwarg_mbs=[{"micro_batch": micro_batch} for micro_batch in micro_batches],
             target_mbs=[None] * len(micro_batches),  # objectives have the labels
@@ -98,8 +95,8 @@ class PipelinedGlm(Glm):
             part.clear_runtime_states()  # a schedule keeps its last activations until it is used again
 
     def _new_schedule(self, num_micro_batches: int, num_tokens: int, backward: bool) -> tuple[list[PipelineStage], Any]:
-        weight = next(self.parameters())
-        hidden = torch.empty(num_tokens, self.config.hidden_size, dtype=weight.dtype, device="meta", requires_grad=True)
+        weight, dtype = next(self.parameters()), self.activation_dtype
+        hidden = torch.empty(num_tokens, self.config.hidden_size, dtype=dtype, device="meta", requires_grad=True)
         loss = torch.empty(
             (), dtype=torch.promote_types(weight.dtype, torch.float32), device="meta", requires_grad=True
         )

@@ -3,7 +3,7 @@
 Shapes: T tokens of a micro-batch, D hidden size.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,17 +63,36 @@ def attach_loss(x: Tensor, loss: Tensor) -> Tensor:
     return _AttachLoss.apply(x, loss)  # pyright: ignore[reportReturnType]
 
 
-class GlmStage(Glm):
-    """One stage: some modules of a rank's model, shared with it, and run on micro-batches."""
+class GlmPart(Glm):
+    """Some stages of a model, as a model that shares their modules with it and keeps their names.
 
-    def __init__(self, whole: Glm, part: StagePart) -> None:
+    Args:
+        whole: The model.
+        parts: The stages.
+    """
+
+    def __init__(self, whole: Glm, parts: Sequence[StagePart]) -> None:
         with torch.device("meta"):
             super().__init__(whole.config)
+        names = module_names(whole.config, parts)
+        for index, _ in list(self.model.layers.named_children()):
+            if f"model.layers.{index}" not in names:
+                delattr(self.model.layers, index)  # unlike `del layers[i]`, this gives the others no new numbers
+        for name in names | {EMBEDDING, NORM, HEAD}:  # an absent embedding, norm or head lets pass what it gets
+            self.set_submodule(name, whole.get_submodule(name) if name in names else nn.Identity())
+        self.follow(whole)
+
+    def follow(self, whole: Glm) -> None:
+        """Take over what can be set of a model and is not in its modules."""
+        self.rope_theta = whole.rope_theta
+
+
+class GlmStage(GlmPart):
+    """One stage, run on micro-batches."""
+
+    def __init__(self, whole: Glm, part: StagePart) -> None:
+        super().__init__(whole, [part])
         self.part = part
-        names = module_names(whole.config, [part])
-        keep_modules(self, names)
-        for name in names:
-            self.set_submodule(name, whole.get_submodule(name))
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # a schedule calls it, with what stages pass on
         self, x: Tensor | None = None, *, micro_batch: MicroBatch
@@ -98,7 +117,7 @@ class GlmStage(Glm):
 
 
 def module_names(config: GlmConfig, parts: Iterable[StagePart]) -> set[str]:
-    """The modules of stages. Multi-token prediction and a tied head need the embedding, so the last stage has it too."""
+    """The modules of stages; the last stage has an embedding too where it needs one."""
     names: set[str] = set()
     for part in parts:
         names |= {f"model.layers.{index}" for index in part.layers}
@@ -111,19 +130,5 @@ def module_names(config: GlmConfig, parts: Iterable[StagePart]) -> set[str]:
 
 
 def has_two_embeddings(config: GlmConfig) -> bool:
-    """True where the last stage needs the embedding too."""
+    """True where the last stage has a copy of the embedding, for multi-token prediction or as its head."""
     return config.num_nextn_predict_layers > 0 or config.tie_word_embeddings
-
-
-def keep_modules(model: Glm, names: set[str]) -> None:
-    """Leave only some modules in a whole model; in place of an embedding, norm or head comes one that changes nothing.
-
-    Args:
-        model: Keeps the numbers of its layers.
-        names: What `module_names` gives.
-    """
-    for index, _ in list(model.model.layers.named_children()):
-        if f"model.layers.{index}" not in names:
-            delattr(model.model.layers, index)  # unlike `del layers[i]`, this gives the others no new numbers
-    for name in {EMBEDDING, NORM, HEAD} - names:
-        model.set_submodule(name, nn.Identity())
