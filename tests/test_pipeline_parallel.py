@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from conftest import TINY
 from distributed import run_ranks
-from test_train import batch_of, stage
+
 
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm

@@ -27,29 +27,35 @@ class Objective:
     last one the cross-entropies, each one the balance of its own routers.
 
     Args:
+        config: The model.
         batches: This rank's micro-batches, each of at least one row.
         weights: Weights of the losses.
         ranks: Who else works on the step.
     """
 
-    def __init__(self, batches: Sequence[PackedBatch], weights: LossWeights, ranks: Ranks) -> None:
+    def __init__(self, config: GlmConfig, batches: Sequence[PackedBatch], weights: LossWeights, ranks: Ranks) -> None:
+        if not batches:
+            raise ValueError("a step needs at least one batch")
+        self.config = config
         self.weights = weights
+        self.with_mtp = weights.mtp_loss_weight > 0 and config.num_nextn_predict_layers > 0
         self.ranks = ranks
+        self.batches = batches
         counts = ranks.sum_over_batch(_count_tokens(batches)).tolist()
         self.num_labels, self.num_mtp_labels, self.num_tokens = counts
         self._sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)  # of the losses of next tokens and of MTP
         self._loads: dict[int, Tensor] = {}
         """Tokens that chose each expert so far, int64 [E], of each layer with experts that ran here, by its number."""
 
-    def micro_batches(self, batches: Sequence[PackedBatch]) -> Iterator[MicroBatch]:
-        """The batches, on the device."""
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        """The batches on the device, with this loss."""
         device = self.ranks.device
-        for batch in batches:
+        for batch in self.batches:
             yield MicroBatch(
                 _int64(batch.input_ids, device),
                 _int64(batch.position_ids, device),
                 DocumentLayout.from_cu_seqlens(batch.cu_seqlens).to(device),
-                self.weights.mtp_loss_weight > 0,
+                self.with_mtp,
                 partial(self._loss, batch),
             )
 
@@ -76,11 +82,10 @@ class Objective:
             total = total + self.weights.mtp_loss_weight * mtp_loss / max(self.num_mtp_labels, 1)
         return total
 
-    def table_of_loads(self, config: GlmConfig) -> Tensor:
+    def loads(self) -> Tensor:
         """Tokens of the step that chose each expert, on all ranks, int64 [layers with experts that ran, E]."""
-        first = config.first_k_dense_replace
-        with_mtp = self.weights.mtp_loss_weight > 0 and config.num_nextn_predict_layers > 0
-        shape = (config.num_hidden_layers - first + with_mtp, config.n_routed_experts)
+        first = self.config.first_k_dense_replace
+        shape = (self.config.num_hidden_layers - first + self.with_mtp, self.config.n_routed_experts)
         table = torch.zeros(shape, dtype=torch.int64, device=self.ranks.device)
         for number, load in self._loads.items():
             table[number - first] = load
@@ -89,8 +94,7 @@ class Objective:
     def losses(self) -> tuple[float, float]:
         """Mean next-token cross-entropy of the step in nats, and that of the token after; NaN without an MTP layer."""
         loss, mtp_loss = self.ranks.sum_over_pipeline(self.ranks.sum_over_batch(self._sums)).tolist()
-        with_mtp = self.weights.mtp_loss_weight > 0
-        return loss / max(self.num_labels, 1), mtp_loss / max(self.num_mtp_labels, 1) if with_mtp else math.nan
+        return loss / max(self.num_labels, 1), mtp_loss / max(self.num_mtp_labels, 1) if self.with_mtp else math.nan
 
 
 def _count_tokens(batches: Sequence[PackedBatch]) -> Tensor:

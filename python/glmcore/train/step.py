@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from glmcore.model.glm import Glm
@@ -35,18 +36,34 @@ def train_step(model: Glm, batches: Sequence[PackedBatch], weights: LossWeights,
         weights: Weights of the losses.
         ranks: Who else works on the step.
     """
-    if not batches:
-        raise ValueError("a step needs at least one batch")
-    objective = Objective(batches, weights, ranks)
+    objective = Objective(model.config, batches, weights, ranks)
     if isinstance(model, PipelinedGlm):
-        model.run(list(objective.micro_batches(batches)))
+        model.run(list(objective.micro_batches()))
     else:
-        for micro_batch in objective.micro_batches(batches):
+        for micro_batch in objective.micro_batches():
             micro_batch.run(model).backward()
-    loads = objective.table_of_loads(model.config)
+    loads = objective.loads()
     for number, router in zip(model.moe_layer_numbers, model.routers, strict=True):
         row = number - model.config.first_k_dense_replace
         if row < len(loads):  # a step may do without the MTP layer
             update_correction_bias(router, loads[row], weights.bias_update_rate)
     loss, mtp_loss = objective.losses()
     return StepResult(loss, mtp_loss, loads / loads.sum(-1, keepdim=True).clamp(min=1))
+
+
+@torch.no_grad()
+def evaluate(model: Glm, batches: Sequence[PackedBatch], ranks: Ranks) -> tuple[float, float]:
+    """Mean next-token cross-entropy of some batches in nats, and that of the token after; NaN without an MTP layer.
+
+    Args:
+        model: The model, or what this rank has of it in a pipeline.
+        batches: This rank's batches, at least one; all ranks of a pipeline have the same.
+        ranks: Who else works on them.
+    """
+    objective = Objective(model.config, batches, LossWeights(), ranks)
+    if isinstance(model, PipelinedGlm):
+        model.evaluate(list(objective.micro_batches()))
+    else:
+        for micro_batch in objective.micro_batches():
+            micro_batch.run(model)
+    return objective.losses()

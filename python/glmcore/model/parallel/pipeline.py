@@ -4,6 +4,7 @@ Shapes: T tokens of a micro-batch, D hidden size.
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -64,23 +65,21 @@ class PipelinedGlm(GlmPart):
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> None:
-        """Run the objectives of some micro-batches without gradients; all ranks of the pipeline call it.
-
-        Raises:
-            ConfigError: The micro-batches are of different sizes.
-        """
+        """Run the objectives of some micro-batches without gradients; all ranks of the pipeline call it."""
         at_once = EVALUATED_AT_ONCE * self.stages[0].part.num_stages
-        for start in range(0, len(micro_batches), at_once):
-            self._run(micro_batches[start : start + at_once], backward=False)
+        for _, group in groupby(micro_batches, key=_num_tokens):
+            of_one_size = list(group)
+            for start in range(0, len(of_one_size), at_once):
+                self._run(of_one_size[start : start + at_once], backward=False)
 
     def _run(self, micro_batches: Sequence[MicroBatch], *, backward: bool) -> None:
-        sizes = {len(micro_batch.input_ids) for micro_batch in micro_batches}
+        sizes = sorted({_num_tokens(micro_batch) for micro_batch in micro_batches})
         if len(sizes) != 1:
             raise ConfigError(
-                f"the micro-batches of a pipeline are of one size, these have {sorted(sizes)} tokens: "
-                "rows_per_micro_batch must divide the rows of a rank"
+                f"the micro-batches of a pipeline are of one size, these have {sizes} tokens: rows_per_micro_batch must "
+                "divide the rows of every rank"
             )
-        key = (len(micro_batches), sizes.pop(), backward)
+        key = (len(micro_batches), sizes[0], backward)
         if key not in self._schedules:
             self._schedules[key] = self._new_schedule(*key)
         parts, schedule = self._schedules[key]
@@ -138,6 +137,10 @@ class PipelinedGlm(GlmPart):
         for work in dist.batch_isend_irecv(exchange):
             work.wait()
         own += other
+
+
+def _num_tokens(micro_batch: MicroBatch) -> int:
+    return len(micro_batch.input_ids)
 
 
 def _given_loss(loss: Tensor, target: None) -> Tensor:
