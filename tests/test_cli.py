@@ -21,7 +21,7 @@ NO_TORCH = ("glmcore", "glmcore.tokenizer", "glmcore.chat", "glmcore.packing", "
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "glmcore.cli", *arguments]
+    command = [sys.executable, "-m", "glmcore", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
 
 

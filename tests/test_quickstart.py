@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e
 
 
 def quickstart(directory: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "glmcore.cli", "quickstart", str(TINY), f"run.dir={directory}"]
+    command = [sys.executable, "-m", "glmcore", "quickstart", str(TINY), f"run.dir={directory}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

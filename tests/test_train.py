@@ -20,7 +20,8 @@ from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.config import BatchConfig, OptimizerConfig, ScheduleConfig, StageConfig, TrainConfig
 from glmcore.train.loop import StageLoop
 from glmcore.train.loss import IGNORED, linear_cross_entropy
-from glmcore.train.optim import Optimizer, is_muon_parameter, orthogonalize
+from glmcore.train.muon import is_muon_parameter, orthogonalize
+from glmcore.train.optim import Optimizer
 from glmcore.train.schedule import LossWeights, TrainPlan
 from glmcore.train.stages import packed_rows
 from glmcore.train.step import train_step

@@ -274,23 +274,43 @@ class Glm(nn.Module):
         return rotary_angles(position_ids, self.config.rotary_dim, self.rope_theta)
 
     @staticmethod
-    def from_pretrained(directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> "Glm":
-        """Read a Hugging Face checkpoint directory, bfloat16 or block-FP8.
+    def from_pretrained(
+        directory: str | Path,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        *,
+        check_finite: bool = False,
+    ) -> "Glm":
+        """Read a Hugging Face checkpoint directory, bfloat16 or block-FP8, experts one by one or in stacks.
+
+        Tensors are read into their places, so the process holds the model once. Where an MTP layer has its own copies
+        of embedding and head, as in GLM-4.5's checkpoints, the model's are used; a difference is logged as a warning.
+
+        Args:
+            directory: With config.json and safetensors, single or with an index.
+            dtype: Type of the weights; the routers' correction biases are float32.
+            device: Where the model goes.
+            check_finite: Refuse weights that are NaN or infinite.
 
         Raises:
-            CheckpointError: A file is missing or cut short, or a tensor is missing, extra or misshapen.
+            CheckpointError: A file is missing or cut short, or a tensor is missing, extra, misshapen, of a type that is
+                no float, or not finite; it is named with its file.
+            ConfigError: config.json asks for something that the model does not have.
         """
         from glmcore.model.weights import (
             load_pretrained,
         )  # weights knows Glm; imported late to break the circle
 
-        return load_pretrained(Path(directory), dtype)
+        return load_pretrained(Path(directory), dtype, torch.device(device), check_finite=check_finite)
 
     def save_pretrained(self, directory: str | Path, *, fp8: bool = False) -> None:
-        """Write a Hugging Face checkpoint directory: bfloat16, or block-FP8 with `fp8`.
+        """Write a Hugging Face checkpoint directory, tensor by tensor: bfloat16, or block-FP8 with `fp8`.
+
+        It appears whole or not at all, and has a SHA256SUMS that `glmcore.fp8.verify_checkpoint` reads.
 
         Raises:
-            CheckpointError: The directory exists already.
+            CheckpointError: The directory exists already or cannot be written, the model is held in FP8, or a weight to
+                be quantised is not finite.
         """
         from glmcore.model.weights import save_pretrained
 

@@ -14,6 +14,7 @@ from glmcore.progress import say
 from glmcore.recipe import Recipe
 from glmcore.rl.evaluate import RewardEstimate, evaluate
 from glmcore.rl.loop import SynchronousLoop
+from glmcore.rl.reference import reference_policy
 from glmcore.rl.rollout import Rollout, RolloutWorker
 from glmcore.rl.sync import WeightSync
 from glmcore.rundir import RunDirectory, open_run
@@ -66,7 +67,16 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
         groups_per_step=config.groups_per_step,
     ) as buffer:
         loop = SynchronousLoop(
-            config, model, optimizer, worker, sync, buffer, store, stage_index=stage_index, seed=recipe.run.seed
+            config,
+            model,
+            optimizer,
+            worker,
+            sync,
+            buffer,
+            store,
+            stage_index=stage_index,
+            seed=recipe.run.seed,
+            reference=None if config.loss.kl == "none" else reference_policy(run, model),
         )
         loop.run(_training_problems(recipe), first_step, metrics)
     if "after" not in run.stations()["rl"]:

@@ -1,6 +1,6 @@
 """What every step of a run is: its rows, its learning rate, the weights of its losses.
 
-All of it is a pure function of the recipe and the tokens seen before the step, so it is the same after any interruption.
+All of it is a pure function of the recipe and the tokens seen before the step: no interruption can change it.
 """
 
 import math
@@ -159,6 +159,6 @@ def rate_at(schedule: ScheduleConfig, tokens: int, num_tokens: int) -> float:
 
 def value_at(value: ByTokens, tokens: int) -> float:
     """What a value is when `tokens` have been seen."""
-    if isinstance(value, float):
-        return value
-    return [change.value for change in value if change.from_tokens <= tokens][-1]
+    if isinstance(value, list):
+        return [change.value for change in value if change.from_tokens <= tokens][-1]
+    return value

@@ -1,6 +1,8 @@
 """The training stages of a recipe, from wherever the run stands to their end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,8 @@ from glmcore.data.shards import TokenShards
 from glmcore.metrics import MetricLog
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
+from glmcore.model.parallel.apply import parallelize
+from glmcore.model.parallel.processes import num_local_processes
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.progress import say
 from glmcore.recipe import Recipe
@@ -26,36 +30,54 @@ from glmcore.train.optim import Optimizer
 from glmcore.train.schedule import TrainPlan
 
 
-def run(recipe: Recipe) -> None:
+def run(recipe: Recipe, ranks: Ranks | None = None) -> None:
     """Run all training stages of `recipe` whose data has been prepared; goes on where an earlier call stopped.
 
+    Args:
+        recipe: What to train.
+        ranks: The processes that train together, all of which call; by default as `recipe.parallel` says.
+
     Raises:
+        ConfigError: The processes or the model do not fit `recipe.parallel`.
         RunError: The run directory is in use or belongs to another recipe.
         DataError: A shard is missing or damaged.
         CheckpointError: The last checkpoint is damaged.
     """
-    with open_run(recipe) as directory:
-        train_stages(directory)
+    ranks = ranks or Ranks.of_recipe(recipe.parallel, recipe.run.device)
+    with open_run_together(recipe, ranks) as directory:
+        train_stages(directory, ranks)
 
 
-def train_stages(run: RunDirectory) -> None:
+@contextmanager
+def open_run_together(recipe: Recipe, ranks: Ranks) -> Generator[RunDirectory, None, None]:
+    """`open_run` on the first rank; the others wait for it, go by the recipe that it has resolved and write nothing."""
+    if not ranks.is_first:
+        yield RunDirectory(Path(recipe.run.dir), ranks.from_first(None), writes=False)
+        return
+    with open_run(recipe) as run:
+        ranks.from_first(run.recipe)
+        yield run
+
+
+def train_stages(run: RunDirectory, ranks: Ranks | None = None) -> None:
     """Run the stages that are not finished; see `run`."""
+    ranks = ranks or Ranks.of_recipe(run.recipe.parallel, run.recipe.run.device)
     configure_torch(run.recipe)
-    ranks = Ranks(run.recipe.parallel)
     config, plan = run.recipe.train, TrainPlan(run.recipe.train)
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
-    found = store.latest()
+    found = ranks.from_first(store.latest())
     progress = found[0] if found else Progress(0, 0)
-    metrics = MetricLog(run.metrics)
+    metrics = MetricLog(run.metrics, writes=ranks.is_first)
     for index, stage in enumerate(config.stages):  # a kill can fall between a stage's last checkpoint and its record
         if Progress(index, plan.stages[index].num_steps) <= progress and not run.station_done(stage.name):
             record_stage(run, stage, metrics)
     if progress >= Progress(len(config.stages) - 1, plan.stages[-1].num_steps):
         return
-    model = new_model(run)
+    model = new_model(run, ranks)
     optimizer = Optimizer(model, config.optimizer)
     if found:
-        say(f"resuming {config.stages[progress.stage_index].name} after step {progress.step}")
+        if ranks.is_first:
+            say(f"resuming {config.stages[progress.stage_index].name} after step {progress.step}")
         store.load(found[1], model, optimizer)
     for index in range(progress.stage_index, len(config.stages)):
         stage = config.stages[index]
@@ -79,13 +101,22 @@ def record_stage(run: RunDirectory, stage: StageConfig, metrics: MetricLog) -> N
 
 def configure_torch(recipe: Recipe) -> None:
     """Make arithmetic repeatable: a fixed number of threads and deterministic kernels."""
-    torch.set_num_threads(recipe.run.num_threads)
+    torch.set_num_threads(max(1, recipe.run.num_threads // num_local_processes()))
     torch.use_deterministic_algorithms(True)
 
 
-def new_model(run: RunDirectory) -> Glm:
-    """The recipe's model with fresh weights, its stop tokens those of the run's tokenizer."""
-    return Glm(model_config(run)).init_weights(run.recipe.run.seed)
+def new_model(run: RunDirectory, ranks: Ranks | None = None) -> Glm:
+    """The recipe's model with fresh weights, its stop tokens those of the run's tokenizer.
+
+    Args:
+        run: Its recipe and tokenizer.
+        ranks: Who shares out the model; by default this process on its own holds it, on the CPU.
+    """
+    with torch.device("meta"):
+        model = Glm(model_config(run))
+    if ranks is not None:
+        parallelize(model, ranks)
+    return model.to_empty(device="cpu" if ranks is None else ranks.device).init_weights(run.recipe.run.seed)
 
 
 def model_config(run: RunDirectory) -> GlmConfig:

@@ -6,7 +6,6 @@ its hybrid sharding: gathers stay inside a replica, gradients are summed over re
 """
 
 import torch
-from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from glmcore.model.glm import Glm

@@ -75,12 +75,12 @@ def _is_first_to_fail() -> bool:
     """Whether no other process has said so before; also true where the store has gone down with its process."""
     rank, host, port = str(process_rank()), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
+        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))  # pyright: ignore[reportPrivateImportUsage]
         return store.compare_set("glmcore/failed", "", rank).decode() == rank
     except dist.DistNetworkError:
         return True
 
 
 def _is_about_a_lost_rank(error: RuntimeError) -> bool:
-    """gloo has no class of its own for a connection that the other side has closed."""
+    """Gloo has no class of its own for a connection that the other side has closed."""
     return isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or "gloo/transport" in str(error)

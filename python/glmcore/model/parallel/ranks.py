@@ -65,7 +65,7 @@ class Ranks:
         self.device_type = device_type
         self.device = local_device(device_type)
         self._views: tuple[DeviceMesh, ...] = ()
-        self._waiting: dist.ProcessGroup | None = None
+        self._waiting: Any = None
         if started > 1:
             start_processes(device_type)
             self._views = tuple(
@@ -73,6 +73,11 @@ class Ranks:
                 for names in VIEWS
             )
             self._waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    @classmethod
+    def of_recipe(cls, config: ParallelConfig, device: str) -> "Ranks":
+        """The ranks of a recipe's sections; `device` may be `auto`."""
+        return cls(config, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
 
     def mesh(self, *names: str) -> DeviceMesh:
         """The mesh of this rank in some dimensions of one of `VIEWS`, in the order there.
