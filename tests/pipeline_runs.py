@@ -8,6 +8,7 @@ import torch
 from conftest import TINY, batch_of
 from torch.distributed.tensor import DTensor
 
+from glmcore.errors import ConfigError
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.apply import parallelize
@@ -26,7 +27,7 @@ class Case:
 
     parallel: dict[str, Any]
     model: dict[str, Any] = field(default_factory=dict)
-    optimizer: dict[str, Any] = field(default_factory=dict)
+    max_grad_norm: float = 1e9
     weights: LossWeights = LossWeights()
     dtype: torch.dtype = torch.float64
     num_micro_batches: int = 4
@@ -59,24 +60,37 @@ def train(case: Case) -> Trace:
     with torch.device("meta"):
         whole = Glm(GlmConfig(**TINY | case.model)).to(case.dtype)
     model = parallelize(whole, ranks, compute_dtype=case.compute_dtype).to_empty(device="cpu").init_weights(0)
-    optimizer = Optimizer(model, OptimizerConfig(**case.optimizer))
+    optimizer = Optimizer(model, OptimizerConfig(max_grad_norm=case.max_grad_norm))
     data = ranks.axis("data")
     held_out = [batch_of([9, 15], seed=7), batch_of([20, 4], seed=8), batch_of([5], seed=9)]
-    losses, loads = [], []
     validation = [evaluate(model, held_out, ranks)[0]]
+    losses, loads = [], []
     for step in range(case.num_steps):
         batches = batches_of(step, case.num_micro_batches)[data.rank :: data.size]
         result = train_step(model, batches, case.weights, ranks)
         losses.append((result.loss, result.mtp_loss, optimizer.step(0.01)))
         loads.append(result.load.numpy())
+    validation.append(evaluate(model, held_out, ranks)[0])
     state = {
         name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).numpy()
         for name, tensor in model.state_dict().items()
     }
-    validation.append(evaluate(model, held_out, ranks)[0])
     return Trace(losses, loads, state, validation)
 
 
 def train_all(rank: int, cases: list[Case]) -> list[Trace]:
     """Each case in turn; for `run_ranks`."""
     return [train(case) for case in cases]
+
+
+def refusals(rank: int) -> list[str]:
+    """What steps that a pipeline cannot run are answered with."""
+    ranks = Ranks(ParallelConfig(pipeline=2))
+    model = parallelize(Glm(GlmConfig(**TINY)), ranks)
+    messages = []
+    for lengths in ([[8], [8], [9]], [[8]]):
+        try:
+            train_step(model, [batch_of(row) for row in lengths], LossWeights(), ranks)
+        except ConfigError as error:
+            messages.append(str(error))
+    return messages

@@ -10,12 +10,15 @@ from glmcore.model.parallel.ranks import Ranks
 
 
 def parallelize(model: Glm, ranks: Ranks, *, compute_dtype: torch.dtype | None = None) -> Glm:
-    """Spread `model` over `ranks`, in place; in a pipeline what this rank has of it is a new model with its modules.
+    """Spread `model` over `ranks`.
 
     Args:
         model: A whole model, best on the meta device: no rank then ever holds all of it.
         ranks: Who works together.
         compute_dtype: See `shard_weights`; None is the weights' own.
+
+    Returns:
+        The model itself, changed in place; in a pipeline this rank's part of it.
 
     Raises:
         ConfigError: The layout does not divide the model, or there is no such combination.

@@ -65,6 +65,32 @@ class ParallelConfig(Config):
         """Processes that the run needs."""
         return self.pipeline * self.data * self.context * self.tensor
 
+    def check_step(self, num_rows: int, rows_per_micro_batch: int | None) -> None:
+        """Whether a step can be shared out to the ranks.
+
+        Args:
+            num_rows: Rows of the step on all ranks.
+            rows_per_micro_batch: Rows of a micro-batch; all of a rank if None.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+        own, rest = divmod(num_rows, self.data)
+        if rest:
+            raise ConfigError(
+                f"a step of {num_rows} rows cannot be shared out to data={self.data} ranks: make "
+                "train.batch.rows_multiple a multiple of parallel.data"
+            )
+        if self.pipeline == 1:
+            return
+        size = rows_per_micro_batch or own
+        if own % size:
+            raise ConfigError(
+                f"a rank's {own} rows of a step are no multiple of rows_per_micro_batch={size}, and the micro-batches "
+                "of a pipeline are of one size: make train.batch.rows_multiple a multiple of rows_per_micro_batch * data"
+            )
+        self.check_micro_batches(own // size)
+
     def check_micro_batches(self, count: int) -> None:
         """Whether the pipeline can train in steps of `count` micro-batches.
 

@@ -76,9 +76,11 @@ class PipelinedGlm(GlmPart):
         sizes = sorted({_num_tokens(micro_batch) for micro_batch in micro_batches})
         if len(sizes) != 1:
             raise ConfigError(
-                f"the micro-batches of a pipeline are of one size, these have {sizes} tokens: rows_per_micro_batch must "
-                "divide the rows of every rank"
+                f"the micro-batches of a pipeline are of one size, these have {sizes} tokens: rows_per_micro_batch "
+                "must divide the rows of every rank"
             )
+        if backward:
+            self.parallel.check_micro_batches(len(micro_batches))
         key = (len(micro_batches), sizes[0], backward)
         if key not in self._schedules:
             self._schedules[key] = self._new_schedule(*key)
@@ -115,7 +117,6 @@ class PipelinedGlm(GlmPart):
             if len(stages) == 1:
                 return stages, ScheduleGPipe(stages[0], num_micro_batches)
             return stages, ScheduleLoopedBFS([*stages], num_micro_batches)
-        self.parallel.check_micro_batches(num_micro_batches)
         if self.parallel.pipeline_schedule == "interleaved":
             return stages, ScheduleInterleaved1F1B([*stages], num_micro_batches, _given_loss, scale_grads=False)
         kind = Schedule1F1B if self.parallel.pipeline_schedule == "1f1b" else ScheduleGPipe
