@@ -28,7 +28,7 @@ class Case:
     parallel: dict[str, Any]
     model: dict[str, Any] = field(default_factory=dict)
     max_grad_norm: float = 1e9
-    weights: LossWeights = LossWeights()
+    weights: LossWeights = field(default_factory=LossWeights)
     dtype: torch.dtype = torch.float64
     num_micro_batches: int = 4
     num_steps: int = 3

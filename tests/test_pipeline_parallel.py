@@ -1,7 +1,7 @@
 """Pipelines of gloo processes against one process that holds the whole model, and what they are made of."""
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -210,7 +210,7 @@ def test_no_other_split_has_a_cheaper_costliest_part(costs, data):
     counts = balanced_counts(costs, num_parts)
 
     def costliest(bounds: tuple[int, ...]) -> float:
-        return max(sum(costs[a:b]) for a, b in zip(bounds, bounds[1:], strict=False))
+        return max(sum(costs[a:b]) for a, b in pairwise(bounds))
 
     best = min(costliest((0, *inner, len(costs))) for inner in combinations(range(1, len(costs)), num_parts - 1))
     assert len(counts) == num_parts
@@ -269,5 +269,5 @@ def test_a_recipe_is_refused_before_training_when_a_step_of_it_does_not_fit_the_
         plan.check_layout(parallel(pipeline=2, pipeline_schedule="interleaved", stages_per_rank=2))
     with pytest.raises(ConfigError, match="4 rows cannot be shared out to data=3"):
         plan.check_layout(parallel(data=3))
-    with pytest.raises(ConfigError, match="no multiple of rows_per_micro_batch=2"):
-        plan.check_layout(parallel(pipeline=2, data=2))
+    with pytest.raises(ConfigError, match="6 rows of a step are no multiple of rows_per_micro_batch=4"):
+        parallel(pipeline=2).check_step(6, rows_per_micro_batch=4)

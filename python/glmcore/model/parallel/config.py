@@ -87,7 +87,7 @@ class ParallelConfig(Config):
         if own % size:
             raise ConfigError(
                 f"a rank's {own} rows of a step are no multiple of rows_per_micro_batch={size}, and the micro-batches "
-                "of a pipeline are of one size: make train.batch.rows_multiple a multiple of rows_per_micro_batch * data"
+                "of a pipeline are of one size: make train.batch.rows_multiple one of rows_per_micro_batch * data"
             )
         self.check_micro_batches(own // size)
 
