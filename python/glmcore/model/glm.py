@@ -182,9 +182,14 @@ class Glm(nn.Module):
         return [int(name) for name, layer in layers if isinstance(layer.mlp, MixtureOfExperts)]
 
     @property
+    def has_embedding(self) -> bool:
+        """False of a part of a model that begins further on and needs none."""
+        return not isinstance(self.model.embed_tokens, nn.Identity)
+
+    @property
     def has_head(self) -> bool:
-        """False of a part of a model that lacks its end."""
-        return isinstance(self.lm_head, nn.Linear)
+        """False of a part of a model that ends before its last norm."""
+        return not isinstance(self.lm_head, nn.Identity)
 
     def forward(
         self,

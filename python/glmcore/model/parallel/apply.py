@@ -5,8 +5,10 @@ import torch
 from glmcore.errors import ConfigError
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.data import shard_weights
+from glmcore.model.parallel.expert import check_expert_split, split_experts
 from glmcore.model.parallel.pipeline import PipelinedGlm
 from glmcore.model.parallel.ranks import Ranks
+from glmcore.model.parallel.tensor import check_tensor_split, split_tensors
 
 
 def parallelize(model: Glm, ranks: Ranks, *, compute_dtype: torch.dtype | None = None) -> Glm:
@@ -26,13 +28,17 @@ def parallelize(model: Glm, ranks: Ranks, *, compute_dtype: torch.dtype | None =
     if ranks.is_alone:
         return model
     config = ranks.config
-    for name in ("context", "tensor", "expert"):
-        if getattr(config, name) > 1:
-            raise ConfigError(f"parallel.{name}={getattr(config, name)} is not there yet")
+    if config.context > 1:
+        raise ConfigError(f"parallel.context={config.context} is not there yet")
+    check_tensor_split(model.config, config.tensor)
+    check_expert_split(model.config, config.expert, config.tensor)
     if config.pipeline > 1:
         model = PipelinedGlm(model, ranks)
-        model.activation_dtype = compute_dtype or model.activation_dtype
-    for part in model.stages if isinstance(model, PipelinedGlm) else [model]:
-        if config.size("batch") > 1 or compute_dtype is not None:
+    if config.tensor > 1:
+        split_tensors(model, ranks)
+    if config.tensor * config.expert > 1:
+        split_experts(model, ranks)
+    for part in model.cut(compute_dtype) if isinstance(model, PipelinedGlm) else [model]:
+        if config.num_ranks > config.pipeline or compute_dtype is not None:
             shard_weights(part, ranks, compute_dtype)
     return model

@@ -9,7 +9,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from glmcore.model.glm import Glm
-from glmcore.model.moe import Router
+from glmcore.model.moe import MixtureOfExperts
 from glmcore.model.parallel.ranks import Ranks
 
 
@@ -28,12 +28,15 @@ def shard_weights(model: Glm, ranks: Ranks, compute_dtype: torch.dtype | None = 
     mesh = ranks.mesh("replicas", "shard") if ranks.config.replicas > 1 else ranks.mesh("shard")
     low = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     own = MixedPrecisionPolicy(cast_forward_inputs=False)
+    experts = ranks.mesh("replicas", "expert_shard") if ranks.config.replicas > 1 else ranks.mesh("expert_shard")
+    policy = low if compute_dtype is not None else own
     for layer in model.model.layers:
-        if compute_dtype is not None:
-            for router in (part for part in layer.modules() if isinstance(part, Router)):
-                fully_shard(router, mesh=mesh, mp_policy=own)
-        fully_shard(layer, mesh=mesh, mp_policy=low if compute_dtype is not None else own)
-    fully_shard(model, mesh=mesh, mp_policy=low if compute_dtype is not None else own)
+        if ranks.config.expert > 1 and isinstance(layer.mlp, MixtureOfExperts):
+            fully_shard(layer.mlp.experts, mesh=experts, mp_policy=policy)
+        if compute_dtype is not None and isinstance(layer.mlp, MixtureOfExperts):
+            fully_shard(layer.mlp.gate, mesh=mesh, mp_policy=own)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):  # losses are divided by the tokens of the whole step: gradients add up
             module.set_gradient_divide_factor(1.0)

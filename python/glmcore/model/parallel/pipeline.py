@@ -47,11 +47,21 @@ class PipelinedGlm(GlmPart):
         super().__init__(whole, parts)
         self.parallel = ranks.config
         self.axis = axis
-        self.stages = tuple(GlmStage(self, part) for part in parts)
-        """Their modules are registered in this one; a tuple does not do so again."""
-        self.activation_dtype = next(self.parameters()).dtype
-        """Type of what stages pass on."""
+        self.stages: tuple[GlmStage, ...] = ()
+        """Made by `cut`. Their modules are registered in this one; a tuple does not do so again."""
+        self._parts = parts
+        self._activation_dtype = torch.float32
         self._schedules: dict[tuple[int, int, bool], tuple[list[PipelineStage], Any]] = {}
+
+    def cut(self, activation_dtype: torch.dtype | None = None) -> tuple[GlmStage, ...]:
+        """The stages, made of the modules as they are now, first to last.
+
+        Args:
+            activation_dtype: Type of what stages pass on; by default the weights'.
+        """
+        self.stages = tuple(GlmStage(self, part) for part in self._parts)
+        self._activation_dtype = activation_dtype or next(self.parameters()).dtype
+        return self.stages
 
     def run(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Add the gradients of all micro-batches of a step; all ranks of the pipeline call it, with the same ones.
@@ -96,7 +106,7 @@ class PipelinedGlm(GlmPart):
             part.clear_runtime_states()  # a schedule keeps its last activations until it is used again
 
     def _new_schedule(self, num_micro_batches: int, num_tokens: int, backward: bool) -> tuple[list[PipelineStage], Any]:
-        weight, dtype = next(self.parameters()), self.activation_dtype
+        weight, dtype = next(self.parameters()), self._activation_dtype
         hidden = torch.empty(num_tokens, self.config.hidden_size, dtype=dtype, device="meta", requires_grad=True)
         loss = torch.empty(
             (), dtype=torch.promote_types(weight.dtype, torch.float32), device="meta", requires_grad=True

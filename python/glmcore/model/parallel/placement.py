@@ -3,9 +3,20 @@
 import hashlib
 
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
+
+
+def split(parameter: Tensor, mesh: DeviceMesh, *placements: Shard) -> nn.Parameter:
+    """This rank's part of a parameter that is the same on all ranks, or of the meta device; nothing is sent."""
+    return nn.Parameter(distribute_tensor(parameter.detach(), mesh, placements, src_data_rank=None))
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The plain tensor that this rank holds of `tensor`, with a gradient that lies as `tensor` does."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def local_ranges(tensor: DTensor) -> list[tuple[int, int]]:
@@ -45,7 +56,7 @@ def draw_normal(parameter: Tensor, std: float, key: str) -> None:
         key: Other keys have other numbers.
     """
     ranges = local_ranges(parameter) if isinstance(parameter, DTensor) else [(0, size) for size in parameter.shape]
-    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    local = local_part(parameter)
     if parameter.dim() == 2:
         ranges, local = [(0, 1), *ranges], local.unsqueeze(0)
     (first, end), rows, columns = ranges
