@@ -8,13 +8,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from glmcore.model.config import GlmConfig
-from glmcore.model.glm import Glm
+from glmcore.model.glm import Glm, Output
+from glmcore.model.layout import DocumentLayout
 from glmcore.model.parallel.config import ParallelConfig
-from glmcore.model.parallel.context import ContextLayout, attend_over_ranks
+from glmcore.model.parallel.context import ContextLayout, attend_over_ranks, layout_of
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.packing import PackedBatch
-from glmcore.train.config import StageConfig
-from glmcore.train.step import run_batch, train_step
+from glmcore.train.schedule import LossWeights
+from glmcore.train.step import train_step
 
 
 def random_model(fields: dict) -> Glm:
@@ -43,11 +44,11 @@ def packed(lengths: list[int], vocab_size: int, seed: int) -> PackedBatch:
     return PackedBatch(ids, labels, positions, mask, cu_seqlens, max(lengths))
 
 
-def gradients_of_step(model: Glm, batches: list[PackedBatch], stage: StageConfig, ranks: Ranks) -> dict:
+def gradients_of_step(model: Glm, batches: list[PackedBatch], weights: LossWeights, ranks: Ranks) -> dict:
     """Loss, MTP loss, load and summed gradients of a step."""
     for parameter in model.parameters():
         parameter.grad = None
-    result = train_step(model, batches, stage, ranks)
+    result = train_step(model, batches, weights, ranks)
     grads = {
         name: parameter.grad.double() for name, parameter in model.named_parameters() if parameter.grad is not None
     }
@@ -55,9 +56,16 @@ def gradients_of_step(model: Glm, batches: list[PackedBatch], stage: StageConfig
     return {"loss": result.loss, "mtp_loss": result.mtp_loss, "load": result.load.numpy(), "grads": grads}
 
 
+def forward(model: Glm, batch: PackedBatch, ranks: Ranks) -> tuple[Output, DocumentLayout | ContextLayout]:
+    """Output for this rank's tokens, and where they lie."""
+    layout = layout_of(batch.cu_seqlens, ranks.axis("context"))
+    ids, positions = (torch.from_numpy(values.astype(np.int64)) for values in (batch.input_ids, batch.position_ids))
+    return model(ids, positions, layout, with_mtp=True), layout
+
+
 def logits_of(model: Glm, batch: PackedBatch, ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
     """Places of this rank's tokens in the batch, and the scores after each of them."""
-    output, layout = run_batch(model, batch, with_mtp=True, context=ranks.axis("context"))
+    output, layout = forward(model, batch, ranks)
     places = layout.local(torch.arange(len(batch.input_ids)))
     return places.numpy(), model.logits(output.hidden).detach().numpy()
 
@@ -76,7 +84,7 @@ def saved_bytes(model: Glm, batch: PackedBatch, ranks: Ranks) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run_batch(model, batch, with_mtp=True, context=ranks.axis("context"))
+        forward(model, batch, ranks)
     return sum(kept.values())
 
 
@@ -118,7 +126,7 @@ def everything(rank: int, fields: dict, cases: list, long_batch: PackedBatch) ->
     """All that the tests look at, so that processes are started once."""
     ranks = Ranks(ParallelConfig(context=dist.get_world_size()))
     return {
-        "steps": [gradients_of_step(random_model(fields), batches, stage, ranks) for batches, stage in cases],
+        "steps": [gradients_of_step(random_model(fields), batches, weights, ranks) for batches, weights in cases],
         "logits": [logits_of(random_model(fields), batches[0], ranks) for batches, _ in cases],
         "saved_bytes": saved_bytes(random_model(fields), long_batch, ranks),
         "bfloat16": attention_in_bfloat16([150, 9, 33], ranks),

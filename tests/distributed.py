@@ -27,6 +27,7 @@ import torch.distributed as dist
 _SERVER = get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
+        "torch._dynamo",  # which the first operation on a DTensor imports, 1.5 s
         "torch.distributed.tensor",
         "torch.distributed.fsdp",
         "torch.distributed.checkpoint",

@@ -1,5 +1,7 @@
 """Context parallelism: even shares of the work, and the results of one process from several."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,11 @@ from context_ranks import everything, gradients_of_step, logits_of, packed, rand
 from distributed import run_ranks
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_train import stage
 
 from glmcore.errors import ConfigError
 from glmcore.model.parallel.share import BLOCK, share_tokens
 from glmcore.model.runs import Runs, attend, attend_backward
+from glmcore.train.schedule import LossWeights
 
 SHORT_AND_LONG = st.lists(st.one_of(st.integers(1, 40), st.integers(1, 3000)), min_size=1, max_size=40)
 
@@ -141,17 +143,13 @@ def drawn(strategy, number: int) -> list:
 
 
 def cases() -> list:
-    """Batches of a step and the stage's settings: documents that all ranks share, and such that lie within one."""
-    even = {"bias_update_rate": 0.0, "sequence_loss_weight": 1.0}
+    """Batches of a step and weights of its losses: documents that all ranks share, and such that lie within one."""
+    all_losses = LossWeights(bias_update_rate=0.0, sequence_loss_weight=1.0)
     fixed = [[[320]], [[1, 319], [40] * 8], [[5] * 64], [[100, 3, 1, 200, 16]]]
     lengths = st.lists(st.one_of(st.integers(1, 12), st.integers(1, 300)), min_size=1, max_size=12)
     batches = fixed + [[filled(row, 8)] for row in drawn(lengths, 8)]
-    made = [
-        ([packed(row, TINY["vocab_size"], seed) for seed, row in enumerate(rows)], stage(balance=even))
-        for rows in batches
-    ]
-    without_mtp = stage(balance=even | {"mtp_loss_weight": 0.0})
-    return [*made, (made[1][0], without_mtp)]
+    made = [([packed(row, TINY["vocab_size"], seed) for seed, row in enumerate(rows)], all_losses) for rows in batches]
+    return [*made, (made[1][0], replace(all_losses, mtp_loss_weight=0.0))]
 
 
 CASES = cases()
@@ -165,8 +163,8 @@ def shared(request) -> list[dict]:
 
 
 def test_losses_loads_and_gradients_are_those_of_one_process(shared):
-    for index, (batches, settings_of_stage) in enumerate(CASES):
-        alone = gradients_of_step(random_model(TINY), batches, settings_of_stage, ALONE)
+    for index, (batches, weights) in enumerate(CASES):
+        alone = gradients_of_step(random_model(TINY), batches, weights, ALONE)
         for rank in shared:
             found = rank["steps"][index]
             # The same sums of up to 320 float64 terms in another order.

@@ -32,7 +32,7 @@ def test_ranks_speak_with_each_other_and_give_back_what_they_return():
 
 
 def test_a_failed_rank_ends_all_and_is_quoted():
-    with pytest.raises(RanksError, match="(?s)rank 1: .*no more of this.*rank 0 was here"):
+    with pytest.raises(RanksError, match=r"(?s)rank 1: .*no more of this.*rank 0 was here"):
         run_ranks(2, fail_on_one)
 
 

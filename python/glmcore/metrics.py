@@ -15,11 +15,15 @@ class MetricLog:
     A line that a crash has cut short is dropped: its step is repeated on resume.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
+        """False on all ranks of a run but the first: nothing is written there."""
 
     def write(self, stage: str, step: int, **values: Any) -> None:
         """Append a record. A number that JSON cannot hold becomes null."""
+        if not self.writes:
+            return
         record = {"stage": stage, "step": step, **{name: _plain(value) for name, value in values.items()}}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -34,6 +38,8 @@ class MetricLog:
 
     def truncate_after(self, stage: str, step: int) -> None:
         """Forget the records that follow `step` of `stage`, those of later stages among them."""
+        if not self.writes:
+            return
         records = self.read()
         place = next((i for i, r in enumerate(records) if r["stage"] == stage and r["step"] > step), len(records))
         write_file(self.path, "".join(json.dumps(record) + "\n" for record in records[:place]))

@@ -5,6 +5,7 @@ Only the sections' schemas are imported here, so a recipe is read and checked in
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 from typing_extensions import Self
@@ -27,7 +28,10 @@ class RunConfig(Config):
     """Directory of the run; made if it is not there, gone on with if it is."""
     seed: NonNegativeInt = 0
     num_threads: NonNegativeInt = 0
-    """Threads of PyTorch; 0 takes every core. A run keeps the number it was started with, since sums depend on it."""
+    """Threads of PyTorch; 0 takes every core. A run keeps the number it was started with, since sums depend on it. The
+    processes of one machine share them out."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the training stages are computed; `auto` takes GPUs if there are any, one for each process."""
 
 
 class CorpusConfig(Config):
@@ -122,7 +126,7 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    packaged = RECIPES / path.with_suffix(".toml").name
+    packaged = RECIPES / f"{path.name.removesuffix('.toml')}.toml"  # the name may have dots: glm-4.6
     if path.parent == Path() and packaged.is_file():
         return packaged
     known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))

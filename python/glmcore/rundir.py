@@ -21,6 +21,9 @@ from glmcore.durable import write_file
 from glmcore.errors import RunError
 from glmcore.recipe import DataRecipe, Recipe, load_data_recipe
 
+WHERE_IT_RUNS = ("parallel", "device")
+"""Fields of a recipe that say where a run is computed: it may be gone on with by other ranks and devices."""
+
 _Recipe = TypeVar("_Recipe", bound=DataRecipe, covariant=True, default=Recipe)
 
 
@@ -31,6 +34,8 @@ class RunDirectory(Generic[_Recipe]):
     path: Path
     recipe: _Recipe
     """The resolved recipe, the same for the whole life of the run."""
+    writes: bool = True
+    """False on all ranks of a run but the first: nothing is recorded there."""
 
     @property
     def corpus(self) -> Path:
@@ -90,11 +95,15 @@ class RunDirectory(Generic[_Recipe]):
 
     def record(self, **values: Any) -> None:
         """Set top-level keys of stations.json."""
+        if not self.writes:
+            return
         content = {**self.stations(), **values}
         write_file(self.path / "stations.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def record_samples(self, when: str, samples: list[dict[str, Any]]) -> None:
         """Put sample transcripts into samples.jsonl, in place of earlier ones of the same moment."""
+        if not self.writes:
+            return
         file = self.path / "samples.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         kept = [line for line in lines if json.loads(line)["when"] != when]
@@ -188,8 +197,10 @@ def _with_run(recipe: _Recipe, **values: Any) -> _Recipe:
 
 
 def _first_difference(kind: type[Config], a: Config, b: Config) -> str | None:
-    """Dotted name of the first field of `kind` that differs."""
+    """Dotted name of the first field of `kind` that differs and on which the run depends."""
     for name in kind.model_fields:
+        if name in WHERE_IT_RUNS:
+            continue
         ours, theirs = getattr(a, name), getattr(b, name)
         if isinstance(ours, Config) and isinstance(theirs, Config):
             inner = _first_difference(type(ours), ours, theirs)

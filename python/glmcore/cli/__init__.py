@@ -3,11 +3,12 @@
 import argparse
 import errno
 import logging
+import os
 import sys
 from typing import Any
 
 from glmcore.cli import data, models, runs, tokenizer
-from glmcore.errors import GlmcoreError
+from glmcore.errors import ConfigError, GlmcoreError, RankError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED = 130
@@ -20,6 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         args.command(args)
+    except RankError as error:
+        return _fail(str(error)) if error.is_news else 1
+    except ConfigError as error:  # processes of one machine have read the same recipe, so one of them speaks
+        return _fail(str(error)) if os.environ.get("LOCAL_RANK", "0") == "0" else 1
     except GlmcoreError as error:
         return _fail(str(error))
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,10 +63,19 @@ def _load_recipe(settings: list[str], default: str | None = None, extra: list[st
     return Recipe.load([find_recipe(file) for file in files], overrides + (extra or []))
 
 
+def _refuse_ranks(verb: str) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"{verb} is the work of one process: of the verbs only train spreads over the ranks of torchrun"
+        )
+
+
 def _recipe_or_print(args: argparse.Namespace) -> "Recipe | None":
     recipe = _load_recipe(args.settings)
     if not args.dry_run:
         return recipe
+    if os.environ.get("RANK", "0") != "0":
+        return None
     import tomli_w
 
     print(tomli_w.dumps(recipe.model_dump(exclude_none=True)), end="")
@@ -75,6 +85,7 @@ def _recipe_or_print(args: argparse.Namespace) -> "Recipe | None":
 def _quickstart(args: argparse.Namespace) -> None:
     extra = [] if args.corpus is None else [f"corpus.path={json.dumps(str(Path(args.corpus).absolute()))}"]
     recipe = _load_recipe(args.settings, default="nano", extra=extra)
+    _refuse_ranks("quickstart")
     from glmcore.quickstart import quickstart
 
     quickstart(recipe)
@@ -85,14 +96,20 @@ def _train(args: argparse.Namespace) -> None:
     if recipe:
         from glmcore import train
         from glmcore.data import prepare
+        from glmcore.model.parallel.processes import ending_together
+        from glmcore.model.parallel.ranks import Ranks
 
-        prepare.run(recipe)
-        train.run(recipe)
+        with ending_together():
+            ranks = Ranks.of_recipe(recipe.parallel, recipe.run.device)
+            if ranks.is_first:
+                prepare.run(recipe)
+            train.run(recipe, ranks)
 
 
 def _rl(args: argparse.Namespace) -> None:
     recipe = _recipe_or_print(args)
     if recipe:
+        _refuse_ranks("rl")
         from glmcore import rl
 
         rl.run(recipe)

@@ -9,10 +9,15 @@ from typing_extensions import Self
 
 from glmcore.config import Config
 from glmcore.errors import CheckpointError
+from glmcore.model.config_json import config_json, fields_of
+from glmcore.model.presets import preset_values
 
 
 class GlmConfig(Config):
-    """One GLM mixture-of-experts model. Field names are those of the published `config.json` (Glm4Moe)."""
+    """One GLM mixture-of-experts model. Field names are those of the published `config.json` (Glm4Moe).
+
+    In a recipe `preset = "glm-4.6"` stands for all fields of a published model; fields beside it replace its own.
+    """
 
     vocab_size: PositiveInt = 151_552
     hidden_size: PositiveInt
@@ -47,6 +52,13 @@ class GlmConfig(Config):
     """Tokens that end a text: `<|endoftext|>`, `<|user|>`, `<|observation|>`."""
     pad_token_id: NonNegativeInt = 151_329
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_in_preset(cls, values: Any) -> Any:
+        if not (isinstance(values, dict) and "preset" in values):
+            return values
+        return preset_values(values["preset"]) | {key: value for key, value in values.items() if key != "preset"}
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.num_attention_heads % self.num_key_value_heads:
@@ -64,6 +76,8 @@ class GlmConfig(Config):
                 f"n_group={self.n_group} must divide n_routed_experts={self.n_routed_experts} "
                 f"and be at least topk_group={self.topk_group}"
             )
+        if self.n_group > 1 and self.n_routed_experts == self.n_group:
+            raise ValueError(f"n_group={self.n_group} leaves groups of one expert; a group scores its two best")
         selectable = self.n_routed_experts // self.n_group * self.topk_group
         if self.num_experts_per_tok > selectable:
             raise ValueError(
@@ -84,24 +98,19 @@ class GlmConfig(Config):
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` object, in the form of the published GLM-4.5 and GLM-4.6 files."""
-        return {
-            "architectures": ["Glm4MoeForCausalLM"],
-            "model_type": "glm4_moe",
-            **self.model_dump(),
-            "rope_scaling": None,
-            "hidden_act": "silu",
-            "attention_dropout": 0.0,
-            "torch_dtype": "bfloat16",
-            "use_cache": True,
-        }
+        return config_json(self.model_dump())
 
     @classmethod
     def from_hf(cls, file: Path) -> Self:
-        """Read a `config.json` as the hub ships it, with old or new rope fields.
+        """Read a `config.json` as the hub ships it, with old or new names of the rotary fields.
+
+        A key that is missing has the default of transformers' `Glm4MoeConfig`. Null for `pad_token_id`, which the model
+        does not see, becomes the first end token.
 
         Raises:
-            CheckpointError: The file cannot be read or is not of a Glm4Moe model.
-            ConfigError: A field has a wrong value.
+            CheckpointError: The file cannot be read.
+            ConfigError: It is not of a Glm4Moe model; a key is missing, unknown or has a wrong value; or it asks for
+                something that the model does not have, such as scaled rotary embeddings or a sliding window.
         """
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
@@ -109,13 +118,15 @@ class GlmConfig(Config):
             raise CheckpointError(f"cannot read {file}: {error.strerror}") from None
         except ValueError as error:
             raise CheckpointError(f"{file}: not valid JSON: {error}") from None
-        if not isinstance(values, dict) or values.get("model_type") != "glm4_moe":
-            raise CheckpointError(f"{file}: model_type is not 'glm4_moe'")
-        values |= values.get("rope_parameters") or {}
-        if "num_mtp_layers" in values:
-            values.setdefault("num_nextn_predict_layers", values["num_mtp_layers"])
-        for key in ("rope_theta", "partial_rotary_factor", "routed_scaling_factor"):
-            if key in values:
-                values[key] = float(values[key])
-        known = {key: values[key] for key in cls.model_fields if key in values}
-        return cls.from_dict(known, origin=str(file))
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{file}: not a JSON object")
+        return cls.from_dict(fields_of(values, set(cls.model_fields), str(file)), origin=str(file))
+
+    @classmethod
+    def from_preset(cls, name: str) -> Self:
+        """A published model: `glm-4.5`, `glm-4.5-air`, `glm-4.6` or `glm-4.7`.
+
+        Raises:
+            ConfigError: There is no such preset.
+        """
+        return cls.from_dict({"preset": name}, origin="model")

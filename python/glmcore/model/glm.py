@@ -16,6 +16,7 @@ from glmcore.model.config import GlmConfig
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.moe import MixtureOfExperts, Mlp, Router, Routing
 from glmcore.model.parallel.context import ContextLayout
+from glmcore.model.parallel.placement import draw_normal
 from glmcore.model.rope import rotary_angles
 from glmcore.model.tree import TreeLayout
 
@@ -95,7 +96,7 @@ class MtpLayer(DecoderLayer):
         self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.shared_head = SharedHead(config)
 
-    def predict(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # a block that is called by Glm alone
         self,
         hidden: Tensor,
         next_embedding: Tensor,
@@ -103,8 +104,8 @@ class MtpLayer(DecoderLayer):
         layout: Layout,
     ) -> tuple[Tensor, Routing | None]:
         """Hidden states [T, D] that the head turns into logits of token t + 2."""
-        x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(hidden)), dim=-1))
-        x, routing = self(x, angles, layout)
+        x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(hidden.view_as(hidden))), dim=-1))
+        x, routing = super().forward(x, angles, layout)
         return self.shared_head.norm(x), routing
 
 
@@ -137,32 +138,59 @@ class Glm(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
         self.rope_theta = config.rope_theta
 
+    def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
+        """Give memory on `device` to a model of the meta device; see `torch.nn.Module.to_empty`."""
+        super().to_empty(device=device, recurse=recurse)
+        if self.config.tie_word_embeddings and self.has_head:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        return self
+
     @torch.no_grad()
     def init_weights(self, seed: int) -> Self:
-        """Draw every matrix from a normal distribution with `initializer_range`; norms are 1, biases 0."""
-        generator = torch.Generator().manual_seed(seed)
+        """Draw every matrix from a normal distribution with `initializer_range`; norms become 1, biases 0.
+
+        A matrix has draws of its own, which its name decides, so weights do not depend on how a model is spread over
+        ranks, and no rank draws what it does not hold.
+        """
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
-            elif name.endswith(".bias"):
-                parameter.zero_()
+                draw_normal(parameter, self.config.initializer_range, f"{seed} {name}")
+            else:
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
+        for buffer in self.buffers():
+            buffer.zero_()
         return self
 
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
         """The main model's layers, without the MTP layer."""
-        return list(self.model.layers)[: self.config.num_hidden_layers]  # pyright: ignore[reportReturnType]
+        return [layer for layer in self.model.layers if not isinstance(layer, MtpLayer)]  # pyright: ignore[reportReturnType]
 
     @property
     def mtp_layer(self) -> MtpLayer | None:
         """The multi-token-prediction layer, if there is one."""
-        last = self.model.layers[-1]
-        return last if isinstance(last, MtpLayer) else None
+        return next((layer for layer in self.model.layers if isinstance(layer, MtpLayer)), None)
 
     @property
     def routers(self) -> list[Router]:
         """The router of each mixture-of-experts layer, in the order of `Output.routings`."""
         return [module for module in self.modules() if isinstance(module, Router)]
+
+    @property
+    def moe_layer_numbers(self) -> list[int]:
+        """Number of the layer of each of `routers`, the MTP layer's being `num_hidden_layers`."""
+        layers = self.model.layers.named_children()
+        return [int(name) for name, layer in layers if isinstance(layer.mlp, MixtureOfExperts)]
+
+    @property
+    def has_embedding(self) -> bool:
+        """False of a part of a model that begins further on and needs none."""
+        return not isinstance(self.model.embed_tokens, nn.Identity)
+
+    @property
+    def has_head(self) -> bool:
+        """False of a part of a model that ends before its last norm."""
+        return not isinstance(self.lm_head, nn.Identity)
 
     def forward(
         self,
@@ -172,6 +200,7 @@ class Glm(nn.Module):
         *,
         with_mtp: bool = False,
         caches: list[KeyValueCache] | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> Output:
         """Run packed documents, or samples that share prefixes as a forest.
 
@@ -183,9 +212,10 @@ class Glm(nn.Module):
             with_mtp: Also run the MTP layer. In a forest its state at token t is that of the step to t from the token
                 before, so it predicts the tokens after t; at first tokens, which no step leads to, it is zero.
             caches: One per decoder layer; document b is stored as sequence b.
+            inputs_embeds: What the first layer gets in place of the embeddings of `input_ids`, [T, D].
         """
         angles = self._angles(layout.local(position_ids))
-        x = self.model.embed_tokens(layout.local(input_ids))  # [T, D]
+        x = self.model.embed_tokens(layout.local(input_ids)) if inputs_embeds is None else inputs_embeds  # [T, D]
         routings = []
         for index, layer in enumerate(self.decoder_layers):
             x, routing = layer(x, angles, layout, caches[index] if caches else None)
@@ -198,7 +228,7 @@ class Glm(nn.Module):
                 mtp_hidden, routing = self._predict_in_forest(input_ids, position_ids, hidden, layout)
             else:
                 next_embedding = self.model.embed_tokens(layout.local(_next_tokens(input_ids, layout)))
-                mtp_hidden, routing = self.mtp_layer.predict(hidden, next_embedding, angles, layout)
+                mtp_hidden, routing = self.mtp_layer(hidden, next_embedding, angles, layout)
             if routing is not None:
                 routings.append(routing)
         return Output(hidden, mtp_hidden, routings)
@@ -212,7 +242,7 @@ class Glm(nn.Module):
         before = layout.parent[token]
         next_embedding = self.model.embed_tokens(input_ids[token])
         angles = self._angles(position_ids[before])
-        states, routing = self.mtp_layer.predict(hidden[before], next_embedding, angles, steps)
+        states, routing = self.mtp_layer(hidden[before], next_embedding, angles, steps)
         return torch.zeros_like(hidden).index_copy(0, token, states), routing
 
     def decode(self, input_ids: Tensor, position_ids: Tensor, caches: list[KeyValueCache]) -> Tensor:
@@ -251,23 +281,43 @@ class Glm(nn.Module):
         return rotary_angles(position_ids, self.config.rotary_dim, self.rope_theta)
 
     @staticmethod
-    def from_pretrained(directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> "Glm":
-        """Read a Hugging Face checkpoint directory, bfloat16 or block-FP8.
+    def from_pretrained(
+        directory: str | Path,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        *,
+        check_finite: bool = False,
+    ) -> "Glm":
+        """Read a Hugging Face checkpoint directory, bfloat16 or block-FP8, experts one by one or in stacks.
+
+        Tensors are read into their places, so the process holds the model once. Where an MTP layer has its own copies
+        of embedding and head, as in GLM-4.5's checkpoints, the model's are used; a difference is logged as a warning.
+
+        Args:
+            directory: With config.json and safetensors, single or with an index.
+            dtype: Type of the weights; the routers' correction biases are float32.
+            device: Where the model goes.
+            check_finite: Refuse weights that are NaN or infinite.
 
         Raises:
-            CheckpointError: A file is missing or cut short, or a tensor is missing, extra or misshapen.
+            CheckpointError: A file is missing or cut short, or a tensor is missing, extra, misshapen, of a type that is
+                no float, or not finite; it is named with its file.
+            ConfigError: config.json asks for something that the model does not have.
         """
         from glmcore.model.weights import (
             load_pretrained,
         )  # weights knows Glm; imported late to break the circle
 
-        return load_pretrained(Path(directory), dtype)
+        return load_pretrained(Path(directory), dtype, torch.device(device), check_finite=check_finite)
 
     def save_pretrained(self, directory: str | Path, *, fp8: bool = False) -> None:
-        """Write a Hugging Face checkpoint directory: bfloat16, or block-FP8 with `fp8`.
+        """Write a Hugging Face checkpoint directory, tensor by tensor: bfloat16, or block-FP8 with `fp8`.
+
+        It appears whole or not at all, and has a SHA256SUMS that `glmcore.fp8.verify_checkpoint` reads.
 
         Raises:
-            CheckpointError: The directory exists already.
+            CheckpointError: The directory exists already or cannot be written, the model is held in FP8, or a weight to
+                be quantised is not finite.
         """
         from glmcore.model.weights import save_pretrained
 

@@ -94,8 +94,13 @@ class Experts(nn.Module):
 
     def forward(self, rows: Tensor, ends: Tensor) -> Tensor:
         """Apply expert e to rows `ends[e - 1]` up to `ends[e]` of `rows` [R, D]; `ends` is int32 [E]."""
-        gate, up = grouped_linear(rows, self.gate_up_proj, ends).chunk(2, dim=-1)
-        return grouped_linear(F.silu(gate) * up, self.down_proj, ends)
+        return apply_experts(rows, ends, self.gate_up_proj, self.down_proj)
+
+
+def apply_experts(rows: Tensor, ends: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    """`Experts.forward` with weights [E, 2M, D] and [E, D, M]."""
+    gate, up = grouped_linear(rows, gate_up_proj, ends).chunk(2, dim=-1)
+    return grouped_linear(F.silu(gate) * up, down_proj, ends)
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from glmcore.model.parallel.ranks import Ranks
     from glmcore.recipe import Recipe
 
 
-def run(config: "Recipe") -> None:
+def run(config: "Recipe", ranks: "Ranks | None" = None) -> None:
     """Run all training stages of a recipe whose data has been prepared; see `glmcore.train.stages.run`."""
     from glmcore.train import stages  # torch is loaded here, not with the package
 
-    stages.run(config)
+    stages.run(config, ranks)

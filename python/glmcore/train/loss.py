@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from glmcore.train.split_loss import SplitCrossEntropy
 
 IGNORED = -100
 """Label of a token that carries no loss."""
@@ -56,7 +59,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, token_w
 
     Args:
         hidden: [T, D].
-        weight: Output head, [V, D].
+        weight: Output head, [V, D]; a DTensor where tensor ranks share out its rows, all of which call then with equal
+            hidden states, labels and weights of tokens.
         labels: Next tokens, int64 [T].
         token_weights: Factor of each token's loss, [T]; without it all count once. They get no gradient.
 
@@ -67,4 +71,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, token_w
     if len(kept) < len(labels):
         hidden, labels = hidden[kept], labels[kept]
         token_weights = None if token_weights is None else token_weights[kept]
+    if isinstance(weight, DTensor):
+        group, chunk = weight.device_mesh.get_group(), CHUNK_TOKENS * weight.device_mesh.size()
+        return SplitCrossEntropy.apply(hidden, weight.to_local(), labels, token_weights, group, chunk)  # pyright: ignore[reportReturnType]
     return _LinearCrossEntropy.apply(hidden, weight, labels, token_weights)  # pyright: ignore[reportReturnType]

@@ -1,125 +1,106 @@
+# pyright: reportPrivateImportUsage=false
 """Muon for matrices, AdamW for the rest, as one optimiser with a state that is a flat table of tensors."""
 
-from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from glmcore.errors import CheckpointError
+from glmcore.train.adamw import AdamW
 from glmcore.train.config import OptimizerConfig
-
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic that moves all singular values into about [0.7, 1.2]."""
-NEWTON_SCHULZ_STEPS = 5
-UPDATE_RMS = 0.2
-"""Root mean square of a Muon update, that of a typical AdamW update."""
-ADAM_EPS = 1e-8
-
-
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """Nearest semi-orthogonal matrix of each of `matrices` [N, A, B], roughly.
-
-    Source: Muon (Jordan et al., 2024); steps and coefficients as in the GLM-4.5 report, section 2.4, and Moonlight.
-    """
-    a, b, c = NEWTON_SCHULZ
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
-
-
-def is_muon_parameter(name: str, parameter: Tensor) -> bool:
-    """True for matrices other than embeddings and the output head.
-
-    The GLM-4.5 report excepts embeddings, biases and norms; it does not speak of the output head, which follows
-    Moonlight here.
-    """
-    return parameter.dim() >= 2 and "embed_tokens" not in name and "lm_head" not in name
+from glmcore.train.holdings import Holdings
+from glmcore.train.muon import Muon, is_muon_parameter
+from glmcore.train.norm import global_norm
+from glmcore.train.shards import local_gradient
 
 
 class Optimizer:
-    """Updates all parameters of a model at once.
+    """Updates all parameters of a model at once, on one rank or on many together.
 
-    Stacked experts are orthogonalised one matrix at a time, gate and up projections apart, so stacking changes no
-    update.
+    Parameters may be plain tensors or DTensors on any meshes; of a pipeline a rank has only its own. What several
+    ranks hold alike gets the same update on all of them.
+
+    Args:
+        model: The model, or this rank's part of it, already spread over the ranks.
+        config: The rules.
+        group: The processes that train it together; the default group if None. All must construct theirs.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, model: nn.Module, config: OptimizerConfig, group: dist.ProcessGroup | None = None) -> None:
         self.config = config
         self.parameters = dict(model.named_parameters())
-        self.matrices = {
+        self.holdings = Holdings(self.parameters, group)
+        matrices = {
             name: parameter
             for name, parameter in self.parameters.items()
             if config.matrices == "muon" and is_muon_parameter(name, parameter)
         }
-        self.momentum = {name: torch.zeros_like(parameter) for name, parameter in self.matrices.items()}
-        rest = {name: parameter for name, parameter in self.parameters.items() if name not in self.matrices}
-        self.adam_parameters = rest
-        self.adam_mean = {name: torch.zeros_like(parameter) for name, parameter in rest.items()}
-        self.adam_square = {name: torch.zeros_like(parameter) for name, parameter in rest.items()}
+        rest = {name: parameter for name, parameter in self.parameters.items() if name not in matrices}
+        self.muon = Muon(matrices, self.holdings, momentum=config.momentum, weight_decay=config.weight_decay)
+        self.adam = AdamW(rest, config.adam_betas, config.weight_decay)
         self.num_updates = 0
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> float:
+    def gradient_norm(self) -> float:
+        """Global norm of the gradients, the same on all ranks, which must all call."""
+        self._agree_on_missing()
+        gradients = {name: local_gradient(parameter) for name, parameter in self.parameters.items()}
+        return global_norm({name: grad for name, grad in gradients.items() if grad is not None}, self.holdings)
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, norm: float | None = None) -> float:
         """Clip the gradients, update every parameter, forget the gradients.
 
-        A parameter without a gradient (an MTP layer that was not run) is left alone.
+        A parameter that has no gradient on any rank (an MTP layer that was not run) is left alone.
+
+        Args:
+            learning_rate: Rate of this update.
+            norm: What `gradient_norm` gave for these gradients, if it has been called.
 
         Returns:
             Global gradient norm before clipping.
         """
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
+        if norm is None:
+            norm = self.gradient_norm()
+        factor = self.config.max_grad_norm / (norm + 1e-6)
+        if factor < 1:
+            gradients = [local_gradient(parameter) for parameter in self.parameters.values()]
+            torch._foreach_mul_([grad for grad in gradients if grad is not None], factor)
         self.num_updates += 1
-        self._step_muon(learning_rate)
-        self._step_adam(learning_rate)
+        self.muon.step(learning_rate)
+        self.adam.step(learning_rate, self.num_updates)
+        self.forget_gradients()
+        return norm
+
+    def forget_gradients(self) -> None:
+        """Drop the gradients: a step that is not to be taken."""
         for parameter in self.parameters.values():
             parameter.grad = None
-        return float(norm)
 
-    def _step_muon(self, learning_rate: float) -> None:
-        by_shape: dict[tuple[int, int], list[tuple[str, Tensor]]] = defaultdict(list)
-        momentum = self.config.momentum
-        for name, parameter in self.matrices.items():
-            if parameter.grad is None:
-                continue
-            self.momentum[name].mul_(momentum).add_(parameter.grad)
-            nesterov = _as_matrices(name, parameter.grad.add(self.momentum[name], alpha=momentum))
-            by_shape[nesterov.shape[-2], nesterov.shape[-1]].append((name, nesterov))
-        for (rows, columns), group in by_shape.items():
-            update = orthogonalize(torch.cat([matrices for _, matrices in group]))
-            update *= -learning_rate * UPDATE_RMS * max(rows, columns) ** 0.5
-            sizes = [len(matrices) for _, matrices in group]
-            for (name, _), part in zip(group, update.split(sizes), strict=True):
-                parameter = self.matrices[name]
-                parameter.mul_(1 - learning_rate * self.config.weight_decay)
-                parameter.add_(part.reshape(parameter.shape))
-
-    def _step_adam(self, learning_rate: float) -> None:
-        names = [name for name, parameter in self.adam_parameters.items() if parameter.grad is not None]
-        beta1, beta2 = self.config.adam_betas
-        for name in names:
-            parameter, mean, square = self.adam_parameters[name], self.adam_mean[name], self.adam_square[name]
-            grad = parameter.grad
-            if grad is None:
-                continue
-            mean.lerp_(grad, 1 - beta1)
-            square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            if parameter.dim() >= 2:
-                parameter.mul_(1 - learning_rate * self.config.weight_decay)
-            scale = (square.sqrt() / (1 - beta2**self.num_updates) ** 0.5).add_(ADAM_EPS)
-            parameter.addcdiv_(mean, scale, value=-learning_rate / (1 - beta1**self.num_updates))
+    def _agree_on_missing(self) -> None:
+        """Give a zero gradient to what has one on another rank only, such as experts that got no token here."""
+        group = self.holdings.peer_group
+        if group is None:
+            return
+        names = sorted(self.parameters)
+        has_gradient = [self.parameters[name].grad is not None for name in names]
+        device = next(iter(self.parameters.values())).device
+        somewhere = torch.tensor(has_gradient, dtype=torch.uint8, device=device)
+        dist.all_reduce(somewhere, dist.ReduceOp.MAX, group=group)
+        for name, here, there in zip(names, has_gradient, somewhere.tolist(), strict=True):
+            if there and not here:
+                self.parameters[name].grad = torch.zeros_like(self.parameters[name])
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The whole state as named tensors, sharing memory with it."""
-        tables = {"momentum": self.momentum, "mean": self.adam_mean, "square": self.adam_square}
+        """The whole state as named tensors, sharing memory with it; those of a DTensor are DTensors laid out alike."""
+        tables = {"momentum": self.muon.momentum, "mean": self.adam.mean, "square": self.adam.square}
         state = {f"{table}.{name}": tensor for table, rows in tables.items() for name, tensor in rows.items()}
         return state | {"num_updates": torch.tensor(self.num_updates)}
 
     @torch.no_grad()
-    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over a state from `state_tensors`.
 
         Raises:
@@ -133,9 +114,3 @@ class Optimizer:
                 raise CheckpointError(f"optimizer state {name!r} has shape {list(tensor.shape)}")
             own[name].copy_(tensor)
         self.num_updates = int(tensors["num_updates"])
-
-
-def _as_matrices(name: str, tensor: Tensor) -> Tensor:
-    if name.endswith("experts.gate_up_proj"):
-        tensor = tensor.unflatten(1, (2, -1))  # [E, 2, M, D]
-    return tensor.reshape(-1, *tensor.shape[-2:])

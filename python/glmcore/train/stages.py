@@ -1,6 +1,8 @@
 """The training stages of a recipe, from wherever the run stands to their end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,8 @@ from glmcore.data.shards import TokenShards
 from glmcore.metrics import MetricLog
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
+from glmcore.model.parallel.apply import parallelize
+from glmcore.model.parallel.processes import num_local_processes
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.progress import say
 from glmcore.recipe import Recipe
@@ -23,43 +27,63 @@ from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.config import StageConfig
 from glmcore.train.loop import StageLoop
 from glmcore.train.optim import Optimizer
+from glmcore.train.schedule import TrainPlan
 
 
-def run(recipe: Recipe) -> None:
+def run(recipe: Recipe, ranks: Ranks | None = None) -> None:
     """Run all training stages of `recipe` whose data has been prepared; goes on where an earlier call stopped.
 
+    Args:
+        recipe: What to train.
+        ranks: The processes that train together, all of which call; by default as `recipe.parallel` says.
+
     Raises:
+        ConfigError: The processes or the model do not fit `recipe.parallel`.
         RunError: The run directory is in use or belongs to another recipe.
         DataError: A shard is missing or damaged.
         CheckpointError: The last checkpoint is damaged.
     """
-    with open_run(recipe) as directory:
-        train_stages(directory)
+    ranks = ranks or Ranks.of_recipe(recipe.parallel, recipe.run.device)
+    with open_run_together(recipe, ranks) as directory:
+        train_stages(directory, ranks)
 
 
-def train_stages(run: RunDirectory) -> None:
-    """Run the stages that are not finished; see `run`."""
-    configure_torch(run.recipe)
-    ranks = Ranks(run.recipe.parallel)
-    config = run.recipe.train
-    store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
-    found = store.latest()
-    progress = found[0] if found else Progress(0, 0)
-    metrics = MetricLog(run.metrics)
-    for index, stage in enumerate(config.stages):  # a kill can fall between a stage's last checkpoint and its record
-        if Progress(index, stage.num_steps) <= progress and not run.station_done(stage.name):
-            record_stage(run, stage, metrics)
-    if progress >= _end(config.stages):
+@contextmanager
+def open_run_together(recipe: Recipe, ranks: Ranks) -> Generator[RunDirectory, None, None]:
+    """`open_run` on the first rank; the others wait for it, go by the recipe that it has resolved and write nothing."""
+    if not ranks.is_first:
+        yield RunDirectory(Path(recipe.run.dir), ranks.from_first(None), writes=False)
         return
-    model = new_model(run)
+    with open_run(recipe) as run:
+        ranks.from_first(run.recipe)
+        yield run
+
+
+def train_stages(run: RunDirectory, ranks: Ranks | None = None) -> None:
+    """Run the stages that are not finished; see `run`."""
+    ranks = ranks or Ranks.of_recipe(run.recipe.parallel, run.recipe.run.device)
+    configure_torch(run.recipe)
+    config, plan = run.recipe.train, TrainPlan(run.recipe.train)
+    plan.check_layout(ranks.config)
+    store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
+    found = ranks.from_first(store.latest())
+    progress = found[0] if found else Progress(0, 0)
+    metrics = MetricLog(run.metrics, writes=ranks.is_first)
+    for index, stage in enumerate(config.stages):  # a kill can fall between a stage's last checkpoint and its record
+        if Progress(index, plan.stages[index].num_steps) <= progress and not run.station_done(stage.name):
+            record_stage(run, stage, metrics)
+    if progress >= Progress(len(config.stages) - 1, plan.stages[-1].num_steps):
+        return
+    model = new_model(run, ranks)
     optimizer = Optimizer(model, config.optimizer)
     if found:
-        say(f"resuming {config.stages[progress.stage_index].name} after step {progress.step}")
+        if ranks.is_first:
+            say(f"resuming {config.stages[progress.stage_index].name} after step {progress.step}")
         store.load(found[1], model, optimizer)
     for index in range(progress.stage_index, len(config.stages)):
         stage = config.stages[index]
         first_step = progress.step + 1 if index == progress.stage_index else 1
-        if first_step > stage.num_steps:
+        if first_step > plan.stages[index].num_steps:
             continue
         if stage.kind == "sft" and first_step == 1:
             optimizer = Optimizer(model, config.optimizer)
@@ -78,13 +102,22 @@ def record_stage(run: RunDirectory, stage: StageConfig, metrics: MetricLog) -> N
 
 def configure_torch(recipe: Recipe) -> None:
     """Make arithmetic repeatable: a fixed number of threads and deterministic kernels."""
-    torch.set_num_threads(recipe.run.num_threads)
+    torch.set_num_threads(max(1, recipe.run.num_threads // num_local_processes()))
     torch.use_deterministic_algorithms(True)
 
 
-def new_model(run: RunDirectory) -> Glm:
-    """The recipe's model with fresh weights, its stop tokens those of the run's tokenizer."""
-    return Glm(model_config(run)).init_weights(run.recipe.run.seed)
+def new_model(run: RunDirectory, ranks: Ranks | None = None) -> Glm:
+    """The recipe's model with fresh weights, its stop tokens those of the run's tokenizer.
+
+    Args:
+        run: Its recipe and tokenizer.
+        ranks: Who shares out the model; by default this process on its own holds it, on the CPU.
+    """
+    with torch.device("meta"):
+        model = Glm(model_config(run))
+    if ranks is not None:
+        model = parallelize(model, ranks)
+    return model.to_empty(device="cpu" if ranks is None else ranks.device).init_weights(run.recipe.run.seed)
 
 
 def model_config(run: RunDirectory) -> GlmConfig:
@@ -107,10 +140,11 @@ def stage_rows(run: RunDirectory, stage_index: int) -> Rows:
     if stage.kind == "pretrain" and corpus is not None and corpus.path is not None and corpus.user_weight:
         mixture[USER] = corpus.user_weight
     seed = recipe.run.seed * 1000 + stage_index
-    return packed_rows(stage, mixture_sources(run, mixture), seed=seed, pad_id=model_config(run).pad_token_id)
+    sources, num_rows = mixture_sources(run, mixture), TrainPlan(recipe.train).stages[stage_index].num_rows
+    return packed_rows(stage, sources, num_rows=num_rows, seed=seed, pad_id=model_config(run).pad_token_id)
 
 
-def packed_rows(stage: StageConfig, sources: Sequence[Source], *, seed: int, pad_id: int) -> Rows:
+def packed_rows(stage: StageConfig, sources: Sequence[Source], *, num_rows: int, seed: int, pad_id: int) -> Rows:
     """Rows of a stage as its `packing` says."""
     capacity, too_long = stage.sequence_length, stage.too_long
     if stage.packing == "stream":
@@ -120,7 +154,7 @@ def packed_rows(stage: StageConfig, sources: Sequence[Source], *, seed: int, pad
     return PackedRows(
         sources,
         capacity=capacity,
-        num_rows=stage.num_rows,
+        num_rows=num_rows,
         packing=stage.packing,
         seed=seed,
         pad_id=pad_id,
@@ -144,7 +178,3 @@ def mixture_sources(run: RunDirectory, mixture: Mapping[str, float]) -> list[Sou
             share = group.epochs * group.num_tokens / seen
             sources.append(Source(own, TokenShards.open(group.files), weight * share))
     return sources
-
-
-def _end(stages: Sequence[StageConfig]) -> Progress:
-    return Progress(len(stages) - 1, stages[-1].num_steps)

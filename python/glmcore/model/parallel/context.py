@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import _resolve_process_group
 
+from glmcore.model.layout import DocumentLayout
 from glmcore.model.parallel.ranks import Axis
 from glmcore.model.parallel.share import share_tokens
 from glmcore.model.runs import Runs, attend, attend_backward
@@ -77,6 +78,13 @@ class ContextLayout:
         """The same plan with its tensors on `device`."""
         moved = {name: getattr(self, name).to(device) for name in ("tokens", "document", "key_place", "runs")}
         return replace(self, **moved)
+
+
+def layout_of(cu_seqlens: np.ndarray, context: Axis) -> DocumentLayout | ContextLayout:
+    """How a packed batch with bounds `cu_seqlens` lies on this rank of `context`, which may be on its own."""
+    if context.size == 1:
+        return DocumentLayout.from_cu_seqlens(cu_seqlens)
+    return ContextLayout.from_cu_seqlens(cu_seqlens, context)
 
 
 def attend_over_ranks(query: Tensor, key: Tensor, value: Tensor, layout: ContextLayout) -> Tensor:
