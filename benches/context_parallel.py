@@ -23,11 +23,11 @@ import torch.multiprocessing as mp
 
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
+from glmcore.model.layout import DocumentLayout
 from glmcore.model.parallel.config import ParallelConfig
 from glmcore.model.parallel.context import ContextLayout
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.model.parallel.share import Share, share_tokens
-from glmcore.model.layout import DocumentLayout
 from glmcore.model.runs import Runs, attend, attend_backward
 from glmcore.train.loss import linear_cross_entropy
 

@@ -10,6 +10,7 @@ from context_ranks import everything, gradients_of_step, logits_of, packed, rand
 from distributed import run_ranks
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from test_shard import check
 
 from glmcore.errors import ConfigError
 from glmcore.model.parallel.share import BLOCK, share_tokens
@@ -205,3 +206,25 @@ def test_attention_in_bfloat16_rounds_no_more_than_one_kernel_does(shared):
 
 def test_torch_finds_no_fault_in_the_operator_and_compiles_it_whole(shared):
     assert all(rank["operator"] == (True, True) for rank in shared)
+
+
+WIDE = {"dtype": torch.float64, "num_rows": 2}
+PRODUCTS = {
+    2: [{"context": 2}, {"context": 2, "expert": 2}],
+    4: [
+        {"context": 4},
+        {"context": 4, "expert": 2},
+        {"context": 2, "data": 2},
+        {"context": 2, "data": 2, "replicas": 2},
+        {"context": 2, "data": 2, "expert": 4},
+        {"context": 2, "tensor": 2},
+        {"context": 2, "tensor": 2, "expert": 2},
+        {"context": 2, "pipeline": 2},
+    ],
+}
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_every_product_with_other_ways_to_share_a_model_trains_as_one_process_does(num_ranks):
+    layouts = PRODUCTS[num_ranks]
+    check(num_ranks, [(layout, WIDE) for layout in layouts])

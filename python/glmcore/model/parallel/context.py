@@ -32,8 +32,8 @@ class ContextLayout:
     """Their places in the batch, ascending, int64 [t]."""
     document: Tensor
     """Document of each of them, int64 [t]."""
-    lengths: tuple[int, ...]
-    """Tokens of each document of the batch, on all ranks together."""
+    cu_seqlens: Tensor
+    """Bounds of the documents in the batch, int32 [N + 1]."""
     key_place: Tensor
     """The keys that each run sees, run after run, as places in what the ranks' keys are gathered to, int64 [S]."""
     runs: Runs
@@ -64,7 +64,7 @@ class ContextLayout:
         return cls(
             torch.from_numpy(own.tokens),
             torch.from_numpy(np.repeat(own.document, lengths)),
-            tuple(np.diff(bounds).tolist()),
+            torch.from_numpy(cu_seqlens.astype(np.int32)),
             torch.from_numpy(np.concatenate([*seen, place[:0]])),
             Runs.of(lengths, own.ends - first),
             axis.group,
@@ -76,7 +76,8 @@ class ContextLayout:
 
     def to(self, device: torch.device) -> "ContextLayout":
         """The same plan with its tensors on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("tokens", "document", "key_place", "runs")}
+        names = ("tokens", "document", "cu_seqlens", "key_place", "runs")
+        moved = {name: getattr(self, name).to(device) for name in names}
         return replace(self, **moved)
 
 
