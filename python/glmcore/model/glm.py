@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from glmcore.model.attention import Attention, KeyValueCache, RMSNorm
+from glmcore.model.attention import Attention, KeyValueCache, Layout, RMSNorm
 from glmcore.model.config import GlmConfig
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.moe import MixtureOfExperts, Mlp, Router, Routing
+from glmcore.model.parallel.context import ContextLayout
 from glmcore.model.parallel.placement import draw_normal
 from glmcore.model.rope import rotary_angles
 from glmcore.model.tree import TreeLayout
@@ -48,7 +49,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         angles: tuple[Tensor, Tensor],
-        layout: DocumentLayout | TreeLayout,
+        layout: Layout,
         cache: KeyValueCache | None = None,
     ) -> tuple[Tensor, Routing | None]:
         x = x + self.self_attn(self.input_layernorm(x), angles, layout, cache)
@@ -100,7 +101,7 @@ class MtpLayer(DecoderLayer):
         hidden: Tensor,
         next_embedding: Tensor,
         angles: tuple[Tensor, Tensor],
-        layout: DocumentLayout | TreeLayout,
+        layout: Layout,
     ) -> tuple[Tensor, Routing | None]:
         """Hidden states [T, D] that the head turns into logits of token t + 2."""
         x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(hidden.view_as(hidden))), dim=-1))
@@ -195,7 +196,7 @@ class Glm(nn.Module):
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        layout: DocumentLayout | TreeLayout,
+        layout: Layout,
         *,
         with_mtp: bool = False,
         caches: list[KeyValueCache] | None = None,
@@ -204,16 +205,17 @@ class Glm(nn.Module):
         """Run packed documents, or samples that share prefixes as a forest.
 
         Args:
-            input_ids: Tokens of all documents, int64 [T].
+            input_ids: Tokens of all documents, int64 [T]. Also where ranks share them: what comes out is then of this
+                rank's tokens, `layout.local` of what a rank on its own would give.
             position_ids: Position of each token in its document, int64 [T].
-            layout: Where the documents lie, or the forest that the tokens are.
+            layout: What the tokens are.
             with_mtp: Also run the MTP layer. In a forest its state at token t is that of the step to t from the token
                 before, so it predicts the tokens after t; at first tokens, which no step leads to, it is zero.
             caches: One per decoder layer; document b is stored as sequence b.
             inputs_embeds: What the first layer gets in place of the embeddings of `input_ids`, [T, D].
         """
-        angles = self._angles(position_ids)
-        x = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # [T, D]
+        angles = self._angles(layout.local(position_ids))
+        x = self.model.embed_tokens(layout.local(input_ids)) if inputs_embeds is None else inputs_embeds  # [T, D]
         routings = []
         for index, layer in enumerate(self.decoder_layers):
             x, routing = layer(x, angles, layout, caches[index] if caches else None)
@@ -225,7 +227,7 @@ class Glm(nn.Module):
             if isinstance(layout, TreeLayout):
                 mtp_hidden, routing = self._predict_in_forest(input_ids, position_ids, hidden, layout)
             else:
-                next_embedding = self.model.embed_tokens(_next_tokens(input_ids, layout))
+                next_embedding = self.model.embed_tokens(layout.local(_next_tokens(input_ids, layout)))
                 mtp_hidden, routing = self.mtp_layer(hidden, next_embedding, angles, layout)
             if routing is not None:
                 routings.append(routing)
@@ -322,7 +324,7 @@ class Glm(nn.Module):
         save_pretrained(self, Path(directory), fp8=fp8)
 
 
-def _next_tokens(input_ids: Tensor, layout: DocumentLayout) -> Tensor:
+def _next_tokens(input_ids: Tensor, layout: DocumentLayout | ContextLayout) -> Tensor:
     """The token after each one; a document's last token is followed by itself, so documents stay apart."""
     last = torch.tensor(layout.lengths, device=input_ids.device).cumsum(0) - 1
     following = input_ids.roll(-1)

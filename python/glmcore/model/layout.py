@@ -77,6 +77,10 @@ class DocumentLayout:
             tuple(lengths.tolist()),
         )
 
+    def local(self, values: Tensor) -> Tensor:
+        """This rank's rows of something that the whole batch has: all of them, since no rank shares the documents."""
+        return values
+
     def to(self, device: torch.device) -> "DocumentLayout":
         """The same plan with its tensors on `device`."""
         return replace(

@@ -12,6 +12,7 @@ from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm, Output
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.moe import expert_load, sequence_balance_loss
+from glmcore.model.parallel.context import ContextLayout
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.model.parallel.stage import MicroBatch
 from glmcore.packing import PackedBatch
@@ -41,43 +42,47 @@ class Objective:
         self.with_mtp = weights.mtp_loss_weight > 0 and config.num_nextn_predict_layers > 0
         self.ranks = ranks
         self.batches = batches
-        counts = ranks.sum_over_batch(_count_tokens(batches)).tolist()
-        self.num_labels, self.num_mtp_labels, self.num_tokens = counts
+        counts = ranks.sum_over_batch(_count_tokens(batches)) // ranks.config.context  # which have the same batches
+        self.num_labels, self.num_mtp_labels, self.num_tokens = counts.tolist()
         self._sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)  # of the losses of next tokens and of MTP
         self._loads: dict[int, Tensor] = {}
         """Tokens that chose each expert so far, int64 [E], of each layer with experts that ran here, by its number."""
 
     def micro_batches(self) -> Iterator[MicroBatch]:
         """The batches on the device, with this loss."""
-        device = self.ranks.device
+        device, context = self.ranks.device, self.ranks.axis("context")
         for batch in self.batches:
-            yield MicroBatch(
-                _int64(batch.input_ids, device),
-                _int64(batch.position_ids, device),
-                DocumentLayout.from_cu_seqlens(batch.cu_seqlens).to(device),
-                self.with_mtp,
-                partial(self._loss, batch),
-            )
+            if context.size == 1:
+                layout = DocumentLayout.from_cu_seqlens(batch.cu_seqlens).to(device)
+            else:
+                layout = ContextLayout.from_cu_seqlens(batch.cu_seqlens, context).to(device)
+            ids, positions = _int64(batch.input_ids, device), _int64(batch.position_ids, device)
+            yield MicroBatch(ids, positions, layout, self.with_mtp, partial(self._loss, batch, layout))
 
-    def _loss(self, batch: PackedBatch, model: Glm, output: Output) -> Tensor:
-        total = (
-            self._cross_entropies(batch, model, output) if model.has_head else torch.zeros((), device=self.ranks.device)
-        )
-        lengths = torch.from_numpy(np.diff(batch.cu_seqlens)).to(self.ranks.device)
-        share = len(batch.input_ids) / self.num_tokens
+    def _loss(self, batch: PackedBatch, layout: DocumentLayout | ContextLayout, model: Glm, output: Output) -> Tensor:
+        device = self.ranks.device
+        total = torch.zeros((), device=device)
+        if model.has_head:
+            total = self._cross_entropies(batch, layout, model.lm_head.weight, output)
+        lengths = torch.tensor(layout.lengths, device=device)
+        shared = layout if isinstance(layout, ContextLayout) else None
+        weight = self.weights.sequence_loss_weight * len(batch.input_ids) / self.num_tokens
         for number, routing in zip(model.moe_layer_numbers, output.routings, strict=False):  # without MTP one less
-            total = total + self.weights.sequence_loss_weight * share * sequence_balance_loss(routing, lengths)
+            total = total + weight * sequence_balance_loss(routing, lengths, shared)
             load = expert_load(routing)
             self._loads[number] = self._loads[number] + load if number in self._loads else load
         return total
 
-    def _cross_entropies(self, batch: PackedBatch, model: Glm, output: Output) -> Tensor:
-        head, device = model.lm_head.weight, self.ranks.device
-        loss = linear_cross_entropy(output.hidden, head, _int64(batch.labels, device))
+    def _cross_entropies(
+        self, batch: PackedBatch, layout: DocumentLayout | ContextLayout, head: Tensor, output: Output
+    ) -> Tensor:
+        device = self.ranks.device
+        loss = linear_cross_entropy(output.hidden, head, layout.local(_int64(batch.labels, device)))
         self._sums[0] += loss.detach()
         total = loss / max(self.num_labels, 1)
         if output.mtp_hidden is not None:
-            mtp_loss = linear_cross_entropy(output.mtp_hidden, head, _int64(_shifted_labels(batch), device))
+            labels = layout.local(_int64(_shifted_labels(batch), device))
+            mtp_loss = linear_cross_entropy(output.mtp_hidden, head, labels)
             self._sums[1] += mtp_loss.detach()
             total = total + self.weights.mtp_loss_weight * mtp_loss / max(self.num_mtp_labels, 1)
         return total

@@ -28,8 +28,6 @@ def parallelize(model: Glm, ranks: Ranks, *, compute_dtype: torch.dtype | None =
     if ranks.is_alone:
         return model
     config = ranks.config
-    if config.context > 1:
-        raise ConfigError(f"parallel.context={config.context} is not there yet")
     check_tensor_split(model.config, config.tensor)
     check_expert_split(model.config, config.expert, config.tensor)
     if config.pipeline > 1:

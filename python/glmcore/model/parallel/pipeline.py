@@ -77,13 +77,13 @@ class PipelinedGlm(GlmPart):
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Run the objectives of some micro-batches without gradients; all ranks of the pipeline call it."""
         at_once = EVALUATED_AT_ONCE * self.stages[0].part.num_stages
-        for _, group in groupby(micro_batches, key=_num_tokens):
+        for _, group in groupby(micro_batches, key=lambda micro_batch: micro_batch.num_tokens):
             of_one_size = list(group)
             for start in range(0, len(of_one_size), at_once):
                 self._run(of_one_size[start : start + at_once], backward=False)
 
     def _run(self, micro_batches: Sequence[MicroBatch], *, backward: bool) -> None:
-        sizes = sorted({_num_tokens(micro_batch) for micro_batch in micro_batches})
+        sizes = sorted({micro_batch.num_tokens for micro_batch in micro_batches})
         if len(sizes) != 1:
             raise ConfigError(
                 f"the micro-batches of a pipeline are of one size, these have {sizes} tokens: rows_per_micro_batch "
@@ -148,10 +148,6 @@ class PipelinedGlm(GlmPart):
         for work in dist.batch_isend_irecv(exchange):
             work.wait()
         own += other
-
-
-def _num_tokens(micro_batch: MicroBatch) -> int:
-    return len(micro_batch.input_ids)
 
 
 def _given_loss(loss: Tensor, target: None) -> Tensor:

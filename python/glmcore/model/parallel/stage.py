@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm, Output
 from glmcore.model.layout import DocumentLayout
+from glmcore.model.parallel.context import ContextLayout
 from glmcore.model.parallel.split import StagePart
 
 EMBEDDING = "model.embed_tokens"
@@ -28,11 +29,16 @@ class MicroBatch:
     """int64 [T]."""
     position_ids: Tensor
     """int64 [T]."""
-    layout: DocumentLayout
+    layout: DocumentLayout | ContextLayout
     with_mtp: bool
     objective: Callable[[Glm, Output], Tensor]
     """Makes the loss, a scalar, of a whole model's output. Given that of a stage, it makes the part of the loss that
     this stage has the figures for, so that the parts of all stages add up to the loss."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that this rank computes; a part of T where context ranks share them."""
+        return len(self.layout.tokens) if isinstance(self.layout, ContextLayout) else len(self.input_ids)
 
     def run(self, model: Glm) -> Tensor:
         """The loss of a whole model."""
