@@ -89,6 +89,7 @@ PRODUCTS = [
     replace(CLOSE, parallel={"pipeline": 2, "data": 2, "replicas": 2}),
     replace(CLOSE, parallel={"pipeline": 2, "data": 2, "expert": 2}),
     replace(CLOSE, parallel={"pipeline": 2, "tensor": 2}),
+    replace(CLOSE, parallel={"pipeline": 2, "context": 2}),
     replace(
         CLOSE,
         parallel={"pipeline": 2, "data": 2, "pipeline_schedule": "interleaved", "stages_per_rank": 2},

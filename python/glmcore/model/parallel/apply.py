@@ -2,7 +2,6 @@
 
 import torch
 
-from glmcore.errors import ConfigError
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.data import shard_weights
 from glmcore.model.parallel.expert import check_expert_split, split_experts

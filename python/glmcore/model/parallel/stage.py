@@ -50,7 +50,7 @@ class _AttachLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, loss: Tensor) -> Tensor:
         ctx.dtype = loss.dtype
-        return x.view_as(x)
+        return x.detach()  # not a view: FSDP hangs hooks on what a stage gives, which a view could lose
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
