@@ -5,11 +5,13 @@ Shapes: T tokens of a micro-batch, D hidden size.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from glmcore.errors import CheckpointError
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm, Output
 from glmcore.model.layout import DocumentLayout
@@ -87,6 +89,14 @@ class GlmPart(Glm):
         for name in names | {EMBEDDING, NORM, HEAD}:  # an absent embedding, norm or head lets pass what it gets
             self.set_submodule(name, whole.get_submodule(name) if name in names else nn.Identity())
         self.follow(whole)
+
+    def save_pretrained(self, directory: str | Path, *, fp8: bool = False) -> None:
+        """Not for parts.
+
+        Raises:
+            CheckpointError: Always.
+        """
+        raise CheckpointError(f"{directory}: a rank of a pipeline has a part of the model; load it whole to save it")
 
     def follow(self, whole: Glm) -> None:
         """Take over what can be set of a model and is not in its modules."""
