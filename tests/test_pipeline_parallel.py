@@ -1,7 +1,6 @@
 """Pipelines of gloo processes against one process that holds the whole model, and what they are made of."""
 
 import re
-import tomllib
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_runs import Case, Trace, refusals, train, train_all
 
+from glmcore.config import Config
 from glmcore.errors import CheckpointError, ConfigError
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
@@ -141,11 +141,16 @@ def test_stages_pass_on_bfloat16_where_that_is_the_type_of_the_computation(two_r
     np.testing.assert_allclose(pipeline.losses, without.losses, rtol=2**-8)
 
 
-def test_the_guide_says_what_is_so():
+class Guide(Config):
+    parallel: ParallelConfig
+
+
+def test_the_guide_says_what_is_so(tmp_path):
     guide = (Path(__file__).parent.parent / "docs" / "pipeline_parallel.md").read_text()
     [recipe] = re.findall(r"```toml\n(.*?)```", guide, flags=re.DOTALL)
     [code] = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
-    assert parallel(**tomllib.loads(recipe)["parallel"]).num_ranks == 8
+    (tmp_path / "recipe.toml").write_text(recipe)
+    assert Guide.load([tmp_path / "recipe.toml"]).parallel.num_ranks == 8
     names: dict = {}
     exec(code, names)
     assert f"# {[len(part.layers) for part in names['parts']]}" in code
