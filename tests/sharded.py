@@ -77,7 +77,12 @@ def train(
     return figures, {name: whole(tensor) for name, tensor in model.state_dict().items()}
 
 
+def train_all(rank: int, cases: list[tuple[dict[str, int], dict]]) -> list:
+    """`train` for each case: fields of `ParallelConfig` and the named arguments."""
+    return [train(rank, parallel, **arguments) for parallel, arguments in cases]
+
+
 def whole(tensor: torch.Tensor) -> np.ndarray:
     """All of a tensor, wherever its parts are."""
     tensor = tensor.detach()
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).float().numpy()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).numpy()

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._functional_collectives import all_reduce, wait_tensor
 
 
 class _Enter(torch.autograd.Function):
@@ -21,17 +20,29 @@ class _Enter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return wait_tensor(all_reduce(grads[0].contiguous(), "sum", ctx.group)), None
+        return _summed(grads[0], ctx.group), None
 
 
 class _Leave(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        return wait_tensor(all_reduce(x.contiguous(), "sum", group))
+        return _summed(x, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+        ctx.sizes, ctx.group = (sent, received), group
+        return _exchanged(rows, sent, received, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        sent, received = ctx.sizes
+        return _exchanged(grads[0], received, sent, ctx.group), None, None, None
 
 
 class _ShareGradient(torch.autograd.Function):
@@ -43,6 +54,18 @@ class _ShareGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0] / ctx.num_ranks, None
+
+
+def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def _exchanged(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+    result = rows.new_empty(sum(received), *rows.shape[1:])
+    dist.all_to_all_single(result, rows.contiguous(), received, sent, group=group)
+    return result
 
 
 def enter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -58,3 +81,15 @@ def leave(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 def share_gradient(x: Tensor, num_ranks: int) -> Tensor:
     """Hand `x` to work that all of `num_ranks` ranks do alike where its gradient is one that adds up over them."""
     return _ShareGradient.apply(x, num_ranks)  # pyright: ignore[reportReturnType]
+
+
+def exchange(rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+    """Send each rank of `group` its part of `rows`, and take in what they send, in the order of ranks.
+
+    Args:
+        rows: [R, ...].
+        sent: Rows for each rank, R in all.
+        received: Rows from each rank.
+        group: The ranks.
+    """
+    return _Exchange.apply(rows, sent, received, group)  # pyright: ignore[reportReturnType]

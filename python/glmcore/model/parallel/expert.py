@@ -10,13 +10,13 @@ Source of the exchange: GShard (arXiv:2006.16668), section 3.
 
 import torch
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_to_all_single, all_to_all_single_autograd, wait_tensor
 from torch.distributed.tensor import Shard
 
 from glmcore.errors import ConfigError
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.model.moe import Experts, MixtureOfExperts, apply_experts
+from glmcore.model.parallel.collectives import exchange
 from glmcore.model.parallel.placement import local_part, split
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.model.routing import gather_rows
@@ -87,11 +87,11 @@ class SplitExperts(Experts):
         """Apply the experts of all expert ranks to `rows` [R, D], of which `counts` [P, n] are for each expert."""
         if self.expert.group is None:
             return self._run_own(rows, counts)
-        received = wait_tensor(all_to_all_single(counts.contiguous(), None, None, self.expert.group))  # [P, n]
-        sizes = torch.stack((counts.sum(1), received.sum(1))).tolist()
-        arrived = all_to_all_single_autograd(rows, sizes[1], sizes[0], self.expert.group)
-        result = self._run_own(wait_tensor(arrived), received)
-        return wait_tensor(all_to_all_single_autograd(result, sizes[0], sizes[1], self.expert.group))
+        each = [1] * self.expert.size
+        arriving = exchange(counts, each, each, self.expert.group)  # [P, n], rows that come from each rank
+        sent, received = torch.stack((counts.sum(1), arriving.sum(1))).tolist()
+        result = self._run_own(exchange(rows, sent, received, self.expert.group), arriving)
+        return exchange(result, received, sent, self.expert.group)
 
     def _run_own(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Apply this rank's n experts to rows that lie by source rank first and expert second, `counts` [P, n]."""

@@ -1,8 +1,8 @@
 """Tensor parallelism: ranks share out the heads and widths of every layer, and the vocabulary.
 
 A rank has some heads (rows of the query, key and value projections, columns of the output projection) and some of the
-width of a dense or shared feed-forward layer (rows of gate and up, columns of down), sees all tokens, and what the ranks
-get is summed up: one sum after attention and one after the feed-forward layer, and as many in the backward pass. Routed
+width of a dense or shared feed-forward layer (rows of gate and up, columns of down) and sees all tokens. What the ranks
+get is summed up after attention and after the feed-forward layer, and so are the gradients in the backward pass. Routed
 experts are shared out whole, see `glmcore.model.parallel.expert`. Router, norms and residual stream are the same on all
 ranks. Source: Megatron-LM (arXiv:1909.08053), section 3.
 """
@@ -16,10 +16,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 
 from glmcore.errors import ConfigError
-from glmcore.model.attention import Attention, RMSNorm, rms_norm
+from glmcore.model.attention import Attention
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
-from glmcore.model.moe import MixtureOfExperts, Mlp, Router, Routing
+from glmcore.model.moe import MixtureOfExperts, Mlp, Routing
+from glmcore.model.norm import RMSNorm, rms_norm
 from glmcore.model.parallel.collectives import enter, leave, share_gradient
 from glmcore.model.parallel.placement import local_part, split
 from glmcore.model.parallel.ranks import Ranks
