@@ -62,7 +62,7 @@ def train(case: Case) -> Trace:
     model = parallelize(whole, ranks, compute_dtype=case.compute_dtype).to_empty(device="cpu").init_weights(0)
     optimizer = Optimizer(model, OptimizerConfig(max_grad_norm=case.max_grad_norm))
     data = ranks.axis("data")
-    held_out = [batch_of([9, 15], seed=7), batch_of([20, 4], seed=8), batch_of([5], seed=9)]
+    held_out = [batch_of([9, 15], seed=7), batch_of([20, 4], seed=8), batch_of([6], seed=9)]
     validation = [evaluate(model, held_out, ranks)[0]]
     losses, loads = [], []
     for step in range(case.num_steps):

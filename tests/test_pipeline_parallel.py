@@ -1,7 +1,9 @@
 """Pipelines of gloo processes against one process that holds the whole model, and what they are made of."""
 
+import re
 from dataclasses import replace
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_runs import Case, Trace, refusals, train, train_all
 
-from glmcore.errors import ConfigError
+from glmcore.config import Config
+from glmcore.errors import CheckpointError, ConfigError
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.config import ParallelConfig
@@ -89,6 +92,7 @@ PRODUCTS = [
     replace(CLOSE, parallel={"pipeline": 2, "data": 2, "replicas": 2}),
     replace(CLOSE, parallel={"pipeline": 2, "data": 2, "expert": 2}),
     replace(CLOSE, parallel={"pipeline": 2, "tensor": 2}),
+    replace(CLOSE, parallel={"pipeline": 2, "context": 2}),
     replace(
         CLOSE,
         parallel={"pipeline": 2, "data": 2, "pipeline_schedule": "interleaved", "stages_per_rank": 2},
@@ -135,6 +139,24 @@ def test_stages_pass_on_bfloat16_where_that_is_the_type_of_the_computation(two_r
     assert pipeline.validation[0] == without.validation[0]
     assert pipeline.losses[0][:2] == without.losses[0][:2]
     np.testing.assert_allclose(pipeline.losses, without.losses, rtol=2**-8)
+
+
+class Guide(Config):
+    parallel: ParallelConfig
+
+
+def test_the_guide_says_what_is_so(tmp_path):
+    guide = (Path(__file__).parent.parent / "docs" / "pipeline_parallel.md").read_text()
+    [recipe] = re.findall(r"```toml\n(.*?)```", guide, flags=re.DOTALL)
+    [code] = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    (tmp_path / "recipe.toml").write_text(recipe)
+    assert Guide.load([tmp_path / "recipe.toml"]).parallel.num_ranks == 8
+    names: dict = {}
+    exec(code, names)
+    assert f"# {[len(part.layers) for part in names['parts']]}" in code
+    for key in ("pipeline", "pipeline_schedule", "stages_per_rank", "pipeline_layers"):
+        assert f"| `{key}` |" in guide
+        assert key in ParallelConfig.model_fields
 
 
 def test_steps_of_other_sizes_are_refused_on_all_ranks_alike():
@@ -185,6 +207,8 @@ def test_a_part_names_its_modules_as_the_whole_model_does_and_has_no_others():
     assert set(middle.state_dict()) == {name for name in names if name.startswith(kept)}
     assert middle.moe_layer_numbers == [1, 3, 4]
     assert GlmPart(model, [StagePart(1, 4, range(1, 2))]).moe_layer_numbers == [1]
+    with pytest.raises(CheckpointError, match="has a part of the model"):
+        middle.save_pretrained("never")
 
 
 def test_a_part_alone_gets_the_fresh_weights_that_it_would_have_in_the_whole_model():

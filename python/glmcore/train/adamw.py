@@ -27,11 +27,12 @@ class AdamW:
         self.square = {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
-    def step(self, learning_rate: float, num_updates: int) -> None:
+    def step(self, learning_rate: float, num_updates: int, factor: float = 1.0) -> None:
         """Update every parameter that has a gradient.
 
         Args:
             learning_rate: Rate of this update.
+            factor: What the gradients are multiplied with, above 0.
             num_updates: Updates so far, this one included, for the correction of the moments' start at zero.
         """
         # The kernel wants tensors of one type on one device, and one weight decay.
@@ -58,4 +59,5 @@ class AdamW:
                 eps=EPS,
                 amsgrad=False,
                 maximize=False,
+                grad_scale=None if factor == 1.0 else torch.tensor(1 / factor, device=device),
             )

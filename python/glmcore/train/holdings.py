@@ -38,7 +38,7 @@ class Holdings:
         self._counted = set(own)
         self._names = sorted(own)
         if dist.is_initialized() and dist.get_world_size(group) > 1:
-            self.group = dist.group.WORLD if group is None else group
+            self.group = dist.group.WORLD if group is None else group  # pyright: ignore[reportAttributeAccessIssue]
             device = next((parameter.device for parameter in parameters.values()), torch.device("cpu"))
             self._learn(own, {name: tuple(parameter.shape) for name, parameter in parameters.items()}, device)
 

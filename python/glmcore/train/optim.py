@@ -1,6 +1,6 @@
-# pyright: reportPrivateImportUsage=false
 """Muon for matrices, AdamW for the rest, as one optimiser with a state that is a flat table of tensors."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -50,34 +50,27 @@ class Optimizer:
         return global_norm({name: grad for name, grad in gradients.items() if grad is not None}, self.holdings)
 
     @torch.no_grad()
-    def step(self, learning_rate: float, norm: float | None = None) -> float:
+    def step(self, learning_rate: float, *, skip_above: float = math.inf) -> float:
         """Clip the gradients, update every parameter, forget the gradients.
 
         A parameter that has no gradient on any rank (an MTP layer that was not run) is left alone.
 
         Args:
-            learning_rate: Rate of this update.
-            norm: What `gradient_norm` gave for these gradients, if it has been called.
+            learning_rate: Rate of the update.
+            skip_above: With a gradient norm above it, or one that is not finite, weights and state stay.
 
         Returns:
             Global gradient norm before clipping.
         """
-        if norm is None:
-            norm = self.gradient_norm()
-        factor = self.config.max_grad_norm / (norm + 1e-6)
-        if factor < 1:
-            gradients = [local_gradient(parameter) for parameter in self.parameters.values()]
-            torch._foreach_mul_([grad for grad in gradients if grad is not None], factor)
-        self.num_updates += 1
-        self.muon.step(learning_rate)
-        self.adam.step(learning_rate, self.num_updates)
-        self.forget_gradients()
-        return norm
-
-    def forget_gradients(self) -> None:
-        """Drop the gradients: a step that is not to be taken."""
+        norm = self.gradient_norm()
+        if math.isfinite(norm) and norm <= skip_above:
+            factor = min(1.0, self.config.max_grad_norm / (norm + 1e-6))
+            self.num_updates += 1
+            self.muon.step(learning_rate, factor)
+            self.adam.step(learning_rate, self.num_updates, factor)
         for parameter in self.parameters.values():
             parameter.grad = None
+        return norm
 
     def _agree_on_missing(self) -> None:
         """Give a zero gradient to what has one on another rank only, such as experts that got no token here."""

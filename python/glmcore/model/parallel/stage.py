@@ -5,11 +5,13 @@ Shapes: T tokens of a micro-batch, D hidden size.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from glmcore.errors import CheckpointError
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm, Output
 from glmcore.model.layout import DocumentLayout
@@ -37,7 +39,7 @@ class MicroBatch:
 
     @property
     def num_tokens(self) -> int:
-        """Those that this rank computes, of all T."""
+        """Tokens that this rank computes; a part of T where context ranks share them."""
         return len(self.layout.local(self.input_ids))
 
     def run(self, model: Glm) -> Tensor:
@@ -50,7 +52,7 @@ class _AttachLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, loss: Tensor) -> Tensor:
         ctx.dtype = loss.dtype
-        return x.view_as(x)
+        return x.detach()  # not a view: FSDP hangs hooks on what a stage gives, which a view could lose
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,6 +90,14 @@ class GlmPart(Glm):
             self.set_submodule(name, whole.get_submodule(name) if name in names else nn.Identity())
         self.follow(whole)
 
+    def save_pretrained(self, directory: str | Path, *, fp8: bool = False) -> None:
+        """Not for parts.
+
+        Raises:
+            CheckpointError: Always.
+        """
+        raise CheckpointError(f"{directory}: a rank of a pipeline has a part of the model; load it whole to save it")
+
     def follow(self, whole: Glm) -> None:
         """Take over what can be set of a model and is not in its modules."""
         self.rope_theta = whole.rope_theta
@@ -103,7 +113,7 @@ class GlmStage(GlmPart):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # a schedule calls it, with what stages pass on
         self, x: Tensor | None = None, *, micro_batch: MicroBatch
     ) -> Tensor:
-        """Activations of this rank's tokens for the next stage, [T, D]; of the last stage the loss, a scalar.
+        """Activations for the next stage, [T, D]; of the last stage the loss, a scalar.
 
         Args:
             x: Activations of the stage before, [T, D]; None in the first stage.
