@@ -1,11 +1,14 @@
 """Fixtures that several test files share."""
 
+import numpy as np
 import pytest
 import torch
 
 from glmcore.model.config import GlmConfig
 from glmcore.model.parallel.config import ParallelConfig
 from glmcore.model.parallel.ranks import Ranks
+from glmcore.packing import PackedBatch
+from glmcore.train.loss import IGNORED
 
 TINY = {
     "vocab_size": 64,
@@ -29,6 +32,23 @@ TINY = {
 
 ALONE = Ranks(ParallelConfig())
 """The ranks of a process on its own."""
+
+
+def batch_of(lengths: list[int], seed: int = 0) -> PackedBatch:
+    """A packed batch of random documents with a loss on every token but each document's first."""
+    ids = np.random.default_rng(seed).integers(0, TINY["vocab_size"], sum(lengths)).astype(np.int32)
+    labels = np.append(ids[1:], IGNORED).astype(np.int32)
+    cu_seqlens = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    labels[cu_seqlens[1:] - 1] = IGNORED
+    positions = np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)
+    return PackedBatch(
+        input_ids=ids,
+        labels=labels,
+        position_ids=positions,
+        loss_mask=np.ones(len(ids), np.uint8),
+        cu_seqlens=cu_seqlens,
+        max_seqlen=max(lengths),
+    )
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ALONE, TINY
+from conftest import ALONE, TINY, batch_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,23 +39,6 @@ def stage(**fields: object) -> StageConfig:
 
 SCHEDULE = ScheduleConfig(learning_rate=2.5e-4, final_learning_rate=2.5e-5)
 WEIGHTS = LossWeights()
-
-
-def batch_of(lengths: list[int], seed: int = 0) -> PackedBatch:
-    """A packed batch of random documents with a loss on every token but each document's first."""
-    ids = np.random.default_rng(seed).integers(0, TINY["vocab_size"], sum(lengths)).astype(np.int32)
-    labels = np.append(ids[1:], IGNORED).astype(np.int32)
-    cu_seqlens = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-    labels[cu_seqlens[1:] - 1] = IGNORED
-    positions = np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)
-    return PackedBatch(
-        input_ids=ids,
-        labels=labels,
-        position_ids=positions,
-        loss_mask=np.ones(len(ids), np.uint8),
-        cu_seqlens=cu_seqlens,
-        max_seqlen=max(lengths),
-    )
 
 
 @settings(deadline=None, max_examples=20)

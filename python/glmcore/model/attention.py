@@ -14,9 +14,13 @@ from glmcore.model.config import GlmConfig
 from glmcore.model.documents import attend_within_documents
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.norm import RMSNorm
+from glmcore.model.parallel.context import ContextLayout, attend_over_ranks
 from glmcore.model.rope import apply_rotary
 from glmcore.model.routing import gather_rows
 from glmcore.model.tree import TreeLayout
+
+Layout = DocumentLayout | TreeLayout | ContextLayout
+"""What the tokens are: documents, a forest of prefixes, or a rank's part of documents that several ranks share."""
 
 
 @dataclass
@@ -49,24 +53,26 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         angles: tuple[Tensor, Tensor],
-        layout: DocumentLayout | TreeLayout,
+        layout: Layout,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """Attend within each document of `layout`, or along the paths of a forest.
 
         Args:
-            x: [T, D].
+            x: [T, D], of this rank's tokens.
             angles: cos and sin of `rotary_angles`.
-            layout: Documents of the flat tokens, or the forest that they are.
+            layout: What the flat tokens are.
             cache: If given, document b's keys and values are also stored as its sequence b (prefill).
 
         Returns:
             [T, D].
         """
         query, key, value = self._project(x, angles)
+        if cache is not None and not isinstance(layout, DocumentLayout):
+            raise ValueError("a cache holds sequences: prefill documents, whole and on one rank")
+        if isinstance(layout, ContextLayout):
+            return self.o_proj(attend_over_ranks(query, key, value, layout).flatten(1))
         if isinstance(layout, TreeLayout):
-            if cache is not None:
-                raise ValueError("a cache holds sequences: prefill documents, not a forest")
             return self.o_proj(self._attend_along_paths(query, key, value, layout))
         if cache is not None:
             _store_documents(cache, key, value, layout)

@@ -28,16 +28,26 @@ def training_flops(config: GlmConfig) -> TrainingFlops:
     Args:
         config: The model; a multi-token-prediction layer counts as one more layer and its projection.
     """
+    num_layers = config.num_hidden_layers + config.num_nextn_predict_layers
+    parts = [*(layer_flops(config, index) for index in range(num_layers)), head_flops(config)]
+    return TrainingFlops(sum(part.linear for part in parts), sum(part.quadratic for part in parts))
+
+
+def layer_flops(config: GlmConfig, index: int) -> TrainingFlops:
+    """The part of one decoder layer; that of index `num_hidden_layers` is the multi-token-prediction layer."""
     hidden = config.hidden_size
     query = config.num_attention_heads * config.head_dim
-    attention = hidden * (2 * query + 2 * config.num_key_value_heads * config.head_dim)
-    dense = 3 * hidden * config.intermediate_size
-    experts = config.num_experts_per_tok + config.n_shared_experts
-    mixture = hidden * (config.n_routed_experts + 3 * experts * config.moe_intermediate_size)
-    num_mtp = config.num_nextn_predict_layers
-    num_layers = config.num_hidden_layers + num_mtp
-    num_dense = config.first_k_dense_replace
-    heads = (1 + num_mtp) * config.vocab_size * hidden
-    parameters = num_layers * attention + num_dense * dense + (num_layers - num_dense) * mixture + heads
-    parameters += num_mtp * 2 * hidden * hidden
-    return TrainingFlops(6.0 * parameters, 6.0 * num_layers * query)
+    parameters = hidden * (2 * query + 2 * config.num_key_value_heads * config.head_dim)
+    if index < config.first_k_dense_replace:
+        parameters += 3 * hidden * config.intermediate_size
+    else:
+        experts = config.num_experts_per_tok + config.n_shared_experts
+        parameters += hidden * (config.n_routed_experts + 3 * experts * config.moe_intermediate_size)
+    if index == config.num_hidden_layers:
+        parameters += 2 * hidden * hidden
+    return TrainingFlops(6.0 * parameters, 6.0 * query)
+
+
+def head_flops(config: GlmConfig) -> TrainingFlops:
+    """The part of the output head, which a multi-token-prediction layer uses once more."""
+    return TrainingFlops(6.0 * (1 + config.num_nextn_predict_layers) * config.vocab_size * config.hidden_size, 0.0)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from glmcore.errors import ConfigError
-from glmcore.model.attention import Attention, KeyValueCache
+from glmcore.model.attention import Attention, KeyValueCache, Layout
 from glmcore.model.blocks import CHECKPOINTING, Checkpointing, compile_block, run_block
 from glmcore.model.config import GlmConfig
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.moe import MixtureOfExperts, Mlp, Router, Routing
 from glmcore.model.norm import RMSNorm
+from glmcore.model.parallel.context import ContextLayout
 from glmcore.model.parallel.placement import draw_normal
 from glmcore.model.rope import rotary_angles
 from glmcore.model.tree import TreeLayout
@@ -51,7 +52,7 @@ class DecoderLayer(nn.Module):
         self,
         x: Tensor,
         angles: tuple[Tensor, Tensor],
-        layout: DocumentLayout | TreeLayout,
+        layout: Layout,
         cache: KeyValueCache | None = None,
     ) -> tuple[Tensor, Routing | None]:
         x = x + self.self_attn(self.input_layernorm(x), angles, layout, cache)
@@ -103,7 +104,7 @@ class MtpLayer(DecoderLayer):
         hidden: Tensor,
         next_embedding: Tensor,
         angles: tuple[Tensor, Tensor],
-        layout: DocumentLayout | TreeLayout,
+        layout: Layout,
     ) -> tuple[Tensor, Routing | None]:
         """Hidden states [T, D] that the head turns into logits of token t + 2."""
         x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(hidden)), dim=-1))
@@ -144,7 +145,7 @@ class Glm(nn.Module):
     def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
         """Give memory on `device` to a model of the meta device; see `torch.nn.Module.to_empty`."""
         super().to_empty(device=device, recurse=recurse)
-        if self.config.tie_word_embeddings:
+        if self.config.tie_word_embeddings and self.has_head:
             self.lm_head.weight = self.model.embed_tokens.weight
         return self
 
@@ -152,12 +153,12 @@ class Glm(nn.Module):
     def init_weights(self, seed: int) -> Self:
         """Draw every matrix from a normal distribution with `initializer_range`; norms become 1, biases 0.
 
-        The weights do not depend on how the model is spread over ranks.
+        A matrix has draws of its own, which its name decides, so weights do not depend on how a model is spread over
+        ranks, and no rank draws what it does not hold.
         """
-        generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                draw_normal(parameter, self.config.initializer_range, generator)
+                draw_normal(parameter, self.config.initializer_range, f"{seed} {name}")
             else:
                 parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
         for buffer in self.buffers():
@@ -194,40 +195,58 @@ class Glm(nn.Module):
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
         """The main model's layers, without the MTP layer."""
-        return list(self.model.layers)[: self.config.num_hidden_layers]  # pyright: ignore[reportReturnType]
+        return [layer for layer in self.model.layers if not isinstance(layer, MtpLayer)]  # pyright: ignore[reportReturnType]
 
     @property
     def mtp_layer(self) -> MtpLayer | None:
         """The multi-token-prediction layer, if there is one."""
-        last = self.model.layers[-1]
-        return last if isinstance(last, MtpLayer) else None
+        return next((layer for layer in self.model.layers if isinstance(layer, MtpLayer)), None)
 
     @property
     def routers(self) -> list[Router]:
         """The router of each mixture-of-experts layer, in the order of `Output.routings`."""
         return [module for module in self.modules() if isinstance(module, Router)]
 
+    @property
+    def moe_layer_numbers(self) -> list[int]:
+        """Number of the layer of each of `routers`, the MTP layer's being `num_hidden_layers`."""
+        layers = self.model.layers.named_children()
+        return [int(name) for name, layer in layers if isinstance(layer.mlp, MixtureOfExperts)]
+
+    @property
+    def has_embedding(self) -> bool:
+        """False of a part of a model that begins further on and needs none."""
+        return not isinstance(self.model.embed_tokens, nn.Identity)
+
+    @property
+    def has_head(self) -> bool:
+        """False of a part of a model that ends before its last norm."""
+        return not isinstance(self.lm_head, nn.Identity)
+
     def forward(
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        layout: DocumentLayout | TreeLayout,
+        layout: Layout,
         *,
         with_mtp: bool = False,
         caches: list[KeyValueCache] | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> Output:
         """Run packed documents, or samples that share prefixes as a forest.
 
         Args:
-            input_ids: Tokens of all documents, int64 [T].
+            input_ids: Tokens of all documents, int64 [T]. Also where ranks share them: what comes out is then of this
+                rank's tokens, `layout.local` of what a rank on its own would give.
             position_ids: Position of each token in its document, int64 [T].
-            layout: Where the documents lie, or the forest that the tokens are.
+            layout: What the tokens are.
             with_mtp: Also run the MTP layer. In a forest its state at token t is that of the step to t from the token
                 before, so it predicts the tokens after t; at first tokens, which no step leads to, it is zero.
             caches: One per decoder layer; document b is stored as sequence b.
+            inputs_embeds: What the first layer gets in place of the embeddings of `input_ids`, [T, D].
         """
-        angles = self._angles(position_ids)
-        x = self.model.embed_tokens(input_ids)  # [T, D]
+        angles = self._angles(layout.local(position_ids))
+        x = self.model.embed_tokens(layout.local(input_ids)) if inputs_embeds is None else inputs_embeds  # [T, D]
         routings = []
         for index, layer in enumerate(self.decoder_layers):
             x, routing = run_block(self.checkpointing, layer, x, angles, layout, caches[index] if caches else None)
@@ -239,7 +258,7 @@ class Glm(nn.Module):
             if isinstance(layout, TreeLayout):
                 mtp_hidden, routing = self._predict_in_forest(input_ids, position_ids, hidden, layout)
             else:
-                next_embedding = self.model.embed_tokens(_next_tokens(input_ids, layout))
+                next_embedding = self.model.embed_tokens(layout.local(_next_tokens(input_ids, layout)))
                 mtp_hidden, routing = run_block(
                     self.checkpointing, self.mtp_layer, hidden, next_embedding, angles, layout
                 )
@@ -338,7 +357,7 @@ class Glm(nn.Module):
         save_pretrained(self, Path(directory), fp8=fp8)
 
 
-def _next_tokens(input_ids: Tensor, layout: DocumentLayout) -> Tensor:
+def _next_tokens(input_ids: Tensor, layout: DocumentLayout | ContextLayout) -> Tensor:
     """The token after each one; a document's last token is followed by itself, so documents stay apart."""
     last = layout.cu_seqlens[1:].long() - 1
     following = input_ids.roll(-1)

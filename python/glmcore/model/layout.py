@@ -38,6 +38,10 @@ class DocumentLayout:
         """Tokens of the longest document, 0 without any."""
         return max(self.lengths, default=0)
 
+    def local(self, values: Tensor) -> Tensor:
+        """This rank's rows of something that the whole batch has: all of them, since no rank shares the documents."""
+        return values
+
     def to(self, device: torch.device) -> "DocumentLayout":
         """The same layout with its tensor on `device`."""
         return replace(self, cu_seqlens=self.cu_seqlens.to(device))

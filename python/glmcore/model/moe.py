@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from glmcore.model.blocks import outside_graphs
 from glmcore.model.config import GlmConfig
+from glmcore.model.parallel.context import ContextLayout, sum_over_ranks
 from glmcore.model.routing import combine, dispatch
 from glmcore.model.swiglu import swiglu
 
@@ -154,7 +155,7 @@ def expert_load(routing: Routing) -> Tensor:
     return torch.bincount(routing.expert.flatten(), minlength=routing.scores.shape[1])
 
 
-def sequence_balance_loss(routing: Routing, lengths: Tensor) -> Tensor:
+def sequence_balance_loss(routing: Routing, lengths: Tensor, shared: ContextLayout | None = None) -> Tensor:
     """Balance loss of each document, averaged over documents by their tokens.
 
     For a document of T tokens `sum_e f_e P_e` with `f_e = E / (K T) * count_e` and `P_e` the mean over its tokens of
@@ -163,17 +164,23 @@ def sequence_balance_loss(routing: Routing, lengths: Tensor) -> Tensor:
     Args:
         routing: Routing of the batch's T tokens.
         lengths: Tokens of each document, int64 [N], summing to T.
+        shared: Where ranks share the batch, what this rank has of it: `routing` is of its tokens, and the losses of all
+            ranks add up to that of the batch. All of them have to call it.
     """
-    num_tokens, num_experts = routing.scores.shape
+    num_experts = routing.scores.shape[1]
     top_k = routing.expert.shape[1]
     document = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    if shared is not None:
+        document = shared.document
     chosen = torch.zeros_like(routing.scores).scatter_(1, routing.expert, 1.0)
     share = routing.scores / routing.scores.sum(-1, keepdim=True)
     zeros = share.new_zeros(len(lengths), num_experts)
     count = zeros.index_add(0, document, chosen)  # [N, E]
+    if shared is not None:
+        count = sum_over_ranks(count, shared)
     mass = zeros.index_add(0, document, share)  # [N, E], P_e times T
     per_document = (count * mass).sum(-1) * num_experts / (top_k * lengths)  # f_e P_e times T
-    return per_document.sum() / num_tokens
+    return per_document.sum() / lengths.sum()
 
 
 @torch.no_grad()

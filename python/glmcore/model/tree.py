@@ -115,6 +115,10 @@ class TreeLayout:
         parent = place[self.parent[kept]]
         return TreeLayout.from_parents(parent.cpu().numpy()).to(kept.device), kept
 
+    def local(self, values: Tensor) -> Tensor:
+        """This rank's rows of something that the whole forest has: all of them, since no rank shares the forest."""
+        return values
+
     def to(self, device: torch.device) -> "TreeLayout":
         """The same plan with its tensors on `device`."""
         return replace(

@@ -7,6 +7,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
+from glmcore.model.parallel.config import ParallelConfig
 from glmcore.train.config import BatchConfig, ByTokens, ScheduleConfig, StageConfig, TrainConfig
 
 
@@ -80,6 +81,11 @@ class StageSteps:
         return self.num_rows * self.sequence_length
 
     @property
+    def row_counts(self) -> list[int]:
+        """Rows of a step, every number that occurs."""
+        return sorted({stretch.num_rows for stretch in self._stretches})
+
+    @property
     def sizes(self) -> tuple[int, int]:
         """Tokens of the first and of the last step."""
         first, last = self._stretches[0], self._stretches[-1]
@@ -125,6 +131,17 @@ class TrainPlan:
             first_token += self.stages[-1].num_tokens
         shared = [steps for stage, steps in zip(config.stages, self.stages, strict=True) if stage.schedule is None]
         self._shared_tokens = sum(steps.num_tokens for steps in shared)
+
+    def check_layout(self, parallel: ParallelConfig) -> None:
+        """Whether every row and step can be shared out to the ranks, the longest step of a batch ramp too.
+
+        Raises:
+            ConfigError: One cannot.
+        """
+        for stage, steps in zip(self.config.stages, self.stages, strict=True):
+            parallel.check_row(stage.sequence_length)
+            for num_rows in steps.row_counts:
+                parallel.check_step(num_rows, stage.rows_per_micro_batch)
 
     def learning_rate(self, stage_index: int, step: int) -> float:
         """Rate of a stage's step: that of the schedule where the step ends, so the last step has the final rate."""

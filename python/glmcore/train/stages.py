@@ -70,6 +70,7 @@ def train_stages(run: RunDirectory, only: str | None = None, ranks: Ranks | None
     ranks = ranks or Ranks.of_recipe(run.recipe.parallel, run.recipe.run.device)
     configure_torch(run.recipe)
     config, plan = run.recipe.train, TrainPlan(run.recipe.train)
+    plan.check_layout(ranks.config)
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
     found = ranks.from_first(store.latest())
     progress = found[0] if found else Progress(0, 0)
@@ -167,7 +168,7 @@ def new_model(run: RunDirectory, ranks: Ranks | None = None) -> Glm:
     with torch.device("meta"):
         model = Glm(model_config(run))
     if ranks is not None:
-        parallelize(model, ranks)
+        model = parallelize(model, ranks)
     return model.to_empty(device="cpu" if ranks is None else ranks.device).init_weights(run.recipe.run.seed)
 
 

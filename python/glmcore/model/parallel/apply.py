@@ -2,21 +2,24 @@
 
 import torch
 
-from glmcore.errors import ConfigError
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.data import shard_weights
 from glmcore.model.parallel.expert import check_expert_split, split_experts
+from glmcore.model.parallel.pipeline import PipelinedGlm
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.model.parallel.tensor import check_tensor_split, split_tensors
 
 
 def parallelize(model: Glm, ranks: Ranks, *, compute_dtype: torch.dtype | None = None) -> Glm:
-    """Spread `model` over `ranks`, in place.
+    """Spread `model` over `ranks`.
 
     Args:
         model: A whole model, best on the meta device: no rank then ever holds all of it.
         ranks: Who works together.
         compute_dtype: See `shard_weights`; None is the weights' own.
+
+    Returns:
+        The model itself, changed in place; in a pipeline this rank's part of it.
 
     Raises:
         ConfigError: The layout does not divide the model, or there is no such combination.
@@ -24,14 +27,15 @@ def parallelize(model: Glm, ranks: Ranks, *, compute_dtype: torch.dtype | None =
     if ranks.is_alone:
         return model
     config = ranks.config
-    for name in ("pipeline", "context"):
-        if getattr(config, name) > 1:
-            raise ConfigError(f"parallel.{name}={getattr(config, name)} is not there yet")
     check_tensor_split(model.config, config.tensor)
     check_expert_split(model.config, config.expert, config.tensor)
+    if config.pipeline > 1:
+        model = PipelinedGlm(model, ranks)
     if config.tensor > 1:
         split_tensors(model, ranks)
     if config.tensor * config.expert > 1:
         split_experts(model, ranks)
-    shard_weights(model, ranks, compute_dtype)
+    for part in model.cut(compute_dtype) if isinstance(model, PipelinedGlm) else [model]:
+        if config.num_ranks > config.pipeline or compute_dtype is not None:
+            shard_weights(part, ranks, compute_dtype)
     return model

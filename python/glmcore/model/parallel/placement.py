@@ -1,5 +1,7 @@
 """Which part of a sharded tensor a rank holds, and fresh weights that do not depend on how they are sharded."""
 
+import hashlib
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -42,25 +44,25 @@ def _is_strided(placement: Placement) -> bool:
 
 
 @torch.no_grad()
-def draw_normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
+def draw_normal(parameter: Tensor, std: float, key: str) -> None:
     """Fill with normal numbers of mean 0, matrix by matrix, on whatever device and in whatever part of it.
 
-    Every rank draws all numbers and keeps its own, so weights are the same however they are sharded; no more than one
-    matrix is held on the side.
+    Every matrix has a stream of its own. A rank draws the matrices of which it holds something and keeps that, so the
+    numbers are the same however they are sharded; no more than one matrix is held on the side.
 
     Args:
         parameter: [..., A, B], at most three dimensions.
         std: Standard deviation.
-        generator: Of the CPU.
+        key: Other keys have other numbers.
     """
-    whole = parameter.unsqueeze(0) if parameter.dim() == 2 else parameter
     ranges = local_ranges(parameter) if isinstance(parameter, DTensor) else [(0, size) for size in parameter.shape]
-    ranges = [(0, 1), *ranges] if parameter.dim() == 2 else ranges
     local = local_part(parameter)
-    local = local.unsqueeze(0) if parameter.dim() == 2 else local
+    if parameter.dim() == 2:
+        ranges, local = [(0, 1), *ranges], local.unsqueeze(0)
     (first, end), rows, columns = ranges
-    matrix = torch.empty(whole.shape[1:], dtype=parameter.dtype)
-    for index in range(whole.shape[0]):
-        matrix.normal_(0.0, std, generator=generator)
-        if first <= index < end:
-            local[index - first].copy_(matrix[slice(*rows), slice(*columns)])
+    matrix = torch.empty(parameter.shape[-2:], dtype=parameter.dtype)
+    generator = torch.Generator()
+    for index in range(first, end):
+        digest = hashlib.sha256(f"{key} {index}".encode()).digest()
+        matrix.normal_(0.0, std, generator=generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True)))
+        local[index - first].copy_(matrix[slice(*rows), slice(*columns)])

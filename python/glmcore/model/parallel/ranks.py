@@ -117,6 +117,13 @@ class Ranks:
             dist.all_reduce(values, group=self._batch)
         return values
 
+    def sum_over_pipeline(self, values: Tensor) -> Tensor:
+        """Add up `values` over the stages of a pipeline, in place."""
+        group = self.axis("pipeline").group
+        if group is not None:
+            dist.all_reduce(values, group=group)
+        return values
+
     def sum(self, number: float) -> float:
         """`sum_over_batch` of one number."""
         return float(self.sum_over_batch(torch.tensor(number, dtype=torch.float64)))

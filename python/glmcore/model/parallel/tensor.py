@@ -59,9 +59,11 @@ def split_tensors(model: Glm, ranks: Ranks) -> None:
         if isinstance(layer.mlp, Mlp):
             _split_mlp(layer.mlp, mesh)
             _surround(layer.mlp, group)
-    model.model.embed_tokens = SplitEmbedding(split(model.model.embed_tokens.weight, mesh, Shard(0)), group)
-    tied = model.config.tie_word_embeddings
-    model.lm_head.weight = model.model.embed_tokens.weight if tied else split(model.lm_head.weight, mesh, Shard(0))
+    if model.has_embedding:
+        model.model.embed_tokens = SplitEmbedding(split(model.model.embed_tokens.weight, mesh, Shard(0)), group)
+    if model.has_head:
+        tied = model.config.tie_word_embeddings
+        model.lm_head.weight = model.model.embed_tokens.weight if tied else split(model.lm_head.weight, mesh, Shard(0))
 
 
 class SplitLinear(nn.Linear):
