@@ -1,19 +1,11 @@
 """The training stages of a recipe, from wherever the run stands to their end."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from glmcore.data import manifest
-from glmcore.data.blocks import PackedBlocks
-from glmcore.data.config import HELD_OUT, USER
-from glmcore.data.learned import AllLearned
-from glmcore.data.loader import PackedRows, Source
-from glmcore.data.prefetch import Rows
-from glmcore.data.samples import SampleStream
-from glmcore.data.shards import TokenShards
 from glmcore.errors import ConfigError, RunError
 from glmcore.metrics import MetricLog
 from glmcore.model.config import GlmConfig
@@ -30,8 +22,8 @@ from glmcore.train.config import StageConfig
 from glmcore.train.loop import StageLoop
 from glmcore.train.optim import Optimizer
 from glmcore.train.peak import measure_peak_flops
+from glmcore.train.rows import stage_rows, stage_validation
 from glmcore.train.schedule import TrainPlan
-from glmcore.train.validation import Validation
 
 
 def run(recipe: Recipe, stage: str | None = None, ranks: Ranks | None = None) -> None:
@@ -98,9 +90,17 @@ def train_stages(run: RunDirectory, only: str | None = None, ranks: Ranks | None
         if ranks.is_first:
             metrics.truncate_after(stage.name, first_step - 1)
         loop = StageLoop(
-            config, index, model, optimizer, store, ranks, validation=stage_validation(run, index), peak_flops=peak
+            config,
+            index,
+            model,
+            optimizer,
+            store,
+            ranks,
+            validation=stage_validation(run, index, model.config.pad_token_id),
+            peak_flops=peak,
         )
-        loop.run(stage_rows(run, index), first_step, metrics)
+        rows = stage_rows(run, index, pad_id=model.config.pad_token_id, first_step=first_step, writes=ranks.is_first)
+        loop.run(rows, first_step, metrics)
         metrics.close()
         if ranks.is_first:
             record_stage(run, stage, metrics)
@@ -177,74 +177,3 @@ def model_config(run: RunDirectory) -> GlmConfig:
     tokenizer = Tokenizer.from_pretrained(str(run.tokenizer))
     stops = [tokenizer.token_to_id(token) for token in ("<|endoftext|>", "<|user|>", "<|observation|>")]
     return run.recipe.model.model_copy(update={"eos_token_id": stops, "pad_token_id": stops[0]})
-
-
-def stage_rows(run: RunDirectory, stage_index: int) -> Rows:
-    """The packed rows of a stage, in order; a pure function of recipe and shards.
-
-    Raises:
-        DataError: A source of the mixture has no shard.
-    """
-    recipe = run.recipe
-    stage = recipe.train.stages[stage_index]
-    mixture: dict[str, float] = dict(stage.mixture)
-    corpus = recipe.corpus
-    if stage.kind == "pretrain" and corpus is not None and corpus.path is not None and corpus.user_weight:
-        mixture[USER] = corpus.user_weight
-    seed = recipe.run.seed * 1000 + stage_index
-    sources, num_rows = mixture_sources(run, mixture), TrainPlan(recipe.train).stages[stage_index].num_rows
-    return packed_rows(stage, sources, num_rows=num_rows, seed=seed, pad_id=model_config(run).pad_token_id)
-
-
-def stage_validation(run: RunDirectory, stage_index: int) -> Validation | None:
-    """Held-out rows of each source of a stage that has any; None without validation."""
-    config, stage = run.recipe.train.validation, run.recipe.train.stages[stage_index]
-    if config is None:
-        return None
-    prepared = manifest.read(run.shards)
-    groups = [group for name in stage.mixture for group in manifest.groups(run.shards, prepared, name)]
-    held_out = [
-        Source(group.source, TokenShards.open(group.files), 1.0)
-        for group in groups
-        if group.bucket == HELD_OUT and group.num_tokens
-    ]
-    return Validation.of(config, stage, held_out, model_config(run).pad_token_id)
-
-
-def packed_rows(stage: StageConfig, sources: Sequence[Source], *, num_rows: int, seed: int, pad_id: int) -> Rows:
-    """Rows of a stage as its `packing` says."""
-    capacity, too_long = stage.sequence_length, stage.too_long
-    rows: Rows
-    if stage.packing == "stream":
-        rows = SampleStream(sources, capacity=capacity, seed=seed)
-    elif stage.packing == "blocks":
-        rows = PackedBlocks(sources, capacity=capacity, seed=seed, pad_id=pad_id, too_long=too_long)
-    else:
-        rows = PackedRows(
-            sources,
-            capacity=capacity,
-            num_rows=num_rows,
-            packing=stage.packing,
-            seed=seed,
-            pad_id=pad_id,
-            too_long=too_long,
-        )
-    return AllLearned(rows, pad_id) if stage.learned == "all" else rows
-
-
-def mixture_sources(run: RunDirectory, mixture: Mapping[str, float]) -> list[Source]:
-    """The shards of each source; one with quality buckets is drawn so that each bucket is seen as often as it asks.
-
-    Raises:
-        DataError: A source has no shard.
-    """
-    prepared = manifest.read(run.shards)
-    sources: list[Source] = []
-    for name, weight in mixture.items():
-        groups = [group for group in manifest.groups(run.shards, prepared, name) if group.epochs > 0]
-        seen = sum(group.epochs * group.num_tokens for group in groups)
-        for group in groups:
-            own = name if group.bucket is None else f"{name}.{group.bucket}"
-            share = group.epochs * group.num_tokens / seen
-            sources.append(Source(own, TokenShards.open(group.files), weight * share))
-    return sources

@@ -61,7 +61,7 @@ class Validation:
             batch = rows.batch(start, count) if count > 0 else rows.batch(0, 1)
             output, _ = run_batch(model, batch, with_mtp=False)
             if count > 0:
-                labels = torch.from_numpy(batch.labels.astype(np.int64))
+                labels = torch.from_numpy(batch.labels.astype(np.int64)).to(output.hidden.device)
                 loss += _sum_of_losses(output.hidden, model.lm_head.weight, labels)
                 num_labels += int((batch.labels != IGNORED).sum())
         return ranks.sum(loss) / max(ranks.sum(num_labels), 1)
