@@ -34,7 +34,12 @@ from glmcore.train.config import OptimizerConfig
 from glmcore.train.loss import IGNORED, linear_cross_entropy
 from glmcore.train.optim import Optimizer
 
-COMMON: dict[str, Any] = {"vocab_size": 8192, "first_k_dense_replace": 1, "rope_theta": 10_000.0, "num_experts_per_tok": 2}
+COMMON: dict[str, Any] = {
+    "vocab_size": 8192,
+    "first_k_dense_replace": 1,
+    "rope_theta": 10_000.0,
+    "num_experts_per_tok": 2,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "nano": {
         "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5, "num_attention_heads": 4,
@@ -97,7 +102,9 @@ def batches(kind: str) -> list[Batch]:
 Step = Callable[[Batch], float]
 
 
-def ours(config: dict[str, Any], dtype: torch.dtype, *, compiled: bool = False, muon: bool = False, mtp: bool = False) -> Step:
+def ours(
+    config: dict[str, Any], dtype: torch.dtype, *, compiled: bool = False, muon: bool = False, mtp: bool = False
+) -> Step:
     """Our step."""
     model = Glm(GlmConfig(**COMMON, **config, num_nextn_predict_layers=int(mtp))).init_weights(0).to(dtype)
     adam = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
@@ -156,7 +163,11 @@ def arguments(batch: Batch, way: str) -> dict[str, torch.Tensor]:
         return {"input_ids": batch.ids.view(ROWS, LENGTH), "labels": labels.view(ROWS, LENGTH)}
     if way == "packed":
         shape = (ROWS, LENGTH)
-        return {"input_ids": batch.ids.view(shape), "labels": labels.view(shape), "position_ids": batch.positions.view(shape)}
+        return {
+            "input_ids": batch.ids.view(shape),
+            "labels": labels.view(shape),
+            "position_ids": batch.positions.view(shape),
+        }
     documents = batch.ids.split(batch.lengths)
     pad = torch.nn.utils.rnn.pad_sequence
     return {

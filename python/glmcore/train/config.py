@@ -193,9 +193,23 @@ class SpikeConfig(Config):
     max_deviations: PositiveFloat = 6.0
 
 
+class ComputeConfig(Config):
+    """How forward and backward passes are computed."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and of the weights that meet them. Weights, their gradients summed over micro-batches and
+    ranks, and the optimiser stay in float32, and so do the routers."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What blocks compute again in the backward pass instead of keeping it: nothing; all but matrix products and
+    attention; all. The bits are the same."""
+    compile: bool = False
+    """Compile blocks with `torch.compile`."""
+
+
 class TrainConfig(Config):
     """All training stages, in order."""
 
+    compute: ComputeConfig = ComputeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig
     """Learning rate of the pretrain and midtrain stages together."""
