@@ -11,10 +11,9 @@ from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm, Output
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.parallel.config import ParallelConfig
-from glmcore.model.parallel.context import ContextLayout, attend_over_ranks
+from glmcore.model.parallel.context import ContextLayout, attend_over_ranks, layout_of
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.packing import PackedBatch
-from glmcore.train.objective import Objective
 from glmcore.train.schedule import LossWeights
 from glmcore.train.step import train_step
 
@@ -57,16 +56,16 @@ def gradients_of_step(model: Glm, batches: list[PackedBatch], weights: LossWeigh
     return {"loss": result.loss, "mtp_loss": result.mtp_loss, "load": result.load.numpy(), "grads": grads}
 
 
-def run_batch(model: Glm, batch: PackedBatch, ranks: Ranks) -> tuple[Output, DocumentLayout | ContextLayout]:
-    """Forward pass of this rank's tokens of a batch."""
-    (micro_batch,) = Objective(model.config, [batch], LossWeights(), ranks).micro_batches()
-    output = model(micro_batch.input_ids, micro_batch.position_ids, micro_batch.layout, with_mtp=True)
-    return output, micro_batch.layout
+def forward(model: Glm, batch: PackedBatch, ranks: Ranks) -> tuple[Output, DocumentLayout | ContextLayout]:
+    """Output for this rank's tokens, and where they lie."""
+    layout = layout_of(batch.cu_seqlens, ranks.axis("context"))
+    ids, positions = (torch.from_numpy(values.astype(np.int64)) for values in (batch.input_ids, batch.position_ids))
+    return model(ids, positions, layout, with_mtp=True), layout
 
 
 def logits_of(model: Glm, batch: PackedBatch, ranks: Ranks) -> tuple[np.ndarray, np.ndarray]:
     """Places of this rank's tokens in the batch, and the scores after each of them."""
-    output, layout = run_batch(model, batch, ranks)
+    output, layout = forward(model, batch, ranks)
     places = layout.local(torch.arange(len(batch.input_ids)))
     return places.numpy(), model.logits(output.hidden).detach().numpy()
 
@@ -85,7 +84,7 @@ def saved_bytes(model: Glm, batch: PackedBatch, ranks: Ranks) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        run_batch(model, batch, ranks)
+        forward(model, batch, ranks)
     return sum(kept.values())
 
 

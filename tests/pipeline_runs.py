@@ -9,6 +9,7 @@ from conftest import TINY, batch_of
 from torch.distributed.tensor import DTensor
 
 from glmcore.errors import ConfigError
+from glmcore.model.blocks import Checkpointing
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.apply import parallelize
@@ -33,6 +34,7 @@ class Case:
     num_micro_batches: int = 4
     num_steps: int = 3
     compute_dtype: torch.dtype | None = None
+    checkpointing: Checkpointing = "none"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def train(case: Case) -> Trace:
     with torch.device("meta"):
         whole = Glm(GlmConfig(**TINY | case.model)).to(case.dtype)
     model = parallelize(whole, ranks, compute_dtype=case.compute_dtype).to_empty(device="cpu").init_weights(0)
+    model.set_activation_checkpointing(case.checkpointing)
     optimizer = Optimizer(model, OptimizerConfig(max_grad_norm=case.max_grad_norm))
     data = ranks.axis("data")
     held_out = [batch_of([9, 15], seed=7), batch_of([20, 4], seed=8), batch_of([6], seed=9)]

@@ -10,6 +10,7 @@ from context_ranks import everything, gradients_of_step, logits_of, packed, rand
 from distributed import run_ranks
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from test_shard import check
 
 from glmcore.errors import ConfigError
 from glmcore.model.parallel.share import BLOCK, share_tokens
@@ -143,13 +144,13 @@ def drawn(strategy, number: int) -> list:
 
 
 def cases() -> list:
-    """Batches of a step and weights of the losses: documents that all ranks share, and such that lie within one."""
-    even = LossWeights(bias_update_rate=0.0, sequence_loss_weight=1.0)
+    """Batches of a step and weights of its losses: documents that all ranks share, and such that lie within one."""
+    all_losses = LossWeights(bias_update_rate=0.0, sequence_loss_weight=1.0)
     fixed = [[[320]], [[1, 319], [40] * 8], [[5] * 64], [[100, 3, 1, 200, 16]]]
     lengths = st.lists(st.one_of(st.integers(1, 12), st.integers(1, 300)), min_size=1, max_size=12)
     batches = fixed + [[filled(row, 8)] for row in drawn(lengths, 8)]
-    made = [([packed(row, TINY["vocab_size"], seed) for seed, row in enumerate(rows)], even) for rows in batches]
-    return [*made, (made[1][0], replace(even, mtp_loss_weight=0.0))]
+    made = [([packed(row, TINY["vocab_size"], seed) for seed, row in enumerate(rows)], all_losses) for rows in batches]
+    return [*made, (made[1][0], replace(all_losses, mtp_loss_weight=0.0))]
 
 
 CASES = cases()
@@ -205,3 +206,25 @@ def test_attention_in_bfloat16_rounds_no_more_than_one_kernel_does(shared):
 
 def test_torch_finds_no_fault_in_the_operator_and_compiles_it_whole(shared):
     assert all(rank["operator"] == (True, True) for rank in shared)
+
+
+WIDE = {"dtype": torch.float64, "num_rows": 2}
+PRODUCTS = {
+    2: [{"context": 2}, {"context": 2, "expert": 2}],
+    4: [
+        {"context": 4},
+        {"context": 4, "expert": 2},
+        {"context": 2, "data": 2},
+        {"context": 2, "data": 2, "replicas": 2},
+        {"context": 2, "data": 2, "expert": 4},
+        {"context": 2, "tensor": 2},
+        {"context": 2, "tensor": 2, "expert": 2},
+        {"context": 2, "pipeline": 2},
+    ],
+}
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_every_product_with_other_ways_to_share_a_model_trains_as_one_process_does(num_ranks):
+    layouts = PRODUCTS[num_ranks]
+    check(num_ranks, [(layout, WIDE) for layout in layouts])

@@ -78,6 +78,7 @@ SAME_BITS = [
         parallel={"pipeline": 2, "pipeline_schedule": "interleaved", "stages_per_rank": 2},
         model={"num_hidden_layers": 5},
         weights=LossWeights(mtp_loss_weight=0.0),
+        checkpointing="full",
     ),
 ]
 # With multi-token prediction the gradients of the embedding of all micro-batches are added up on each of its two ranks

@@ -31,6 +31,7 @@ _COSTLY = (
     "aten::_scaled_dot_product_cudnn_attention",
     "torch_attn::_varlen_attn",
     "glmcore::attend_within_documents",
+    "glmcore::attend_over_ranks",
 )
 """Operators whose results `selective` keeps."""
 

@@ -133,12 +133,13 @@ class TrainPlan:
         self._shared_tokens = sum(steps.num_tokens for steps in shared)
 
     def check_layout(self, parallel: ParallelConfig) -> None:
-        """Whether every step can be shared out to the ranks, the longest of a batch ramp too.
+        """Whether every row and step can be shared out to the ranks, the longest step of a batch ramp too.
 
         Raises:
             ConfigError: One cannot.
         """
         for stage, steps in zip(self.config.stages, self.stages, strict=True):
+            parallel.check_row(stage.sequence_length)
             for num_rows in steps.row_counts:
                 parallel.check_step(num_rows, stage.rows_per_micro_batch)
 

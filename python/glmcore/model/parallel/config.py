@@ -65,6 +65,18 @@ class ParallelConfig(Config):
         """Processes that the run needs."""
         return self.pipeline * self.data * self.context * self.tensor
 
+    def check_row(self, num_tokens: int) -> None:
+        """Whether rows of `num_tokens` can be shared out to context ranks.
+
+        Raises:
+            ConfigError: They cannot.
+        """
+        if num_tokens % self.context:
+            raise ConfigError(
+                f"sequence_length={num_tokens} must be a multiple of parallel.context={self.context}, whose ranks have "
+                "the same number of tokens"
+            )
+
     def check_step(self, num_rows: int, rows_per_micro_batch: int | None) -> None:
         """Whether a step can be shared out to the ranks.
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import _resolve_process_group
 
+from glmcore.model.layout import DocumentLayout
 from glmcore.model.parallel.ranks import Axis
 from glmcore.model.parallel.share import share_tokens
 from glmcore.model.runs import Runs, attend, attend_backward
@@ -31,8 +32,8 @@ class ContextLayout:
     """Their places in the batch, ascending, int64 [t]."""
     document: Tensor
     """Document of each of them, int64 [t]."""
-    lengths: tuple[int, ...]
-    """Tokens of each document of the batch, on all ranks together."""
+    cu_seqlens: Tensor
+    """Bounds of the documents in the batch, int32 [N + 1]."""
     key_place: Tensor
     """The keys that each run sees, run after run, as places in what the ranks' keys are gathered to, int64 [S]."""
     runs: Runs
@@ -63,7 +64,7 @@ class ContextLayout:
         return cls(
             torch.from_numpy(own.tokens),
             torch.from_numpy(np.repeat(own.document, lengths)),
-            tuple(np.diff(bounds).tolist()),
+            torch.from_numpy(cu_seqlens.astype(np.int32)),
             torch.from_numpy(np.concatenate([*seen, place[:0]])),
             Runs.of(lengths, own.ends - first),
             axis.group,
@@ -75,8 +76,16 @@ class ContextLayout:
 
     def to(self, device: torch.device) -> "ContextLayout":
         """The same plan with its tensors on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("tokens", "document", "key_place", "runs")}
+        names = ("tokens", "document", "cu_seqlens", "key_place", "runs")
+        moved = {name: getattr(self, name).to(device) for name in names}
         return replace(self, **moved)
+
+
+def layout_of(cu_seqlens: np.ndarray, context: Axis) -> DocumentLayout | ContextLayout:
+    """How a packed batch with bounds `cu_seqlens` lies on this rank of `context`, which may be on its own."""
+    if context.size == 1:
+        return DocumentLayout.from_cu_seqlens(cu_seqlens)
+    return ContextLayout.from_cu_seqlens(cu_seqlens, context)
 
 
 def attend_over_ranks(query: Tensor, key: Tensor, value: Tensor, layout: ContextLayout) -> Tensor:
