@@ -49,7 +49,7 @@ def train(
     matrices: str = "muon",
     **fields: object,
 ) -> tuple[list[tuple[float, float, float]], dict[str, np.ndarray]]:
-    """Losses, MTP losses and gradient norms of some steps, and the weights and router biases after them.
+    """Losses, MTP losses and gradient norms of some steps, and the weights and router biases here after them.
 
     Args:
         rank: Of this process.
@@ -65,7 +65,7 @@ def train(
     config = GlmConfig(**{**TINY, **fields})
     with torch.device("meta"):
         model = Glm(config).to(dtype)
-    parallelize(model, ranks).to_empty(device="cpu").init_weights(3)
+    model = parallelize(model, ranks).to_empty(device="cpu").init_weights(3)
     optimizer = Optimizer(model, OptimizerConfig(matrices=matrices, max_grad_norm=max_grad_norm))
     data = ranks.axis("data")
     share = num_rows // data.size

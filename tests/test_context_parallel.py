@@ -10,7 +10,7 @@ from context_ranks import everything, gradients_of_step, logits_of, packed, rand
 from distributed import run_ranks
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_shard import check
+from sharded import train, train_all
 
 from glmcore.errors import ConfigError
 from glmcore.model.parallel.share import BLOCK, share_tokens
@@ -208,23 +208,25 @@ def test_torch_finds_no_fault_in_the_operator_and_compiles_it_whole(shared):
     assert all(rank["operator"] == (True, True) for rank in shared)
 
 
-WIDE = {"dtype": torch.float64, "num_rows": 2}
-PRODUCTS = {
-    2: [{"context": 2}, {"context": 2, "expert": 2}],
-    4: [
-        {"context": 4},
-        {"context": 4, "expert": 2},
-        {"context": 2, "data": 2},
-        {"context": 2, "data": 2, "replicas": 2},
-        {"context": 2, "data": 2, "expert": 4},
-        {"context": 2, "tensor": 2},
-        {"context": 2, "tensor": 2, "expert": 2},
-        {"context": 2, "pipeline": 2},
-    ],
-}
+PRODUCTS = [
+    {"context": 4},
+    {"context": 4, "expert": 2},
+    {"context": 2, "data": 2, "replicas": 2},
+    {"context": 2, "data": 2, "expert": 4},
+    {"context": 2, "tensor": 2, "expert": 2},
+    {"context": 2, "pipeline": 2},
+]
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
-def test_every_product_with_other_ways_to_share_a_model_trains_as_one_process_does(num_ranks):
-    layouts = PRODUCTS[num_ranks]
-    check(num_ranks, [(layout, WIDE) for layout in layouts])
+def test_every_product_with_other_ways_to_share_a_model_trains_as_one_process_does():
+    arguments = {"dtype": torch.float64, "num_steps": 2}
+    figures, weights = train(0, {}, **arguments)
+    of_ranks = run_ranks(4, train_all, [(layout, arguments) for layout in PRODUCTS], timeout=150)
+    for layout, *ranks in zip(PRODUCTS, *of_ranks, strict=True):
+        assert set().union(*(held for _, held in ranks)) == set(weights), layout
+        for found, held in ranks:
+            # Sums of some hundred float64 terms in another order, and Newton-Schulz, which raises their relative
+            # errors less than a thousandfold. Weights are of the order of 1e-2 to 1.
+            np.testing.assert_allclose(found, figures, rtol=1e-12, err_msg=str(layout))
+            for name, weight in held.items():
+                np.testing.assert_allclose(weight, weights[name], rtol=0, atol=1e-12, err_msg=f"{name} of {layout}")

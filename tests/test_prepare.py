@@ -16,7 +16,7 @@ from glmcore import Tokenizer
 from glmcore.cli import main
 from glmcore.data import engines, manifest
 from glmcore.data.shards import TokenShards
-from glmcore.train.stages import mixture_sources
+from glmcore.train.rows import mixture_sources
 
 CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
 

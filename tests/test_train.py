@@ -22,8 +22,8 @@ from glmcore.train.loop import StageLoop
 from glmcore.train.loss import IGNORED, linear_cross_entropy
 from glmcore.train.muon import is_muon_parameter, orthogonalize
 from glmcore.train.optim import Optimizer
+from glmcore.train.rows import packed_rows
 from glmcore.train.schedule import LossWeights, TrainPlan
-from glmcore.train.stages import packed_rows
 from glmcore.train.step import train_step
 
 

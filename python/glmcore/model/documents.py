@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from glmcore.model import attention_ops
 from glmcore.model.blocks import outside_graphs
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.routing import gather_rows
@@ -14,6 +15,9 @@ from glmcore.model.routing import gather_rows
 
 def attend_within_documents(query: Tensor, key: Tensor, value: Tensor, layout: DocumentLayout) -> Tensor:
     """Softmax attention with scale `C ** -0.5` over the tokens of the own document up to the own place.
+
+    By the Rust core on the CPU, by PyTorch's varlen kernels on a GPU in half precision, and for what these two do not
+    know by `attend_padded`. Of the three only the last has to be padded.
 
     Args:
         query: [T, H, C].
@@ -26,6 +30,8 @@ def attend_within_documents(query: Tensor, key: Tensor, value: Tensor, layout: D
     """
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _on_gpu(query, key, value, layout)
+    if query.device.type == "cpu" and query.dtype in attention_ops.DTYPES:
+        return attention_ops.attend_within_documents(query, key, value, layout.cu_seqlens)[0]
     return attend_padded(query, key, value, layout)
 
 

@@ -3,11 +3,13 @@
 Shapes: T tokens, D hidden size, E routed experts, K experts per token, M expert width, R = T * K routed rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from glmcore.model.blocks import outside_graphs
 from glmcore.model.config import GlmConfig
@@ -70,6 +72,14 @@ class Router(nn.Module):
         if self.normalise:
             weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
         return Routing(expert, weight * self.scale, scores)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As for every module, but the bias stays in float32: in bfloat16 its steps of 0.001 would be lost."""
+        super()._apply(fn, recurse)
+        bias = self.e_score_correction_bias
+        if bias.dtype in (torch.bfloat16, torch.float16):
+            self.e_score_correction_bias = bias.float()
+        return self
 
     def _within_best_groups(self, choice: Tensor) -> Tensor:
         """Put experts outside a token's best groups out of reach; a group scores the sum of its two best."""
@@ -153,6 +163,31 @@ class MixtureOfExperts(nn.Module):
 def expert_load(routing: Routing) -> Tensor:
     """Number of tokens that chose each expert, int64 [E]."""
     return torch.bincount(routing.expert.flatten(), minlength=routing.scores.shape[1])
+
+
+@dataclass(frozen=True)
+class RouterFigures:
+    """How evenly the routers of L layers loaded their experts."""
+
+    share: Tensor
+    """Share of the routed tokens of each expert, float32 [L, E]; rows sum to 1, or are 0 without tokens."""
+    max_violation: Tensor
+    """By how much the fullest expert exceeds the mean load, as a part of the mean: 0 when even, float32 [L].
+    Source: loss-free balancing (arXiv:2408.15664), section 4.1."""
+    num_dead: Tensor
+    """Experts that no token chose, int64 [L]."""
+
+
+def router_figures(loads: Tensor) -> RouterFigures:
+    """Figures of a step from its loads.
+
+    Args:
+        loads: Tokens of each expert and layer, summed over the micro-batches (and ranks) of the step, int [L, E]: the
+            stacked `expert_load` of `Output.routings`.
+    """
+    share = loads / loads.sum(-1, keepdim=True).clamp(min=1)
+    violation = (share.amax(-1) * loads.shape[-1] - 1).clamp(min=0)
+    return RouterFigures(share, violation, (loads == 0).sum(-1))
 
 
 def sequence_balance_loss(routing: Routing, lengths: Tensor, shared: ContextLayout | None = None) -> Tensor:

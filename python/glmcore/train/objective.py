@@ -42,50 +42,44 @@ class Objective:
         self.with_mtp = weights.mtp_loss_weight > 0 and config.num_nextn_predict_layers > 0
         self.ranks = ranks
         self.batches = batches
-        self.context = ranks.axis("context")
-        # The ranks that share a batch all have it whole: each sum over ranks counts it once for each of them.
-        counts = (ranks.sum_over_batch(_count_tokens(batches)) // self.context.size).tolist()
-        self.num_labels, self.num_mtp_labels, self.num_tokens = counts
+        counts = ranks.sum_over_batch(_count_tokens(batches)) // ranks.config.context  # which have the same batches
+        self.num_labels, self.num_mtp_labels, self.num_tokens = counts.tolist()
         self._sums = torch.zeros(2, dtype=torch.float64, device=ranks.device)  # of the losses of next tokens and of MTP
         self._loads: dict[int, Tensor] = {}
         """Tokens that chose each expert so far, int64 [E], of each layer with experts that ran here, by its number."""
 
     def micro_batches(self) -> Iterator[MicroBatch]:
         """The batches on the device, with this loss."""
-        device = self.ranks.device
+        device, context = self.ranks.device, self.ranks.axis("context")
         for batch in self.batches:
-            layout = layout_of(batch.cu_seqlens, self.context).to(device)
-            yield MicroBatch(
-                _int64(batch.input_ids, device),
-                _int64(batch.position_ids, device),
-                layout,
-                self.with_mtp,
-                partial(self._loss, batch, layout),
-            )
+            layout = layout_of(batch.cu_seqlens, context).to(device)
+            ids, positions = _int64(batch.input_ids, device), _int64(batch.position_ids, device)
+            yield MicroBatch(ids, positions, layout, self.with_mtp, partial(self._loss, batch, layout))
 
     def _loss(self, batch: PackedBatch, layout: DocumentLayout | ContextLayout, model: Glm, output: Output) -> Tensor:
-        total = torch.zeros((), device=self.ranks.device)
+        device = self.ranks.device
+        total = torch.zeros((), device=device)
         if model.has_head:
-            total = self._cross_entropies(batch, layout, model, output)
-        lengths = torch.from_numpy(np.diff(batch.cu_seqlens)).to(self.ranks.device)
-        share = len(batch.input_ids) / self.num_tokens
+            total = self._cross_entropies(batch, layout, model.lm_head.weight, output)
+        lengths = layout.cu_seqlens.diff().long()
+        shared = layout if isinstance(layout, ContextLayout) else None
+        weight = self.weights.sequence_loss_weight * len(batch.input_ids) / self.num_tokens
         for number, routing in zip(model.moe_layer_numbers, output.routings, strict=False):  # without MTP one less
-            balance = sequence_balance_loss(routing, lengths, layout if isinstance(layout, ContextLayout) else None)
-            total = total + self.weights.sequence_loss_weight * share * balance
+            total = total + weight * sequence_balance_loss(routing, lengths, shared)
             load = expert_load(routing)
             self._loads[number] = self._loads[number] + load if number in self._loads else load
         return total
 
     def _cross_entropies(
-        self, batch: PackedBatch, layout: DocumentLayout | ContextLayout, model: Glm, output: Output
+        self, batch: PackedBatch, layout: DocumentLayout | ContextLayout, head: Tensor, output: Output
     ) -> Tensor:
-        head, device = model.lm_head.weight, self.ranks.device
+        device = self.ranks.device
         loss = linear_cross_entropy(output.hidden, head, layout.local(_int64(batch.labels, device)))
         self._sums[0] += loss.detach()
         total = loss / max(self.num_labels, 1)
         if output.mtp_hidden is not None:
-            mtp_labels = layout.local(_int64(_shifted_labels(batch), device))
-            mtp_loss = linear_cross_entropy(output.mtp_hidden, head, mtp_labels)
+            labels = layout.local(_int64(_shifted_labels(batch), device))
+            mtp_loss = linear_cross_entropy(output.mtp_hidden, head, labels)
             self._sums[1] += mtp_loss.detach()
             total = total + self.weights.mtp_loss_weight * mtp_loss / max(self.num_mtp_labels, 1)
         return total

@@ -39,7 +39,7 @@ class MicroBatch:
 
     @property
     def num_tokens(self) -> int:
-        """Those that this rank computes, of all T."""
+        """Tokens that this rank computes; a part of T where context ranks share them."""
         return len(self.layout.local(self.input_ids))
 
     def run(self, model: Glm) -> Tensor:
@@ -101,7 +101,6 @@ class GlmPart(Glm):
     def follow(self, whole: Glm) -> None:
         """Take over what can be set of a model and is not in its modules."""
         self.rope_theta = whole.rope_theta
-        self.checkpointing = whole.checkpointing
 
 
 class GlmStage(GlmPart):
@@ -114,7 +113,7 @@ class GlmStage(GlmPart):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # a schedule calls it, with what stages pass on
         self, x: Tensor | None = None, *, micro_batch: MicroBatch
     ) -> Tensor:
-        """Activations of this rank's tokens for the next stage, [T, D]; of the last stage the loss, a scalar.
+        """Activations for the next stage, [T, D]; of the last stage the loss, a scalar.
 
         Args:
             x: Activations of the stage before, [T, D]; None in the first stage.

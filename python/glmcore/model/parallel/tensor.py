@@ -66,13 +66,13 @@ def split_tensors(model: Glm, ranks: Ranks) -> None:
         model.lm_head.weight = model.model.embed_tokens.weight if tied else split(model.lm_head.weight, mesh, Shard(0))
 
 
-class SplitLinear(nn.Module):
+class SplitLinear(nn.Linear):
     """This rank's rows or columns of a linear layer."""
 
     def __init__(self, whole: nn.Linear, mesh: DeviceMesh, placement: Shard) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.weight = split(whole.weight, mesh, placement)
-        self.bias = None if whole.bias is None else split(whole.bias, mesh, placement)
+        self.register_parameter("bias", None if whole.bias is None else split(whole.bias, mesh, placement))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, local_part(self.weight), None if self.bias is None else local_part(self.bias))
@@ -91,11 +91,11 @@ class HeadNorm(RMSNorm):
         return rms_norm(x, enter(self.weight, self.group), self.eps)
 
 
-class SplitEmbedding(nn.Module):
+class SplitEmbedding(nn.Embedding):
     """This rank's rows of the embedding; tokens of other ranks' rows come from there."""
 
     def __init__(self, weight: nn.Parameter, group: dist.ProcessGroup) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.weight = weight
         self.group = group
 
@@ -111,7 +111,7 @@ class SplitEmbedding(nn.Module):
 def _split_attention(attention: Attention, mesh: DeviceMesh) -> None:
     for name in ("q_proj", "k_proj", "v_proj"):
         setattr(attention, name, SplitLinear(getattr(attention, name), mesh, Shard(0)))
-    attention.o_proj = SplitLinear(attention.o_proj, mesh, Shard(1))  # pyright: ignore[reportAttributeAccessIssue]
+    attention.o_proj = SplitLinear(attention.o_proj, mesh, Shard(1))
     attention.num_heads //= mesh.size()
     attention.num_kv_heads //= mesh.size()
     if attention.use_qk_norm:
@@ -127,7 +127,7 @@ def _split_mlp(mlp: Mlp, mesh: DeviceMesh) -> None:
 def _surround(module: nn.Module, group: dist.ProcessGroup) -> None:
     """Let the first argument of `module` enter the work that is shared out, and its result leave it."""
     module.register_forward_pre_hook(lambda _, args: (enter(args[0], group), *args[1:]))
-    module.register_forward_hook(lambda _module, _args, y: leave(y, group))
+    module.register_forward_hook(lambda _module, _args, y: leave(y, group))  # pyright: ignore[reportArgumentType]
 
 
 def _split_mixture(mixture: MixtureOfExperts, group: dist.ProcessGroup) -> None:
