@@ -101,6 +101,7 @@ class GlmPart(Glm):
     def follow(self, whole: Glm) -> None:
         """Take over what can be set of a model and is not in its modules."""
         self.rope_theta = whole.rope_theta
+        self.checkpointing = whole.checkpointing
 
 
 class GlmStage(GlmPart):
