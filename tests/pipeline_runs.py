@@ -66,14 +66,14 @@ def train(case: Case) -> Trace:
     optimizer = Optimizer(model, OptimizerConfig(max_grad_norm=case.max_grad_norm))
     data = ranks.axis("data")
     held_out = [batch_of([9, 15], seed=7), batch_of([20, 4], seed=8), batch_of([6], seed=9)]
-    validation = [evaluate(model, held_out, ranks)[0]]
+    validation = [evaluate(model, held_out, ranks)]
     losses, loads = [], []
     for step in range(case.num_steps):
         batches = batches_of(step, case.num_micro_batches)[data.rank :: data.size]
         result = train_step(model, batches, case.weights, ranks)
         losses.append((result.loss, result.mtp_loss, optimizer.step(0.01)))
         loads.append(result.load.numpy())
-    validation.append(evaluate(model, held_out, ranks)[0])
+    validation.append(evaluate(model, held_out, ranks))
     state = {
         name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).numpy()
         for name, tensor in model.state_dict().items()

@@ -99,6 +99,6 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, token_w
         hidden, labels = hidden[kept], labels[kept]
         token_weights = None if token_weights is None else token_weights[kept]
     if isinstance(weight, DTensor):
-        group, chunk = weight.device_mesh.get_group(), CHUNK_TOKENS * weight.device_mesh.size()
-        return SplitCrossEntropy.apply(hidden, weight.to_local(), labels, token_weights, group, chunk)  # pyright: ignore[reportReturnType]
+        own, group = weight.to_local(), weight.device_mesh.get_group()
+        return SplitCrossEntropy.apply(hidden, own, labels, token_weights, group, chunk_tokens(len(own)))  # pyright: ignore[reportReturnType]
     return _LinearCrossEntropy.apply(hidden, weight, labels, token_weights)  # pyright: ignore[reportReturnType]

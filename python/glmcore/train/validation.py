@@ -1,19 +1,18 @@
 """The loss on documents that nothing is trained on."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from glmcore.data.loader import PackedRows, Source
 from glmcore.data.prefetch import Rows
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.ranks import Ranks
+from glmcore.packing import PackedBatch
 from glmcore.train.config import StageConfig, ValidationConfig
-from glmcore.train.loss import CHUNK_TOKENS, IGNORED
-from glmcore.train.step import run_batch
+from glmcore.train.loss import IGNORED
+from glmcore.train.step import evaluate
 
 
 class Validation:
@@ -51,27 +50,15 @@ class Validation:
         """
         return {name: self._loss(model, rows, self._num_rows[name], ranks) for name, rows in self._rows.items()}
 
-    @torch.no_grad()
     def _loss(self, model: Glm, rows: Rows, num_rows: int, ranks: Ranks) -> float:
         data = ranks.axis("data")
         share = -(-num_rows // data.size)
-        loss, num_labels = 0.0, 0
+        batches = []
         for start in range(data.rank * share, (data.rank + 1) * share, self._rows_per_batch):
             count = min(self._rows_per_batch, (data.rank + 1) * share - start, num_rows - start)
-            batch = rows.batch(start, count) if count > 0 else rows.batch(0, 1)
-            output, _ = run_batch(model, batch, with_mtp=False)
-            if count > 0:
-                labels = torch.from_numpy(batch.labels.astype(np.int64)).to(output.hidden.device)
-                loss += _sum_of_losses(output.hidden, model.lm_head.weight, labels)
-                num_labels += int((batch.labels != IGNORED).sum())
-        return ranks.sum(loss) / max(ranks.sum(num_labels), 1)
+            batches.append(rows.batch(start, count) if count > 0 else _without_labels(rows.batch(0, 1)))
+        return evaluate(model, batches, ranks)
 
 
-def _sum_of_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> float:
-    """Sum of the cross-entropies, in float32 or wider, without the logits of all tokens at once."""
-    total = 0.0
-    for start in range(0, len(labels), CHUNK_TOKENS):
-        chunk = slice(start, start + CHUNK_TOKENS)
-        logits = (hidden[chunk] @ weight.T).to(torch.promote_types(hidden.dtype, torch.float32))
-        total += float(F.cross_entropy(logits, labels[chunk], ignore_index=IGNORED, reduction="sum"))
-    return total
+def _without_labels(batch: PackedBatch) -> PackedBatch:
+    return replace(batch, labels=np.full_like(batch.labels, IGNORED))
