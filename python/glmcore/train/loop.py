@@ -79,6 +79,7 @@ class StageLoop:
                 if number % self.config.checkpoint.every_steps == 0 or number == steps.num_steps:
                     self.store.save(Progress(self.stage_index, number), self.model, self.optimizer)
                 bar.advance(step.num_tokens, loss=result.loss)
+            self.store.wait()
 
     def _load_figures(self, load: Tensor, step: int) -> dict[str, object]:
         if not len(load):

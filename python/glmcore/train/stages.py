@@ -32,7 +32,7 @@ def run(recipe: Recipe) -> None:
     Raises:
         RunError: The run directory is in use or belongs to another recipe.
         DataError: A shard is missing or damaged.
-        CheckpointError: The last checkpoint is damaged.
+        CheckpointError: All checkpoints are damaged, or one cannot be written.
     """
     with open_run(recipe) as directory:
         train_stages(directory)
@@ -43,9 +43,9 @@ def train_stages(run: RunDirectory) -> None:
     configure_torch(run.recipe)
     ranks = Ranks(run.recipe.parallel)
     config, plan = run.recipe.train, TrainPlan(run.recipe.train)
-    store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
+    store = CheckpointStore(run.checkpoints, config.checkpoint)
     found = store.latest()
-    progress = found[0] if found else Progress(0, 0)
+    progress = found.progress if found else Progress(0, 0)
     metrics = MetricLog(run.metrics)
     for index, stage in enumerate(config.stages):  # a kill can fall between a stage's last checkpoint and its record
         if Progress(index, plan.stages[index].num_steps) <= progress and not run.station_done(stage.name):
@@ -56,7 +56,7 @@ def train_stages(run: RunDirectory) -> None:
     optimizer = Optimizer(model, config.optimizer)
     if found:
         say(f"resuming {config.stages[progress.stage_index].name} after step {progress.step}")
-        store.load(found[1], model, optimizer)
+        store.load(found, model, optimizer)
     for index in range(progress.stage_index, len(config.stages)):
         stage = config.stages[index]
         first_step = progress.step + 1 if index == progress.stage_index else 1
