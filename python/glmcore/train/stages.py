@@ -130,7 +130,7 @@ def peak_flops(run: RunDirectory, model: Glm, ranks: Ranks) -> float:
 
     Figures of a run stay comparable: one that goes on, on the same device, takes what was measured first.
     """
-    weight = model.lm_head.weight
+    weight = next(model.parameters())
     device = torch.cuda.get_device_name(weight.device) if weight.device.type == "cuda" else describe_machine()["cpu"]
     name = f"{device}, {str(weight.dtype).removeprefix('torch.')}"
     if weight.device.type == "cpu":
