@@ -11,6 +11,7 @@ The processes are forked from a server that has imported torch once, so one cost
 """
 
 import os
+import pickle
 import signal
 import sys
 import time
@@ -111,7 +112,7 @@ class StartedRanks:
 
     def _receive(self, rank: int) -> Any:
         try:
-            done, value = self._pipes[rank].recv()
+            done, value = pickle.loads(self._pipes[rank].recv_bytes())
         except EOFError:
             self.processes[rank].join(5)
             done, value = False, f"died with exit status {self.processes[rank].exitcode}"
@@ -171,9 +172,9 @@ def _run_one(
         value = function(int(environment["RANK"]), *args, **kwargs)
         dist.barrier()  # nobody leaves while another may still read from it
         dist.destroy_process_group()
-        sender.send((True, value))
+        sender.send_bytes(pickle.dumps((True, value)))  # tensors by value: send() would share their memory
     except BaseException:
-        sender.send((False, traceback.format_exc()))
+        sender.send_bytes(pickle.dumps((False, traceback.format_exc())))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # the group of a failed rank cannot be left in good order

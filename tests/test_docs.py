@@ -58,6 +58,22 @@ def test_python_files_stay_readable():
         assert len(file.read_text().splitlines()) <= 400, f"{file} is longer than one idea"
 
 
+def test_the_blocks_of_the_guide_to_training_hold(tmp_path, capsys):
+    guide = (ROOT / "docs" / "train.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    exec(compile(code, "train.md", "exec"), {})
+    assert "1 0 tokens seen, 16,777,216 in the step" in capsys.readouterr().out
+    settings = tmp_path / "settings.toml"
+    settings.write_text("".join(re.findall(r"```toml\n(.*?)```", guide, flags=re.DOTALL)))
+    recipe = Recipe.load([RECIPES / "nano.toml", settings])
+    assert (recipe.held_out.share, recipe.train.validation.every_steps) == (0.01, 100)
+    [commands] = re.findall(r"```sh\n(.*?)```", guide, flags=re.DOTALL)
+    for command in commands.splitlines():
+        verb, *arguments = command.split("#")[0].replace("recipes/", f"{RECIPES}/").split()[1:]
+        if verb == "train":
+            assert main([verb, *arguments, "--dry-run"]) == 0, command
+
+
 def test_the_python_of_the_fp8_guide_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "fp8.md").read_text(), flags=re.DOTALL)
     spread = [block for block in blocks if block.startswith("# torchrun")]

@@ -33,7 +33,9 @@ def make_run(directory):
             log.write(
                 stage, step, loss=first - 0.1 * step, mtp_loss=first, learning_rate=1e-3 * step, grad_norm=1.0,
                 tokens=100, tokens_per_s=50.0, seconds=2.0, peak_gib=1.5, max_violation=0.5,
-                expert_load=[[0.25, 0.75], [0.5, 0.5]],
+                expert_load=[[0.25, 0.75], [0.5, 0.5]], dead_experts=1, mfu=0.25,
+                **({"validation_loss": {"prose": first, HOSTILE: first - 1.0}} if step % 5 == 0 else {}),
+                **({"skipped": True} if step == 7 else {}),
             )  # fmt: skip
     for step in range(1, 11):
         log.write(
@@ -92,7 +94,9 @@ def test_the_page_shows_figures_charts_and_samples(browser, tmp_path):
     for heading in (
         "Stations",
         "Loss",
-        "Learning rate",
+        "Validation",
+        "Learning rate and batch",
+        "Gradient",
         "Expert load",
         "Reward",
         "Throughput",
@@ -104,6 +108,8 @@ def test_the_page_shows_figures_charts_and_samples(browser, tmp_path):
     assert "0.750" in text
     rows = page.locator("#stations tr").all_inner_texts()
     assert rows[1].split("\t")[:6] == ["general", "40.0", "2,000", "50", "8.700", "7.200"]
+    assert rows[1].split("\t")[6].startswith("prose 9.000, ")
+    assert "Skipped, since loss or gradient leapt: general 7, sft 7." in text
     assert "0.250 [0.200, 0.300]" in text
     assert problems == []
 
@@ -111,11 +117,11 @@ def test_the_page_shows_figures_charts_and_samples(browser, tmp_path):
 def test_every_chart_has_its_points_inside_its_frame(browser, tmp_path):
     page, _ = show(browser, write_report(make_run(tmp_path / "demo")))
     charts = page.locator("svg[role=img]")
-    assert charts.count() == 9
+    assert charts.count() == 14
     lines = page.locator("polyline.line")
-    assert lines.count() == 8
+    assert lines.count() == 14
     counts = [len(line.get_attribute("points").split()) for line in lines.all()]
-    assert counts == [40, 40, 40, 40, 10, 10, 50, 50]
+    assert counts == [40, 40, 8, 8, 40, 40, 40, 40, 40, 10, 10, 50, 40, 50]
     for line in lines.all():
         box, frame = line.bounding_box(), line.locator("xpath=..").bounding_box()
         assert frame["x"] <= box["x"]
@@ -158,6 +164,7 @@ def test_the_summary_and_tables_hold_the_figures(tmp_path):
     assert (general["seconds"], general["tokens"], general["tokens_per_s"]) == (40.0, 2000, 50.0)
     assert general["loss_first"] == pytest.approx(9.0 - 0.3)
     assert general["loss_last"] == pytest.approx(9.0 - 1.8)
+    assert (general["mfu"], general["skipped"], general["validation_loss"]["prose"]) == (0.25, 1, 9.0)
     assert summary["rl"]["after"]["mean"] == 0.75
     assert "8.70 to 7.20" in format_table(summary)
     assert format_table(summary, markdown=True).splitlines()[1].startswith("| --- | ---: |")

@@ -109,4 +109,6 @@ def _numbers(record: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

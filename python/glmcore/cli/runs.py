@@ -98,9 +98,23 @@ def _quickstart(args: argparse.Namespace) -> None:
     quickstart(recipe)
 
 
+def _print_stages(recipe: "Recipe") -> None:
+    """What the stages come to, for people."""
+    from glmcore.progress import say
+    from glmcore.train.schedule import TrainPlan
+
+    plan = TrainPlan(recipe.train)
+    for stage, steps in zip(recipe.train.stages, plan.stages, strict=True):
+        first, last = steps.sizes
+        sizes = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        say(f"{stage.name}: {steps.num_tokens:,} tokens in {steps.num_steps:,} steps of {sizes}")
+
+
 def _train(args: argparse.Namespace) -> None:
     recipe = _recipe_or_print(args)
-    if recipe:
+    if recipe is None:
+        _print_stages(_load_recipe(args.settings))
+    else:
         from glmcore import train
         from glmcore.data import prepare
         from glmcore.model.parallel.processes import ending_together

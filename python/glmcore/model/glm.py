@@ -192,7 +192,7 @@ class Glm(nn.Module):
             ConfigError: The model is on a CPU without a C++ compiler.
         """
         for layer in self.model.layers:
-            compile_block(layer, device or self.lm_head.weight.device)
+            compile_block(layer, device or next(self.parameters()).device)
         return self
 
     @property

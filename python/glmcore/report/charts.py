@@ -7,6 +7,8 @@ from html import escape
 
 WIDTH, HEIGHT = 720, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 14, 40
+NUM_COLOURS = 6
+"""Colours of lines that the page has."""
 MAX_POINTS = 600
 """Longer series are thinned by averaging neighbours."""
 
@@ -61,9 +63,11 @@ def line_chart(
     parts = [_open(title)]
     parts += [_band(band, x_axis, index) for index, band in enumerate(bands)]
     parts += _grid(x_axis, y_axis, x_label, y_label)
-    parts += [_polyline(line, x_axis, y_axis) for line in lines]
+    parts += [_polyline(line, x_axis, y_axis) for line in lines if line.x]
     parts.append("</svg>")
-    legend = "".join(f'<span class="key"><i class="c{line.colour}"></i>{escape(line.label)}</span>' for line in lines)
+    legend = "".join(
+        f'<span class="key"><i class="c{line.colour}"></i>{escape(line.label)}</span>' for line in lines if line.x
+    )
     return f'<div class="legend">{legend}</div>{"".join(parts)}'
 
 

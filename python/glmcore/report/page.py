@@ -9,11 +9,12 @@ from typing import Any
 
 from glmcore.durable import write_file
 from glmcore.metrics import read_metrics
-from glmcore.report.charts import Band, Series, heat_map, interval_chart, line_chart
-from glmcore.report.summary import summarize
+from glmcore.report.charts import NUM_COLOURS, Band, Series, heat_map, interval_chart, line_chart
+from glmcore.report.summary import format_losses, summarize
 
 PAGE = Path(__file__).parent / "page.html"
 MAX_SAMPLES = 60
+MAX_SKIPPED = 20
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -81,11 +82,13 @@ def _stations(summary: dict[str, Any]) -> str:
             "" if station["tokens_per_s"] is None else f"{station['tokens_per_s']:,.0f}",
             f"{stage['loss_first']:.3f}" if stage and stage["loss_first"] is not None else "",
             f"{stage['loss_last']:.3f}" if stage and stage["loss_last"] is not None else "",
+            escape(format_losses(stage["validation_loss"])) if stage else "",
             escape(station["note"]),
         ]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(
-        f"<th>{name}</th>" for name in ("station", "seconds", "tokens", "tokens/s", "first loss", "last loss", "note")
+        f"<th>{name}</th>"
+        for name in ("station", "seconds", "tokens", "tokens/s", "first loss", "last loss", "held-out loss", "note")
     )
     return f'<div class="scroll"><table id="stations"><tr>{head}</tr>{"".join(rows)}</table></div>'
 
@@ -97,12 +100,39 @@ def _training(records: list[dict[str, Any]]) -> str:
         Series("token after the next (MTP)", x, [record.get("mtp_loss") for record in records], 1),
     ]
     rate = [Series("learning rate", x, [record["learning_rate"] for record in records], 2)]
+    size = [Series("tokens of a step", x, [record["tokens"] for record in records], 0)]
+    norm = [Series("gradient norm before clipping", x, [record["grad_norm"] for record in records], 1)]
     return (
         "<h2>Loss</h2>"
         + line_chart("Training loss by stage", loss, "training tokens", "cross-entropy, nats", bands)
-        + "<h2>Learning rate</h2>"
+        + _validation(records, x, bands)
+        + "<h2>Learning rate and batch</h2>"
         + line_chart("Learning rate", rate, "training tokens", "learning rate", bands, zero=True)
+        + line_chart("Batch size", size, "training tokens", "tokens of a step", bands, zero=True)
+        + "<h2>Gradient</h2>"
+        + line_chart("Gradient norm", norm, "training tokens", "norm", bands, zero=True)
+        + _skipped(records)
     )
+
+
+def _validation(records: list[dict[str, Any]], x: list[float], bands: list[Band]) -> str:
+    """A line for each source that was validated on, in every stage that mixes it."""
+    names = list(dict.fromkeys(name for record in records for name in record.get("validation_loss", ())))
+    lines = [
+        Series(name, x, [record.get("validation_loss", {}).get(name) for record in records], number % NUM_COLOURS)
+        for number, name in enumerate(names)
+    ]
+    chart = line_chart("Loss on held-out documents", lines, "training tokens", "cross-entropy, nats", bands)
+    return "<h2>Validation</h2>" + chart
+
+
+def _skipped(records: list[dict[str, Any]]) -> str:
+    """What is to say of steps that were left out."""
+    steps = [f"{record['stage']} {record['step']}" for record in records if record.get("skipped")]
+    if not steps:
+        return ""
+    more = f" and {len(steps) - MAX_SKIPPED} more" * (len(steps) > MAX_SKIPPED)
+    return f"<p>Skipped, since loss or gradient leapt: {escape(', '.join(steps[:MAX_SKIPPED]))}{more}.</p>"
 
 
 def _token_axis(records: list[dict[str, Any]]) -> tuple[list[float], list[Band]]:
@@ -119,6 +149,7 @@ def _experts(records: list[dict[str, Any]]) -> str:
     x, bands = _token_axis(records)
     loads = [record["expert_load"] for record in records if record.get("expert_load")]
     violation = [Series("max violation", x, [record.get("max_violation") for record in records], 3)]
+    dead = [Series("dead experts", x, [record.get("dead_experts") for record in records], 1)]
     return (
         "<h2>Expert load</h2>"
         + line_chart(
@@ -127,6 +158,9 @@ def _experts(records: list[dict[str, Any]]) -> str:
             "training tokens",
             "max load / mean - 1",
             bands,
+        )
+        + line_chart(
+            "Experts of all layers without a token in a step", dead, "training tokens", "experts", bands, zero=True
         )
         + "<p>Share of the routed tokens of each expert, at the end of training (the last layer is the MTP layer):</p>"
         + heat_map("Expert load at the end", loads[-1] if loads else [], "layer", "expert")
@@ -156,10 +190,15 @@ def _resources(train: list[dict[str, Any]], rl: list[dict[str, Any]]) -> str:
     records = train + rl
     seconds = [float(total) for total in accumulate(record["seconds"] for record in records)]
     speed = [Series("throughput", seconds, [record["tokens_per_s"] for record in records], 0)]
-    memory = [Series("peak resident memory", seconds, [record["peak_gib"] for record in records], 1)]
+    memory = [
+        Series("peak resident memory", seconds, [record["peak_gib"] for record in records], 1),
+        Series("peak memory of the device", seconds, [record.get("peak_device_gib") for record in records], 2),
+    ]
+    mfu = [Series("share of the measured peak (MFU)", seconds, [record.get("mfu") for record in records], 2)]
     return (
         "<h2>Throughput</h2>"
         + line_chart("Throughput", speed, "seconds of training and RL", "tokens/s", zero=True)
+        + line_chart("Share of the measured peak", mfu, "seconds of training and RL", "share", zero=True)
         + "<h2>Memory</h2>"
         + line_chart("Peak memory", memory, "seconds of training and RL", "GiB", zero=True)
     )

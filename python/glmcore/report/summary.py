@@ -18,9 +18,10 @@ def summarize(run_dir: str | Path) -> dict[str, Any]:
 
     Returns:
         `name`, `stages` (each with name, steps, seconds, tokens, tokens_per_s, loss_first, loss_last: mean
-        cross-entropy in nats over the first and last 5 steps), `stations` (each with name, seconds, tokens,
-        tokens_per_s, note), `rl` (before and after, each with mean, low, high, n; seconds; None before the first
-        evaluation) and `machine`.
+        cross-entropy in nats over the first and last 5 steps; validation_loss: the last on held-out documents of each
+        source; mfu: mean share of the measured peak, None if not measured; skipped: steps), `stations` (each with
+        name, seconds, tokens, tokens_per_s, note), `rl` (before and after, each with mean, low, high, n; seconds; None
+        before the first evaluation) and `machine`.
 
     Raises:
         RunError: `run_dir` is no run.
@@ -45,6 +46,7 @@ def _stage(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = sum(record["seconds"] for record in records)
     tokens = sum(record["tokens"] for record in records)
     losses = [record["loss"] for record in records if record["loss"] is not None]
+    shares = [record["mfu"] for record in records if record.get("mfu") is not None]
     return {
         "name": name,
         "steps": len(records),
@@ -53,13 +55,21 @@ def _stage(name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
         "tokens_per_s": tokens / seconds if seconds else None,
         "loss_first": fmean(losses[:EDGE_STEPS]) if losses else None,
         "loss_last": fmean(losses[-EDGE_STEPS:]) if losses else None,
+        "validation_loss": next((r["validation_loss"] for r in reversed(records) if "validation_loss" in r), {}),
+        "mfu": fmean(shares) if shares else None,
+        "skipped": sum(1 for record in records if record.get("skipped")),
     }
+
+
+def format_losses(losses: dict[str, float | None]) -> str:
+    """Losses of sources in a line."""
+    return ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if loss is not None)
 
 
 def format_table(summary: dict[str, Any], *, markdown: bool = False) -> str:
     """What every station took, as aligned text or Markdown."""
     losses = {stage["name"]: stage for stage in summary["stages"]}
-    rows = [["station", "seconds", "tokens", "tokens/s", "loss", "note"]]
+    rows = [["station", "seconds", "tokens", "tokens/s", "loss", "held-out loss", "note"]]
     for station in summary["stations"]:
         stage = losses.get(station["name"])
         loss = f"{stage['loss_first']:.2f} to {stage['loss_last']:.2f}" if stage and stage["loss_last"] else ""
@@ -70,11 +80,12 @@ def format_table(summary: dict[str, Any], *, markdown: bool = False) -> str:
                 _count(station["tokens"]),
                 _count(station["tokens_per_s"]),
                 loss,
+                format_losses(stage["validation_loss"]) if stage else "",
                 station["note"],
             ]
         )
     total = sum(station["seconds"] for station in summary["stations"])
-    rows.append(["all", f"{total:.1f}", "", "", "", ""])
+    rows.append(["all", f"{total:.1f}", "", "", "", "", ""])
     return _markdown(rows) if markdown else _aligned(rows)
 
 
@@ -99,5 +110,5 @@ def _markdown(rows: list[list[str]]) -> str:
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cells) + " |"
 
-    rule = ["---", "---:", "---:", "---:", "---", "---"]
+    rule = ["---", "---:", "---:", "---:", "---", "---", "---"]
     return "\n".join([line(rows[0]), line(rule), *(line(row) for row in rows[1:])])

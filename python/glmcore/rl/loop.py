@@ -103,6 +103,7 @@ class SynchronousLoop:
 
     def _save(self, step: int) -> None:
         self.store.save(Progress(self.stage_index, step), self.model, self.optimizer)
+        self.store.wait()
         for lease in self._unacknowledged:
             lease.ack()
         self._unacknowledged.clear()

@@ -19,7 +19,7 @@ from glmcore.rl.rollout import Rollout, RolloutWorker
 from glmcore.rl.sync import WeightSync
 from glmcore.rundir import RunDirectory, open_run
 from glmcore.tokenizer import Tokenizer
-from glmcore.train.checkpoint import CheckpointStore, Progress
+from glmcore.train.checkpoint import CheckpointStore, Progress, load_weights
 from glmcore.train.optim import Optimizer
 from glmcore.train.schedule import TrainPlan
 from glmcore.train.stages import configure_torch, new_model
@@ -34,7 +34,7 @@ def run(recipe: Recipe) -> None:
 
     Raises:
         RunError: The training stages are not finished, or the run directory is in use.
-        CheckpointError: The last checkpoint is damaged.
+        CheckpointError: All checkpoints are damaged, or one cannot be written.
     """
     with open_run(recipe) as directory:
         reinforce(directory)
@@ -47,10 +47,10 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
     model, progress = load_policy(run)
     optimizer = Optimizer(model, config.optimizer)
     stage_index = len(recipe.train.stages)
-    store = CheckpointStore(run.checkpoints, recipe.train.checkpoint.keep)
+    store = CheckpointStore(run.checkpoints, recipe.train.checkpoint)
     found = store.latest()
     if progress.stage_index == stage_index and found:
-        store.load(found[1], model, optimizer)
+        store.load(found, model, optimizer)
     first_step = progress.step + 1 if progress.stage_index == stage_index else 1
 
     worker = _new_worker(run, model)
@@ -94,13 +94,13 @@ def load_policy(run: RunDirectory) -> tuple[Glm, Progress]:
         RunError: Training is not finished.
     """
     stages = run.recipe.train.stages
-    found = CheckpointStore(run.checkpoints, run.recipe.train.checkpoint.keep).latest()
-    if found is None or found[0] < Progress(len(stages) - 1, TrainPlan(run.recipe.train).stages[-1].num_steps):
+    found = CheckpointStore(run.checkpoints, run.recipe.train.checkpoint).latest()
+    if found is None or found.progress < Progress(len(stages) - 1, TrainPlan(run.recipe.train).stages[-1].num_steps):
         raise RunError(f"the training stages of {run.path} are not finished: run `glmcore train` first")
     model = new_model(run)
-    CheckpointStore.load(found[1], model, None)
+    load_weights(found.path, model)
     model.rope_theta = stages[-1].rope_theta
-    return model, found[0]
+    return model, found.progress
 
 
 def _new_worker(run: RunDirectory, model: Glm) -> RolloutWorker:

@@ -167,8 +167,16 @@ class CheckpointConfig(Config):
     """When progress is saved."""
 
     every_steps: PositiveInt = 50
-    keep: PositiveInt = 2
+    keep_last: PositiveInt = 2
     """Newest checkpoints that stay on disk."""
+    keep_every: PositiveInt | None = None
+    """Of every stage, checkpoints after a multiple of so many steps stay for ever; none by default."""
+
+    @model_validator(mode="after")
+    def _what_is_kept_is_saved(self) -> Self:
+        if self.keep_every is not None and self.keep_every % self.every_steps:
+            raise ValueError(f"keep_every={self.keep_every} must be a multiple of every_steps={self.every_steps}")
+        return self
 
 
 class ValidationConfig(Config):

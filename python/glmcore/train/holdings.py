@@ -71,7 +71,9 @@ class Holdings:
             self.peer_group = self.group
         elif len(peers) > 1:
             members = [dist.get_global_rank(self.group, peer) for peer in peers]  # type: ignore[arg-type]
-            self.peer_group = dist.new_group(members, use_local_synchronization=True)
+            made = dist.new_group(members, use_local_synchronization=True)
+            assert isinstance(made, dist.ProcessGroup)  # since this rank is one of them
+            self.peer_group = made
         if self.peer_group is not None:
             self._learn_boxes(own, shapes, device)
 

@@ -102,6 +102,7 @@ class StageLoop:
                     metrics.sync()  # a checkpoint never knows of a step that the records do not
                     self.store.save(Progress(self.stage_index, number), self.model, self.optimizer)
                 bar.advance(steps.step(number).num_tokens, loss=figures["loss"])
+            self.store.wait()
 
     def _step(self, number: int, loader: Loader, rows: Rows, guard: SpikeGuard, metrics: MetricLog) -> dict[str, Any]:
         """Train on one step's rows; gives its record."""

@@ -1,13 +1,11 @@
 """Muon for matrices, AdamW for the rest, as one optimiser with a state that is a flat table of tensors."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from glmcore.errors import CheckpointError
 from glmcore.train.adamw import AdamW
 from glmcore.train.config import OptimizerConfig
 from glmcore.train.holdings import Holdings
@@ -91,19 +89,3 @@ class Optimizer:
         tables = {"momentum": self.muon.momentum, "mean": self.adam.mean, "square": self.adam.square}
         state = {f"{table}.{name}": tensor for table, rows in tables.items() for name, tensor in rows.items()}
         return state | {"num_updates": torch.tensor(self.num_updates)}
-
-    @torch.no_grad()
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over a state from `state_tensors`.
-
-        Raises:
-            CheckpointError: A tensor is missing, extra or misshapen.
-        """
-        own = self.state_tensors()
-        if set(own) != set(tensors):
-            raise CheckpointError(f"optimizer state differs in {min(set(own) ^ set(tensors))!r}")
-        for name, tensor in tensors.items():
-            if tensor.shape != own[name].shape:
-                raise CheckpointError(f"optimizer state {name!r} has shape {list(tensor.shape)}")
-            own[name].copy_(tensor)
-        self.num_updates = int(tensors["num_updates"])

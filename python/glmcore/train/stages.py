@@ -39,7 +39,7 @@ def run(recipe: Recipe, stage: str | None = None, ranks: Ranks | None = None) ->
         RunError: The run directory is in use or belongs to another recipe, the stage before is not finished, or a loss
             or gradient is not finite.
         DataError: A shard is missing or damaged.
-        CheckpointError: The last checkpoint is damaged.
+        CheckpointError: All checkpoints are damaged, or one cannot be written.
     """
     ranks = ranks or Ranks.of_recipe(recipe)
     with open_run_together(recipe, ranks) as directory:
@@ -63,9 +63,9 @@ def train_stages(run: RunDirectory, only: str | None = None, ranks: Ranks | None
     configure_torch(run.recipe)
     config, plan = run.recipe.train, TrainPlan(run.recipe.train)
     plan.check_layout(ranks.config)
-    store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
-    found = ranks.from_first(store.latest())
-    progress = found[0] if found else Progress(0, 0)
+    store = CheckpointStore(run.checkpoints, config.checkpoint)
+    found = store.latest()
+    progress = found.progress if found else Progress(0, 0)
     metrics = MetricLog(run.metrics, run.tensorboard if config.tensorboard and ranks.is_first else None)
     for index, stage in enumerate(config.stages):  # a kill can fall between a stage's last checkpoint and its record
         if Progress(index, plan.stages[index].num_steps) <= progress and not run.station_done(stage.name):
@@ -78,7 +78,7 @@ def train_stages(run: RunDirectory, only: str | None = None, ranks: Ranks | None
     if found:
         if ranks.is_first:
             say(f"resuming {config.stages[progress.stage_index].name} after step {progress.step}")
-        store.load(found[1], model, optimizer)
+        store.load(found, model, optimizer)
     peak = peak_flops(run, ranks)
     for index in chosen:
         stage = config.stages[index]

@@ -52,20 +52,18 @@ def train_step(model: Glm, batches: Sequence[PackedBatch], weights: LossWeights,
 
 
 @torch.no_grad()
-def evaluate(model: Glm, batches: Sequence[PackedBatch], ranks: Ranks, *, with_mtp: bool = True) -> tuple[float, float]:
-    """Mean next-token cross-entropy of some batches in nats, and that of the token after; NaN without an MTP layer.
+def evaluate(model: Glm, batches: Sequence[PackedBatch], ranks: Ranks) -> float:
+    """Mean next-token cross-entropy of some batches in nats, over the tokens of all ranks that carry a loss.
 
     Args:
         model: The model, or what this rank has of it in a pipeline.
         batches: This rank's batches, at least one; all ranks of a pipeline have the same.
         ranks: Who else works on them.
-        with_mtp: Also run the MTP layer.
     """
-    weights = LossWeights(mtp_loss_weight=LossWeights().mtp_loss_weight if with_mtp else 0.0)
-    objective = Objective(model.config, batches, weights, ranks)
+    objective = Objective(model.config, batches, LossWeights(mtp_loss_weight=0.0), ranks)
     if isinstance(model, PipelinedGlm):
         model.evaluate(list(objective.micro_batches()))
     else:
         for micro_batch in objective.micro_batches():
             micro_batch.run(model)
-    return objective.losses()
+    return objective.losses()[0]

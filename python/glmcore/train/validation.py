@@ -56,10 +56,9 @@ class Validation:
         batches = []
         for start in range(data.rank * share, (data.rank + 1) * share, self._rows_per_batch):
             count = min(self._rows_per_batch, (data.rank + 1) * share - start, num_rows - start)
-            batches.append(rows.batch(start, count) if count > 0 else _without_loss(rows.batch(0, 1)))
-        return evaluate(model, batches, ranks, with_mtp=False)[0]
+            batches.append(rows.batch(start, count) if count > 0 else _without_labels(rows.batch(0, 1)))
+        return evaluate(model, batches, ranks)
 
 
-def _without_loss(batch: PackedBatch) -> PackedBatch:
-    """What a rank without rows runs meanwhile."""
+def _without_labels(batch: PackedBatch) -> PackedBatch:
     return replace(batch, labels=np.full_like(batch.labels, IGNORED))
