@@ -14,9 +14,11 @@ from conftest import TINY
 from distributed import RanksError, StartedRanks, run_ranks
 from layouts import lay_out, local_of, random_gradients, tiny_model
 
-from glmcore.errors import CheckpointError, ConfigError
+from glmcore.errors import CheckpointError, ConfigError, RunError
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
+from glmcore.recipe import Recipe
+from glmcore.rundir import open_run
 from glmcore.train.checkpoint import CheckpointStore, Progress, load_weights
 from glmcore.train.config import CheckpointConfig, OptimizerConfig
 from glmcore.train.optim import Optimizer
@@ -148,7 +150,7 @@ def test_where_all_are_damaged_the_run_does_not_begin_anew_in_silence(tmp_path):
     saved_three_times(tmp_path)
     for path in tmp_path.iterdir():
         flip(path / "model-00000.safetensors")
-    with pytest.raises(CheckpointError, match="no checkpoint in .* is whole"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole"):
         CheckpointStore(tmp_path, KEEP_ALL).latest()
 
 
@@ -328,3 +330,26 @@ def die_while_writing(rank: int, directory: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     store.save(Progress(0, 2), model, optimizer)
     store.wait()
+
+
+@pytest.mark.parametrize(
+    ("change", "is_refused"),
+    [
+        ("parallel.data=2", False),
+        ("run.num_threads=2", False),
+        ("train.checkpoint.keep_last=5", False),
+        ("train.optimizer.weight_decay=0.2", True),
+        ("model.hidden_size=64", True),
+    ],
+)
+def test_a_run_goes_on_with_another_layout_and_not_with_another_optimizer(tmp_path, change, is_refused):
+    tiny = Path(__file__).parent / "tiny.toml"
+    with open_run(Recipe.load([tiny], [f"run.dir={tmp_path}"])) as run:
+        run.record_station("corpus", 1.0)
+    other = Recipe.load([tiny], [f"run.dir={tmp_path}", change])
+    if is_refused:
+        with pytest.raises(RunError, match=f"begun with another {change.partition('=')[0]}"), open_run(other):
+            pass
+    else:
+        with open_run(other) as run:
+            assert run.recipe == other

@@ -27,7 +27,8 @@ class RunConfig(Config):
     """Directory of the run; made if it is not there, gone on with if it is."""
     seed: NonNegativeInt = 0
     num_threads: NonNegativeInt = 0
-    """Threads of PyTorch; 0 takes every core. A run keeps the number it was started with, since sums depend on it."""
+    """Threads of PyTorch; 0 takes every core. A run keeps the number it was started with, unless another
+    one is given: sums depend on it."""
 
 
 class CorpusConfig(Config):
