@@ -153,9 +153,10 @@ def record_stage(run: RunDirectory, stage: StageConfig, metrics: MetricLog) -> N
 
 
 def configure_torch(recipe: Recipe) -> None:
-    """Make arithmetic repeatable: a fixed number of threads and deterministic kernels."""
+    """Make arithmetic repeatable: a fixed number of threads, deterministic kernels and the recipe's seed."""
     torch.set_num_threads(max(1, recipe.run.num_threads // num_local_processes()))
     torch.use_deterministic_algorithms(True)
+    torch.manual_seed(recipe.run.seed)
 
 
 def new_model(run: RunDirectory, ranks: Ranks | None = None) -> Glm:
