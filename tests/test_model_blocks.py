@@ -168,9 +168,7 @@ print(np.polyfit(np.arange(200, 1001, 100), sizes[1:], 1)[0])
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident size from /proc")
 def test_a_thousand_steps_take_no_more_memory_than_a_hundred():
     command = [sys.executable, "-c", STEPS]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=240
-    )
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     # The smallest tensor that a step could leave behind, a row of 48 numbers, is 192 bytes; a leak of the whole graph
     # would be a megabyte. Pages that the allocator keeps or returns move the slope by some tens of bytes a step.
