@@ -1,12 +1,14 @@
 """A training step of our model beside `transformers`' Glm4MoeForCausalLM, on the CPU.
 
-Forward pass, loss, backward pass and AdamW (PyTorch's fused one on both sides), the same sizes, the same tokens, MTP off.
-The peer runs its fastest settings: `set_experts_implementation("grouped_mm")`, sdpa attention, eager or compiled whole;
-ours runs eager or with compiled blocks. Two kinds of batches: rows of one document each, and rows that many documents of
-log-normal lengths share. Of the second kind the peer gets the faster of its two ways, by padding (a row for each
-document) or packed with position ids, each listed. Contenders run in turn in one process, every step on new tokens.
-On one thread, time is that of the processor, which other programs distort less than the clock; on more it is the clock's.
-Losses are compared first.
+Forward pass, loss, backward pass and AdamW (PyTorch's fused one on both sides), the same sizes, weights and tokens, MTP
+off. The peer runs its fastest settings: `set_experts_implementation("grouped_mm")`, sdpa attention, eager or compiled
+whole; ours runs eager or with compiled blocks. Two kinds of batches: rows of one document each, and rows that many
+documents of log-normal lengths share. The second kind the peer gets both ways that it has: packed with position ids,
+and padded with a row for each document.
+
+Contenders run in turn in one process, each step on other tokens than the one before. On one thread, time is that of
+the processor, which other programs distort less than the clock; on more threads it is the clock's. Losses are compared
+first.
 
     python benches/train_step.py
     python benches/train_step.py --models reference --dtypes float32 --no-compile
