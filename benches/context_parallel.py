@@ -3,7 +3,7 @@
 The first table is attention forwards and backwards for each rank's queries in turn, in one process: CPU time of the
 slowest rank over that of the mean, with the shares of `share_tokens` and with the usual ones (rank r has the r-th and
 the r-th last of 2 C chunks of the row, whatever documents are in it), interleaved; and the same ratio counted in keys
-that queries see. Documents are log-normal, web-like (median 600 tokens, mean 1,160) or agentic (median 4,000, mean 12,000).
+that queries see. Documents are log-normal, web-like (median 600 tokens, mean 1,160) or agentic (4,000 and 12,000).
 
 The second table is a training step of a small model on one row with one process and with two that speak through gloo:
 CPU time of a rank, and what a forward pass keeps for the backward pass.
@@ -73,10 +73,12 @@ def seconds_of(share: Share, bounds: np.ndarray) -> float:
 
 
 def visible_keys(share: Share, bounds: np.ndarray) -> int:
+    """Keys that a rank's queries see, summed."""
     return int((share.tokens - bounds[np.repeat(share.document, share.ends - share.starts)] + 1).sum())
 
 
 def evenness(num_tokens: int, num_ranks: int) -> None:
+    """Print the first table."""
     print(f"attention of {num_tokens} tokens on {num_ranks} ranks: slowest over mean, CPU time (keys that queries see)")
     for kind in DOCUMENTS:
         bounds = row_of(kind, num_tokens)
@@ -135,6 +137,7 @@ def step(rank: int, num_ranks: int, port: int, num_tokens: int, results) -> None
 
 
 def steps(num_tokens: int) -> None:
+    """Print the second table."""
     print(f"a training step of {num_tokens} tokens: CPU seconds of the slowest rank, MiB kept for the backward pass")
     context = mp.get_context("spawn")
     for num_ranks in (1, 2):
@@ -154,6 +157,7 @@ def steps(num_tokens: int) -> None:
 
 
 def main() -> None:
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--ranks", type=int, default=8, help="of the first table")

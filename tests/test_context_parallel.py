@@ -204,6 +204,10 @@ def test_attention_in_bfloat16_rounds_no_more_than_one_kernel_does(shared):
         assert max(rank["bfloat16"]) > 2**-12
 
 
+def test_activation_checkpointing_changes_no_bit(shared):
+    assert all(rank["checkpointed"] == [True, True] for rank in shared)
+
+
 def test_torch_finds_no_fault_in_the_operator_and_compiles_it_whole(shared):
     assert all(rank["operator"] == (True, True) for rank in shared)
 
