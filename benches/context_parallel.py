@@ -8,12 +8,15 @@ that queries see. Documents are log-normal, web-like (median 600 tokens, mean 1,
 The second table is a training step of a small model on one row with one process and with two that speak through gloo:
 CPU time of a rank, and what a forward pass keeps for the backward pass.
 
+The third table is attention to a row of one document in one process: peak resident memory above that before it.
+
     python benches/context_parallel.py
-    python benches/context_parallel.py --tokens 32768
+    python benches/context_parallel.py --tokens 32768 --long 4096 8192 16384 32768
 """
 
 import argparse
 import os
+import resource
 import socket
 import time
 
@@ -22,6 +25,7 @@ import torch
 import torch.multiprocessing as mp
 
 from glmcore.model.config import GlmConfig
+from glmcore.model.documents import attend_within_documents
 from glmcore.model.glm import Glm
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.parallel.config import ParallelConfig
@@ -156,15 +160,43 @@ def steps(num_tokens: int) -> None:
         print(f"  {num_ranks} ranks: {max(s for s, _ in found):.2f} s, {max(b for _, b in found) / 2**20:.0f} MiB")
 
 
+def long_row(num_tokens: int, results) -> None:
+    """Attention forwards and backwards over one document, in a process of its own."""
+    torch.set_num_threads(1)
+    parts = [torch.randn(num_tokens, heads, 32, requires_grad=True) for heads in (4, 2, 2)]
+    used = []
+    for length in (64, num_tokens):  # the short one loads the code
+        layout = DocumentLayout.from_cu_seqlens(np.array([0, length]))
+        started = time.process_time()
+        attend_within_documents(*(part[:length] for part in parts), layout).sum().backward()
+        used.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    results.put((used[1] - used[0], time.process_time() - started))
+
+
+def long_rows(lengths: list[int]) -> None:
+    """Print the third table."""
+    print("attention to one document in one process, 4 query and 2 key-value heads of 32 channels, float32")
+    context = mp.get_context("spawn")
+    for num_tokens in lengths:
+        results = context.Queue()
+        process = context.Process(target=long_row, args=(num_tokens, results))
+        process.start()
+        mebibytes, seconds = results.get()
+        process.join()
+        print(f"  {num_tokens:>6} tokens: peak {mebibytes:.0f} MiB, {seconds:.1f} s of CPU time")
+
+
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--tokens", type=int, default=8192, help="of a row of the first and second table")
     parser.add_argument("--ranks", type=int, default=8, help="of the first table")
+    parser.add_argument("--long", type=int, nargs="*", default=[4096, 8192], help="tokens of the third table")
     args = parser.parse_args()
     torch.set_num_threads(1)
     evenness(args.tokens, args.ranks)
     steps(args.tokens)
+    long_rows(args.long)
 
 
 if __name__ == "__main__":
