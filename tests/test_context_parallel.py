@@ -60,8 +60,8 @@ def test_no_rank_sees_more_keys_than_another_by_more_than_the_stated_bound(lengt
     shares = share_tokens(bounds, num_ranks)
     work = [visible_keys(share.tokens, bounds) for share in shares]
     held_by = np.bincount(np.concatenate([np.unique(share.document) for share in shares]), minlength=len(lengths))
-    cut = sum(length - 1 for length, ranks in zip(lengths, held_by, strict=True) if ranks > 1)
-    assert max(work) - min(work) <= BLOCK * (max(lengths) - min(lengths)) / 2 + cut
+    shared = sum(length + 1 for length, ranks in zip(lengths, held_by, strict=True) if ranks > 1)
+    assert max(work) - min(work) <= num_ranks * BLOCK**2 / 2 + (num_ranks + 1) * shared / 2
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4, 8])
@@ -73,7 +73,7 @@ def test_a_long_document_is_shared_as_chunks_from_both_ends(num_ranks):
         np.testing.assert_array_equal(share.tokens, np.concatenate((chunks[rank], chunks[-1 - rank])))
 
 
-def test_work_is_even_to_two_percent_where_chunks_of_the_row_leave_most_of_it_to_one_rank():
+def test_work_is_even_to_one_percent_where_chunks_of_the_row_leave_most_of_it_to_one_rank():
     num_tokens, num_ranks = 32_768, 8
     generator = np.random.default_rng(0)
     for _ in range(10):
@@ -84,7 +84,7 @@ def test_work_is_even_to_two_percent_where_chunks_of_the_row_leave_most_of_it_to
         work = [visible_keys(share.tokens, bounds) for share in share_tokens(bounds, num_ranks)]
         chunks = np.arange(num_tokens).reshape(2 * num_ranks, -1)
         of_chunks = [visible_keys(np.append(chunks[r], chunks[-1 - r]), bounds) for r in range(num_ranks)]
-        assert max(work) < 1.02 * mean
+        assert max(work) < 1.01 * mean
         assert max(of_chunks) > 1.15 * mean
 
 

@@ -7,9 +7,10 @@ at place p and the one at L - 1 - p see L + 1 keys together, whatever p is. So a
 ends: its tokens in the order 0, L - 1, 1, L - 2, ... cost (L + 1) / 2 each on average over every stretch of them, and
 how many tokens of a document a rank has decides its work there, not which.
 
-What is left is to choose those numbers. Documents are laid end to end in that order, the longest first, and cut into
-blocks of `BLOCK` tokens, which are dealt to the ranks in rounds: of the next C blocks the dearest goes to the rank with
-the least work so far. All ranks have T / C tokens exactly, and no document is cut into more than two stretches a rank.
+What is left is to choose those numbers. Documents of at least `BLOCK` tokens a rank are divided by C. All others, and
+the rests of that division, are laid end to end, the longest first, and cut into blocks of `BLOCK` tokens, which are
+dealt to the ranks in rounds: of the next C blocks the dearest goes to the rank with the least work so far. All ranks
+have T / C tokens exactly, and no document is cut into more than two stretches a rank.
 For a single long document this is the usual split of a causal mask (Llama 3 report, arXiv:2407.21783, section 3.3.2:
 of 2 C chunks rank r has the r-th and the r-th from the end); packed documents that the usual split would leave to
 few ranks are evened out too.
@@ -48,8 +49,8 @@ def share_tokens(cu_seqlens: np.ndarray, num_ranks: int) -> list[Share]:
     """Share out the tokens of a packed batch, the same for every caller.
 
     Work is the number of keys that a rank's queries see, summed. Of any two ranks it differs by at most
-    `BLOCK * (L_max - L_min) / 2`, of the documents of one round of dealing, plus `L - 1` for each document that
-    several ranks share.
+    `C * BLOCK**2 / 2`, the cost of the dearest block of short documents, plus `(C + 1) * (L + 1) / 2` for each document
+    that several ranks share.
 
     Args:
         cu_seqlens: Bounds of the documents, int [N + 1], from 0 to T.
@@ -76,9 +77,11 @@ def share_tokens(cu_seqlens: np.ndarray, num_ranks: int) -> list[Share]:
 
 def _deal(lengths: np.ndarray, num_ranks: int) -> np.ndarray:
     """Tokens of each document that each rank has, int64 [C, N]."""
+    equal = np.where(lengths >= num_ranks * BLOCK, lengths // num_ranks, 0)
+    dealt_out = lengths - num_ranks * equal
     order = np.argsort(-lengths, kind="stable")
-    document_ends = np.cumsum(lengths[order])
-    per_rank = int(lengths.sum()) // num_ranks
+    document_ends = np.cumsum(dealt_out[order])
+    per_rank = int(dealt_out.sum()) // num_ranks
     sizes = np.full(-(-per_rank // BLOCK), BLOCK)  # of the blocks of a round; the last round takes what is left
     if len(sizes):
         sizes[-1] = per_rank - BLOCK * (len(sizes) - 1)
@@ -86,6 +89,7 @@ def _deal(lengths: np.ndarray, num_ranks: int) -> np.ndarray:
 
     # Between two neighbouring bounds of blocks or documents everything is of one block and one document.
     piece_ends = np.union1d(document_ends, block_ends)
+    piece_ends = piece_ends[piece_ends > 0]
     pieces = np.diff(piece_ends, prepend=0)
     block = np.searchsorted(block_ends, piece_ends)
     place = order[np.searchsorted(document_ends, piece_ends)]
@@ -97,7 +101,7 @@ def _deal(lengths: np.ndarray, num_ranks: int) -> np.ndarray:
     for dealt, costs in zip(rank_of_block, cost.reshape(-1, num_ranks), strict=True):  # costs descend
         dealt[:] = np.argsort(work, kind="stable")
         work[dealt] += costs
-    counts = np.zeros((num_ranks, len(lengths)), np.int64)
+    counts = np.tile(equal, (num_ranks, 1))
     np.add.at(counts, (rank_of_block.reshape(-1)[block], place), pieces)
     return counts
 
