@@ -1,12 +1,14 @@
 """A training step of our model beside `transformers`' Glm4MoeForCausalLM, on the CPU.
 
-Forward pass, loss, backward pass and AdamW (PyTorch's fused one on both sides), the same sizes, the same tokens, MTP off.
-The peer runs its fastest settings: `set_experts_implementation("grouped_mm")`, sdpa attention, eager or compiled whole;
-ours runs eager or with compiled blocks. Two kinds of batches: rows of one document each, and rows that many documents of
-log-normal lengths share. Of the second kind the peer gets the faster of its two ways, by padding (a row for each
-document) or packed with position ids, each listed. Contenders run in turn in one process, every step on new tokens.
-On one thread, time is that of the processor, which other programs distort less than the clock; on more it is the clock's.
-Losses are compared first.
+Forward pass, loss, backward pass and AdamW (PyTorch's fused one on both sides), the same sizes, weights and tokens, MTP
+off. The peer runs its fastest settings: `set_experts_implementation("grouped_mm")`, sdpa attention, eager or compiled
+whole; ours runs eager or with compiled blocks. Two kinds of batches: rows of one document each, and rows that many
+documents of log-normal lengths share. The second kind the peer gets both ways that it has: packed with position ids,
+and padded with a row for each document.
+
+Contenders run in turn in one process, each step on other tokens than the one before. On one thread, time is that of
+the processor, which other programs distort less than the clock; on more threads it is the clock's. Losses are compared
+first.
 
     python benches/train_step.py
     python benches/train_step.py --models reference --dtypes float32 --no-compile
@@ -34,7 +36,12 @@ from glmcore.train.config import OptimizerConfig
 from glmcore.train.loss import IGNORED, linear_cross_entropy
 from glmcore.train.optim import Optimizer
 
-COMMON: dict[str, Any] = {"vocab_size": 8192, "first_k_dense_replace": 1, "rope_theta": 10_000.0, "num_experts_per_tok": 2}
+COMMON: dict[str, Any] = {
+    "vocab_size": 8192,
+    "first_k_dense_replace": 1,
+    "rope_theta": 10_000.0,
+    "num_experts_per_tok": 2,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "nano": {
         "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5, "num_attention_heads": 4,
@@ -97,7 +104,9 @@ def batches(kind: str) -> list[Batch]:
 Step = Callable[[Batch], float]
 
 
-def ours(config: dict[str, Any], dtype: torch.dtype, *, compiled: bool = False, muon: bool = False, mtp: bool = False) -> Step:
+def ours(
+    config: dict[str, Any], dtype: torch.dtype, *, compiled: bool = False, muon: bool = False, mtp: bool = False
+) -> Step:
     """Our step."""
     model = Glm(GlmConfig(**COMMON, **config, num_nextn_predict_layers=int(mtp))).init_weights(0).to(dtype)
     adam = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
@@ -156,7 +165,11 @@ def arguments(batch: Batch, way: str) -> dict[str, torch.Tensor]:
         return {"input_ids": batch.ids.view(ROWS, LENGTH), "labels": labels.view(ROWS, LENGTH)}
     if way == "packed":
         shape = (ROWS, LENGTH)
-        return {"input_ids": batch.ids.view(shape), "labels": labels.view(shape), "position_ids": batch.positions.view(shape)}
+        return {
+            "input_ids": batch.ids.view(shape),
+            "labels": labels.view(shape),
+            "position_ids": batch.positions.view(shape),
+        }
     documents = batch.ids.split(batch.lengths)
     pad = torch.nn.utils.rnn.pad_sequence
     return {

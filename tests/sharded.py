@@ -5,6 +5,7 @@ import torch
 from conftest import TINY
 from torch.distributed.tensor import DTensor
 
+from glmcore.model.blocks import Checkpointing
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.apply import parallelize
@@ -47,6 +48,8 @@ def train(
     dtype: torch.dtype = torch.float32,
     max_grad_norm: float = 1e9,
     matrices: str = "muon",
+    compute: str = "float32",
+    checkpointing: Checkpointing = "none",
     **fields: object,
 ) -> tuple[list[tuple[float, float, float]], dict[str, np.ndarray]]:
     """Losses, MTP losses and gradient norms of some steps, and the weights and router biases here after them.
@@ -59,13 +62,17 @@ def train(
         dtype: Of the weights.
         max_grad_norm: Where clipping begins.
         matrices: Rule of the optimiser for matrices.
+        compute: Type of forward and backward passes; with bfloat16 a process on its own needs a process group.
+        checkpointing: Of activations.
         fields: Fields of the model other than those of `TINY`.
     """
-    ranks = Ranks(ParallelConfig(**parallel))
+    low = None if compute == "float32" else getattr(torch, compute)
+    ranks = Ranks(ParallelConfig(**parallel), needs_mesh=low is not None)
     config = GlmConfig(**{**TINY, **fields})
     with torch.device("meta"):
         model = Glm(config).to(dtype)
-    model = parallelize(model, ranks).to_empty(device="cpu").init_weights(3)
+    model = parallelize(model, ranks, compute_dtype=low, checkpointing=checkpointing)
+    model = model.to_empty(device="cpu").init_weights(3)
     optimizer = Optimizer(model, OptimizerConfig(matrices=matrices, max_grad_norm=max_grad_norm))
     data = ranks.axis("data")
     share = num_rows // data.size

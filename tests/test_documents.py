@@ -95,9 +95,8 @@ def test_bfloat16_is_as_exact_as_its_numbers():
 
 def test_torch_finds_no_fault_with_the_operator():
     parts = random_parts(50, torch.float64)
-    torch.library.opcheck(
-        operator.default if hasattr(operator, "default") else operator, (*parts, layout_of([30, 20]).cu_seqlens)
-    )
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(operator, (*parts, layout_of([30, 20]).cu_seqlens), test_utils=checks)
 
 
 def test_long_documents_hold_nothing_of_their_length_squared():

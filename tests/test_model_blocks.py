@@ -146,7 +146,7 @@ def resident():
 
 torch.set_num_threads(1)
 generator = np.random.default_rng(0)
-model = Glm(GlmConfig(**{**TINY, "num_hidden_layers": 2})).init_weights(0)
+model = Glm(GlmConfig(**{**TINY, "num_hidden_layers": 1, "first_k_dense_replace": 0})).init_weights(0)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 sizes = []
 for step in range(1_000):
@@ -168,7 +168,7 @@ print(np.polyfit(np.arange(200, 1001, 100), sizes[1:], 1)[0])
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident size from /proc")
 def test_a_thousand_steps_take_no_more_memory_than_a_hundred():
     command = [sys.executable, "-c", STEPS]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
     # The smallest tensor that a step could leave behind, a row of 48 numbers, is 192 bytes; a leak of the whole graph
     # would be a megabyte. Pages that the allocator keeps or returns move the slope by some tens of bytes a step.

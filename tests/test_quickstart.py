@@ -44,7 +44,7 @@ def weights(directory: Path) -> dict[str, bytes]:
     last = sorted((directory / "checkpoints").iterdir())[-1]
     return {
         **{file: (directory / file).read_bytes() for file in files},
-        **{name: (last / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")},
+        **{file.name: file.read_bytes() for file in last.iterdir()},
     }
 
 

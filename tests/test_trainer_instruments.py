@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ALONE, TINY
+from distributed import run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,6 +24,8 @@ from glmcore.metrics import MetricLog
 from glmcore.model.config import GlmConfig
 from glmcore.model.flops import training_flops
 from glmcore.model.glm import Glm
+from glmcore.model.parallel.config import ParallelConfig
+from glmcore.model.parallel.ranks import Ranks
 from glmcore.train.checkpoint import CheckpointStore
 from glmcore.train.config import SpikeConfig, TrainConfig, ValidationConfig
 from glmcore.train.loop import StageLoop
@@ -212,6 +215,25 @@ def test_the_validation_loss_is_the_mean_over_the_tokens_of_each_source(sources)
         assert losses[source.name] == pytest.approx(float(expected), rel=1e-12)
     few = Validation.of(ValidationConfig(max_rows=10_000), stage, sources, PAD)
     assert few.losses(model, ALONE)["prose"] > 0
+
+
+def validation_losses(rank: int, paths: list[Path], num_ranks: int) -> dict[str, float]:
+    torch.set_num_threads(1)
+    sources = [Source(path.name, TokenShards.open(path), 1.0) for path in paths]
+    stage = train_config().stages[0].model_copy(update={"rows_per_micro_batch": 1})
+    model = Glm(GlmConfig(**TINY)).init_weights(0).double()
+    ranks = Ranks(ParallelConfig(data=num_ranks))
+    return Validation.of(ValidationConfig(max_rows=5), stage, sources, PAD).losses(model, ranks)
+
+
+def test_data_ranks_share_the_validation_out_and_agree(tmp_path):
+    generator = np.random.default_rng(1)
+    with ShardWriter(tmp_path / "prose", TINY["vocab_size"]) as writer:
+        for length in (8, 8, 5, 8, 8, 3):  # five rows: of four ranks one has only one, and one has none
+            writer.append(generator.integers(1, POISON, length, np.int32))
+    alone = validation_losses(0, [tmp_path / "prose"], 1)
+    for losses in run_ranks(4, validation_losses, [tmp_path / "prose"], 4):
+        assert losses["prose"] == pytest.approx(alone["prose"], rel=1e-12)
 
 
 def test_records_have_the_load_of_the_experts_and_the_share_of_the_peak(tmp_path, sources):

@@ -654,7 +654,11 @@ def attention_forward_f32(
 
 def attention_backward_f32(
     inputs: tuple[
-        npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]
+        npt.NDArray[np.float32],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.float32],
     ],
     log_sum: npt.NDArray[np.float32],
     batch: _Batch,
@@ -672,7 +676,11 @@ def attention_forward_f64(
 
 def attention_backward_f64(
     inputs: tuple[
-        npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
+        npt.NDArray[np.float64],
     ],
     log_sum: npt.NDArray[np.float64],
     batch: _Batch,
@@ -690,7 +698,11 @@ def attention_forward_bf16(
 
 def attention_backward_bf16(
     inputs: tuple[
-        npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint16]
+        npt.NDArray[np.uint16],
+        npt.NDArray[np.uint16],
+        npt.NDArray[np.uint16],
+        npt.NDArray[np.uint16],
+        npt.NDArray[np.uint16],
     ],
     log_sum: npt.NDArray[np.float32],
     batch: _Batch,

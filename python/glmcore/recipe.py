@@ -28,8 +28,8 @@ class RunConfig(Config):
     """Directory of the run; made if it is not there, gone on with if it is."""
     seed: NonNegativeInt = 0
     num_threads: NonNegativeInt = 0
-    """Threads of PyTorch; 0 takes every core. A run keeps the number it was started with, since sums depend on it. The
-    processes of one machine share them out."""
+    """Threads of PyTorch; 0 takes every core. A run keeps the number it was started with, unless another one is given:
+    sums depend on it. The processes of one machine share them out."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the training stages are computed; `auto` takes GPUs if there are any, one for each process."""
 

@@ -21,8 +21,20 @@ from glmcore.durable import write_file
 from glmcore.errors import RunError
 from glmcore.recipe import DataRecipe, Recipe, load_data_recipe
 
-WHERE_IT_RUNS = ("parallel", "device")
-"""Fields of a recipe that say where a run is computed: it may be gone on with by other ranks and devices."""
+CHANGEABLE = frozenset(
+    {
+        "parallel",
+        "run.device",
+        "run.num_threads",
+        "train.checkpoint",
+        "train.validation",
+        "train.log_load_every_steps",
+        "train.tensorboard",
+        "rl.checkpoint_every_steps",
+    }
+)
+"""What may be otherwise when a run is gone on with: how the work is spread, saved and watched. Other ranks or threads
+add up in another order, so what follows is the same to rounding and no longer to the bit."""
 
 _Recipe = TypeVar("_Recipe", bound=DataRecipe, covariant=True, default=Recipe)
 
@@ -201,16 +213,16 @@ def _with_run(recipe: _Recipe, **values: Any) -> _Recipe:
     return recipe.model_copy(update={"run": recipe.run.model_copy(update=values)})
 
 
-def _first_difference(kind: type[Config], a: Config, b: Config) -> str | None:
-    """Dotted name of the first field of `kind` that differs and on which the run depends."""
-    for name in kind.model_fields:
-        if name in WHERE_IT_RUNS:
+def _first_difference(kind: type[Config], a: Config, b: Config, prefix: str = "") -> str | None:
+    """Dotted name of the first field of `kind` that differs and may not."""
+    for field in kind.model_fields:
+        ours, theirs, name = getattr(a, field), getattr(b, field), prefix + field
+        if name in CHANGEABLE:
             continue
-        ours, theirs = getattr(a, name), getattr(b, name)
         if isinstance(ours, Config) and isinstance(theirs, Config):
-            inner = _first_difference(type(ours), ours, theirs)
+            inner = _first_difference(type(ours), ours, theirs, f"{name}.")
             if inner is not None:
-                return f"{name}.{inner}"
+                return inner
         elif ours != theirs:
             return name
     return None

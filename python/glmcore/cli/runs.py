@@ -121,7 +121,7 @@ def _train(args: argparse.Namespace) -> None:
         from glmcore.model.parallel.ranks import Ranks
 
         with ending_together():
-            ranks = Ranks.of_recipe(recipe.parallel, recipe.run.device)
+            ranks = Ranks.of_recipe(recipe)
             if ranks.is_first:
                 prepare.run(recipe)
             train.run(recipe, args.stage, ranks)

@@ -96,20 +96,18 @@ def tokenize(job: TokenizeJob) -> dict[str, Any]:
         else:
             _private(place.shards() / name).replace(place.shards() / name)
     fsync(place.shards())
-    shards: list[dict[str, Any]] = []
-    for bucket, (name, counts) in enumerate(zip(names, told, strict=True)):
-        if counts is None:
-            continue
-        shards.append(
-            {
-                "file": name,
-                "bucket": labels[bucket],
-                "documents": counts[0],
-                "tokens": counts[1],
-                "text_bytes": num_bytes[bucket],
-                "checksum": checksum(place.shards() / name),
-            }
-        )
+    shards = [
+        {
+            "file": name,
+            "bucket": label,
+            "documents": counts[0],
+            "tokens": counts[1],
+            "text_bytes": size,
+            "checksum": checksum(place.shards() / name),
+        }
+        for name, label, counts, size in zip(names, labels, told, num_bytes, strict=True)
+        if counts is not None
+    ]
     record = {
         "key": job.key,
         "source": job.source,

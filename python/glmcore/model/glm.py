@@ -180,16 +180,19 @@ class Glm(nn.Module):
         self.checkpointing = mode
         return self
 
-    def compile_blocks(self) -> Self:
+    def compile_blocks(self, device: torch.device | None = None) -> Self:
         """Compile each block with `torch.compile`, in place: results differ by rounding alone.
 
-        The model has to be on its device. Blocks of one kind share their code, and one serves any number of tokens.
+        Blocks of one kind share their code, and one serves any number of tokens.
+
+        Args:
+            device: Where the model will run; by default where it is.
 
         Raises:
             ConfigError: The model is on a CPU without a C++ compiler.
         """
         for layer in self.model.layers:
-            compile_block(layer, next(self.parameters()).device)
+            compile_block(layer, device or next(self.parameters()).device)
         return self
 
     @property

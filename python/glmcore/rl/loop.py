@@ -98,6 +98,7 @@ class SynchronousLoop:
                     peak_gib=peak_memory_gib(),
                 )
                 if step % config.checkpoint_every_steps == 0 or step == config.num_steps:
+                    metrics.sync()
                     self._save(step)
                 bar.advance(1, reward=figures["reward_mean"])
 

@@ -57,7 +57,7 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
     sync = WeightSync(worker.engine, WeightPublisher())
     if "before" not in run.stations().get("rl", {}):
         _evaluate(run, worker, sync, model, "before", version=0)
-    metrics = MetricLog(run.metrics)
+    metrics = MetricLog(run.metrics, run.tensorboard if recipe.train.tensorboard else None)
     metrics.truncate_after("rl", first_step - 1)
     with TrajectoryBuffer.open(
         str(run.trajectories),
@@ -79,6 +79,7 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
             reference=None if config.loss.kl == "none" else reference_policy(run, model),
         )
         loop.run(_training_problems(recipe), first_step, metrics)
+    metrics.close()
     if "after" not in run.stations()["rl"]:
         _evaluate(run, worker, sync, model, "after", version=config.num_steps)
     if "seconds" not in run.stations()["rl"]:

@@ -39,6 +39,9 @@ class OptimizerConfig(Config):
     weight_decay: NonNegativeFloat = 0.1
     momentum: NonNegativeFloat = Field(default=0.95, lt=1)
     """Muon's momentum."""
+    newton_schulz: Literal["float32", "bfloat16"] = "float32"
+    """Type in which Muon orthogonalises. `bfloat16` is what GPUs are fast in and what the published implementations use;
+    it also halves what ranks send each other. `float32` gives every layout the same bits on a CPU."""
     adam_betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm. Not published for GLM-4.5."""
@@ -201,9 +204,23 @@ class SpikeConfig(Config):
     max_deviations: PositiveFloat = 6.0
 
 
+class ComputeConfig(Config):
+    """How forward and backward passes are computed."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and of the weights that meet them. Weights, their gradients summed over micro-batches and
+    ranks, and the optimiser stay in float32, and so do the routers."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What blocks compute again in the backward pass instead of keeping it: nothing; all but matrix products and
+    attention; all. The bits are the same."""
+    compile: bool = False
+    """Compile blocks with `torch.compile`."""
+
+
 class TrainConfig(Config):
     """All training stages, in order."""
 
+    compute: ComputeConfig = ComputeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig
     """Learning rate of the pretrain and midtrain stages together."""

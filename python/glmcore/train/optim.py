@@ -36,7 +36,13 @@ class Optimizer:
             if config.matrices == "muon" and is_muon_parameter(name, parameter)
         }
         rest = {name: parameter for name, parameter in self.parameters.items() if name not in matrices}
-        self.muon = Muon(matrices, self.holdings, momentum=config.momentum, weight_decay=config.weight_decay)
+        self.muon = Muon(
+            matrices,
+            self.holdings,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            dtype=getattr(torch, config.newton_schulz),
+        )
         self.adam = AdamW(rest, config.adam_betas, config.weight_decay)
         self.num_updates = 0
 

@@ -41,7 +41,7 @@ def run(recipe: Recipe, stage: str | None = None, ranks: Ranks | None = None) ->
         DataError: A shard is missing or damaged.
         CheckpointError: All checkpoints are damaged, or one cannot be written.
     """
-    ranks = ranks or Ranks.of_recipe(recipe.parallel, recipe.run.device)
+    ranks = ranks or Ranks.of_recipe(recipe)
     with open_run_together(recipe, ranks) as directory:
         train_stages(directory, stage, ranks)
 
@@ -59,7 +59,7 @@ def open_run_together(recipe: Recipe, ranks: Ranks) -> Generator[RunDirectory, N
 
 def train_stages(run: RunDirectory, only: str | None = None, ranks: Ranks | None = None) -> None:
     """Run the stages that are not finished, or one of them; see `run`."""
-    ranks = ranks or Ranks.of_recipe(run.recipe.parallel, run.recipe.run.device)
+    ranks = ranks or Ranks.of_recipe(run.recipe)
     configure_torch(run.recipe)
     config, plan = run.recipe.train, TrainPlan(run.recipe.train)
     plan.check_layout(ranks.config)
@@ -79,7 +79,7 @@ def train_stages(run: RunDirectory, only: str | None = None, ranks: Ranks | None
         if ranks.is_first:
             say(f"resuming {config.stages[progress.stage_index].name} after step {progress.step}")
         store.load(found, model, optimizer)
-    peak = peak_flops(run, model, ranks)
+    peak = peak_flops(run, ranks)
     for index in chosen:
         stage = config.stages[index]
         first_step = progress.step + 1 if index == progress.stage_index else 1
@@ -125,20 +125,20 @@ def _startable(plan: TrainPlan, name: str, progress: Progress) -> int:
     return index
 
 
-def peak_flops(run: RunDirectory, model: Glm, ranks: Ranks) -> float:
+def peak_flops(run: RunDirectory, ranks: Ranks) -> float:
     """Operations a second that a rank's device reaches in matrix products; measured once a run for each device.
 
     Figures of a run stay comparable: one that goes on, on the same device, takes what was measured first.
     """
-    weight = next(model.parameters())
-    device = torch.cuda.get_device_name(weight.device) if weight.device.type == "cuda" else describe_machine()["cpu"]
-    name = f"{device}, {str(weight.dtype).removeprefix('torch.')}"
-    if weight.device.type == "cpu":
+    dtype = run.recipe.train.compute.dtype
+    is_gpu = ranks.device_type == "cuda"
+    name = f"{torch.cuda.get_device_name(ranks.device) if is_gpu else describe_machine()['cpu']}, {dtype}"
+    if not is_gpu:
         name += f", {torch.get_num_threads()} threads"
     known = run.stations().get("peak_flops", {})
     if name in known:
         return known[name]
-    measured = measure_peak_flops(weight.device, weight.dtype)
+    measured = measure_peak_flops(ranks.device, getattr(torch, dtype))
     if ranks.is_first:
         run.record(peak_flops={**known, name: measured})
     return measured
@@ -153,9 +153,10 @@ def record_stage(run: RunDirectory, stage: StageConfig, metrics: MetricLog) -> N
 
 
 def configure_torch(recipe: Recipe) -> None:
-    """Make arithmetic repeatable: a fixed number of threads and deterministic kernels."""
+    """Make arithmetic repeatable: a fixed number of threads, deterministic kernels and the recipe's seed."""
     torch.set_num_threads(max(1, recipe.run.num_threads // num_local_processes()))
     torch.use_deterministic_algorithms(True)
+    torch.manual_seed(recipe.run.seed)
 
 
 def new_model(run: RunDirectory, ranks: Ranks | None = None) -> Glm:
@@ -168,7 +169,14 @@ def new_model(run: RunDirectory, ranks: Ranks | None = None) -> Glm:
     with torch.device("meta"):
         model = Glm(model_config(run))
     if ranks is not None:
-        model = parallelize(model, ranks)
+        compute = run.recipe.train.compute
+        model = parallelize(
+            model,
+            ranks,
+            compute_dtype=None if compute.dtype == "float32" else getattr(torch, compute.dtype),
+            checkpointing=compute.activation_checkpointing,
+            compile_blocks=compute.compile,
+        )
     return model.to_empty(device="cpu" if ranks is None else ranks.device).init_weights(run.recipe.run.seed)
 
 

@@ -37,38 +37,49 @@ def local_device(device_type: str) -> torch.device:
 
 
 def start_processes(device_type: str) -> None:
-    """Connect this process with the others, if there are any and that has not been done.
+    """Connect this process with the others, if that has not been done; it may be on its own.
 
     Tensors on the CPU go through gloo, those on GPUs through NCCL.
     """
     if device_type == "cuda":
         torch.cuda.set_device(local_device(device_type))
-    if num_processes() > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+    if dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    if num_processes() > 1:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
 
 
 @contextmanager
 def ending_together() -> Generator[None, None, None]:
     """When one process of the run fails in the block all end, each with an error; the first one's says why.
 
+    A process group that is made in the block ends with it.
+
     Raises:
         RankError: Another process has failed; `is_news` where it died without a word.
         GlmcoreError: What this process has raised, if it was the first to fail.
     """
+    was_initialized = dist.is_initialized()
     try:
         yield
     except GlmcoreError as error:
-        if not dist.is_initialized():
+        if num_processes() == 1 or not dist.is_initialized():
             raise
         if not _is_first_to_fail():
             raise RankError(f"rank {process_rank()} stops because another has failed") from error
         raise type(error)(f"rank {process_rank()}: {error}") from error
     except RuntimeError as error:
-        if not dist.is_initialized() or not _is_about_a_lost_rank(error):
+        if num_processes() == 1 or not dist.is_initialized() or not _is_about_a_lost_rank(error):
             raise
         if not _is_first_to_fail():
             raise RankError(f"rank {process_rank()} stops because another has failed") from error
         raise RankError(f"rank {process_rank()} lost another rank, which died without a word", is_news=True) from error
+    else:
+        if dist.is_initialized() and not was_initialized:
+            dist.destroy_process_group()
 
 
 def _is_first_to_fail() -> bool:

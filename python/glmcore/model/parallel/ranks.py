@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from glmcore.errors import ConfigError
 from glmcore.model.parallel.config import ParallelConfig
 from glmcore.model.parallel.processes import local_device, num_processes, process_rank, start_processes
+from glmcore.recipe import Recipe
 
 VIEWS = (
     ("pipeline", "data", "context", "tensor"),
@@ -47,12 +48,14 @@ class Ranks:
     Args:
         config: Sizes of the dimensions.
         device_type: `cpu` or `cuda`.
+        needs_mesh: Make meshes, and a process group for them, in a process on its own too: `shard_weights` needs them
+            to compute in another type than that of the weights.
 
     Raises:
         ConfigError: The processes that torchrun has started are not `config.num_ranks`.
     """
 
-    def __init__(self, config: ParallelConfig, device_type: str = "cpu") -> None:
+    def __init__(self, config: ParallelConfig, device_type: str = "cpu", *, needs_mesh: bool = False) -> None:
         started = num_processes()
         if started != config.num_ranks:
             raise ConfigError(
@@ -66,7 +69,7 @@ class Ranks:
         self.device = local_device(device_type)
         self._views: tuple[DeviceMesh, ...] = ()
         self._waiting: Any = None
-        if started > 1:
+        if started > 1 or needs_mesh:
             start_processes(device_type)
             self._views = tuple(
                 init_device_mesh(device_type, tuple(config.size(name) for name in names), mesh_dim_names=names)
@@ -75,9 +78,17 @@ class Ranks:
             self._waiting = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     @classmethod
-    def of_recipe(cls, config: ParallelConfig, device: str) -> "Ranks":
-        """The ranks of a recipe's sections; `device` may be `auto`."""
-        return cls(config, ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    def of_recipe(cls, recipe: Recipe) -> "Ranks":
+        """The ranks that train by a recipe.
+
+        Raises:
+            ConfigError: There are not as many processes, or no GPUs though the recipe asks for them.
+        """
+        device, has_gpu = recipe.run.device, torch.cuda.is_available()
+        if device == "cuda" and not has_gpu:
+            raise ConfigError("run.device=cuda, and PyTorch finds no GPU: run.device=cpu trains without")
+        kind = ("cuda" if has_gpu else "cpu") if device == "auto" else device
+        return cls(recipe.parallel, kind, needs_mesh=recipe.train.compute.dtype != "float32")
 
     def mesh(self, *names: str) -> DeviceMesh:
         """The mesh of this rank in some dimensions of one of `VIEWS`, in the order there.

@@ -60,17 +60,20 @@ def split_tensors(model: Glm, ranks: Ranks) -> None:
             _split_mlp(layer.mlp, mesh)
             _surround(layer.mlp, group)
     if model.has_embedding:
-        model.model.embed_tokens = SplitEmbedding(split(model.model.embed_tokens.weight, mesh, Shard(0)), group)
+        weight = split(model.model.embed_tokens.weight, mesh, Shard(0))
+        model.model.add_module("embed_tokens", SplitEmbedding(weight, group))
     if model.has_head:
         tied = model.config.tie_word_embeddings
         model.lm_head.weight = model.model.embed_tokens.weight if tied else split(model.lm_head.weight, mesh, Shard(0))
 
 
-class SplitLinear(nn.Linear):
+class SplitLinear(nn.Module):
     """This rank's rows or columns of a linear layer."""
 
+    bias: nn.Parameter | None
+
     def __init__(self, whole: nn.Linear, mesh: DeviceMesh, placement: Shard) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.weight = split(whole.weight, mesh, placement)
         self.register_parameter("bias", None if whole.bias is None else split(whole.bias, mesh, placement))
 
@@ -91,11 +94,11 @@ class HeadNorm(RMSNorm):
         return rms_norm(x, enter(self.weight, self.group), self.eps)
 
 
-class SplitEmbedding(nn.Embedding):
+class SplitEmbedding(nn.Module):
     """This rank's rows of the embedding; tokens of other ranks' rows come from there."""
 
     def __init__(self, weight: nn.Parameter, group: dist.ProcessGroup) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.weight = weight
         self.group = group
 
@@ -109,9 +112,8 @@ class SplitEmbedding(nn.Embedding):
 
 
 def _split_attention(attention: Attention, mesh: DeviceMesh) -> None:
-    for name in ("q_proj", "k_proj", "v_proj"):
-        setattr(attention, name, SplitLinear(getattr(attention, name), mesh, Shard(0)))
-    attention.o_proj = SplitLinear(attention.o_proj, mesh, Shard(1))
+    for name, placement in (("q_proj", Shard(0)), ("k_proj", Shard(0)), ("v_proj", Shard(0)), ("o_proj", Shard(1))):
+        attention.add_module(name, SplitLinear(getattr(attention, name), mesh, placement))
     attention.num_heads //= mesh.size()
     attention.num_kv_heads //= mesh.size()
     if attention.use_qk_norm:
@@ -121,7 +123,7 @@ def _split_attention(attention: Attention, mesh: DeviceMesh) -> None:
 
 def _split_mlp(mlp: Mlp, mesh: DeviceMesh) -> None:
     for name, placement in (("gate_proj", Shard(0)), ("up_proj", Shard(0)), ("down_proj", Shard(1))):
-        setattr(mlp, name, SplitLinear(getattr(mlp, name), mesh, placement))
+        mlp.add_module(name, SplitLinear(getattr(mlp, name), mesh, placement))
 
 
 def _surround(module: nn.Module, group: dist.ProcessGroup) -> None:
