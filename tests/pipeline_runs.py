@@ -80,8 +80,8 @@ def model_of(case: Case, ranks: Ranks) -> Glm:
     """The model with fresh weights, or what this rank has of it."""
     with torch.device("meta"):
         whole = Glm(GlmConfig(**TINY | case.model)).to(case.dtype)
-    model = parallelize(whole, ranks, compute_dtype=case.compute_dtype).to_empty(device="cpu").init_weights(0)
-    return model.set_activation_checkpointing(case.checkpointing)
+    model = parallelize(whole, ranks, compute_dtype=case.compute_dtype, checkpointing=case.checkpointing)
+    return model.to_empty(device="cpu").init_weights(0)
 
 
 def weights_of(model: Glm) -> dict[str, np.ndarray]:
@@ -114,14 +114,20 @@ def train_all(rank: int, cases: list[Case]) -> list[Trace]:
     return [train(case) for case in cases]
 
 
-def refusals(rank: int) -> list[str]:
-    """What steps that a pipeline cannot run are answered with."""
+def odd_steps(rank: int) -> tuple[list[str], float]:
+    """What steps that a pipeline cannot run are answered with; how far two equal steps are from twice the gradients."""
     ranks = Ranks(ParallelConfig(pipeline=2))
-    model = parallelize(Glm(GlmConfig(**TINY)), ranks)
+    model = parallelize(Glm(GlmConfig(**TINY)).init_weights(0).double(), ranks)
+    steady = LossWeights(bias_update_rate=0.0)
+    train_step(model, batches_of(0, 2), steady, ranks)
+    once = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    train_step(model, batches_of(0, 2), steady, ranks)
+    twice = dict(model.named_parameters())
+    distance = max(float((twice[name].grad - 2 * grad).abs().max()) for name, grad in once.items())
     messages = []
     for lengths in ([[8], [8], [9]], [[8]]):
         try:
             train_step(model, [batch_of(row) for row in lengths], LossWeights(), ranks)
         except ConfigError as error:
             messages.append(str(error))
-    return messages
+    return messages, distance

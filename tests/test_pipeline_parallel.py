@@ -12,7 +12,7 @@ from conftest import ALONE, TINY, batch_of
 from distributed import run_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipeline_runs import Case, Trace, refusals, train, train_all, train_with_another_split
+from pipeline_runs import Case, Trace, odd_steps, train, train_all, train_with_another_split
 
 from glmcore.config import Config
 from glmcore.errors import CheckpointError, ConfigError
@@ -181,10 +181,11 @@ def test_the_guide_says_what_is_so(tmp_path):
         assert key in ParallelConfig.model_fields
 
 
-def test_steps_of_other_sizes_are_refused_on_all_ranks_alike():
-    unequal, few = run_ranks(2, refusals)[0]
-    assert "of one size, these have [8, 9] tokens" in unequal
-    assert "lower rows_per_micro_batch" in few
+def test_gradients_add_up_over_steps_and_steps_of_other_sizes_are_refused_on_all_ranks_alike():
+    for (unequal, few), distance in run_ranks(2, odd_steps):
+        assert distance < 1e-15  # gradients are about 0.1
+        assert "of one size, these have [8, 9] tokens" in unequal
+        assert "lower rows_per_micro_batch" in few
 
 
 @settings(deadline=None, max_examples=15)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,
@@ -69,9 +69,15 @@ class PipelinedGlm(GlmPart):
         Raises:
             ConfigError: The schedule does not take so many micro-batches, or they are of different sizes.
         """
+        if not has_two_embeddings(self.config) or self.axis.rank not in (0, self.axis.size - 1):
+            self._run(micro_batches, backward=True)
+            return
+        weight = self.model.embed_tokens.weight
+        before, weight.grad = weight.grad, None  # what earlier runs have left is a sum of both ranks already
         self._run(micro_batches, backward=True)
-        if has_two_embeddings(self.config) and self.axis.rank in (0, self.axis.size - 1):
-            self._add_gradients_of_embeddings()
+        self._add_gradient_of_other(weight)
+        if before is not None and weight.grad is not None:
+            weight.grad += before
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> None:
@@ -133,9 +139,8 @@ class PipelinedGlm(GlmPart):
         return stages, kind(stages[0], num_micro_batches, _given_loss, scale_grads=False)
 
     @torch.no_grad()
-    def _add_gradients_of_embeddings(self) -> None:
+    def _add_gradient_of_other(self, weight: nn.Parameter) -> None:
         """Give the embeddings of the first and the last rank the sum of their gradients, so that they stay equal."""
-        weight = self.model.embed_tokens.weight
         if weight.grad is None:  # the last rank's, in a step without multi-token prediction
             weight.grad = torch.zeros_like(weight)
         own = weight.grad.to_local() if isinstance(weight.grad, DTensor) else weight.grad
