@@ -5,9 +5,11 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from glmcore.durable import atomic_directory, write_file
 from glmcore.errors import CheckpointError
@@ -33,11 +35,22 @@ def hf_views(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {published: view for name, tensor in state.items() for published, view in published_views(name, tensor)}
 
 
+class _WithoutInitialValues(TorchFunctionMode):
+    """Leaves parameters as they are made. On the meta device to draw them costs two seconds: it imports a compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        draws = getattr(func, "__module__", None) == nn.init.__name__
+        return kwargs["tensor"] if draws else func(*args, **kwargs)
+
+
 @torch.no_grad()
 def load_pretrained(directory: Path, dtype: torch.dtype, device: torch.device, *, check_finite: bool) -> Glm:
     """Read config.json and safetensors; see `Glm.from_pretrained`."""
     config = GlmConfig.from_hf(directory / "config.json")
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialValues():
         model = Glm(config).to(dtype)
         for router in model.routers:
             router.e_score_correction_bias = router.e_score_correction_bias.float()
@@ -97,7 +110,7 @@ def _fill(model: Glm, checkpoint: Checkpoint, check_finite: bool) -> None:
 
 
 def _targets(model: Glm, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """What is to be read, by the names that the checkpoint has: experts one by one or, as transformers may, in stacks."""
+    """What is to be read, by the checkpoint's names: experts one by one, or in stacks as transformers has them."""
     targets: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
