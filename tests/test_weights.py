@@ -202,6 +202,24 @@ def test_weights_go_into_a_model_that_is_there_or_leave_it_as_it_was(tmp_path):
     assert_same(model.state_dict(), before)
 
 
+def test_weights_go_to_the_device_that_is_asked_for(tmp_path):
+    model = Glm.from_pretrained(saved(tmp_path), device="meta")
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("fp8", [True, False])
+def test_weights_on_a_gpu_are_those_on_the_cpu(tmp_path, fp8):
+    random_model(torch.float32).save_pretrained(tmp_path / "model", fp8=fp8)
+    on_gpu = Glm.from_pretrained(tmp_path / "model", device="cuda", check_finite=True)
+    assert {tensor.device.type for tensor in on_gpu.state_dict().values()} == {"cuda"}
+    assert_same(on_gpu.cpu().state_dict(), state(tmp_path / "model", torch.bfloat16))
+    for device in ("cuda", "cpu"):
+        on_gpu.to(device).save_pretrained(tmp_path / device, fp8=fp8)
+    assert (tmp_path / "cuda" / "SHA256SUMS").read_text() == (tmp_path / "cpu" / "SHA256SUMS").read_text()
+
+
 def test_a_loaded_model_trains(tmp_path):
     model = Glm.from_pretrained(saved(tmp_path), dtype=torch.float32)
     ids, positions, layout = packed([9])

@@ -13,10 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from glmcore.durable import atomic_directory, write_file
 from glmcore.errors import CheckpointError
-from glmcore.fp8.checkpoint import CHECKSUMS, checksum_lines, sha256
+from glmcore.fp8.checkpoint import CHECKSUMS, INDEX, checksum_lines, sha256
 from glmcore.fp8.layout import SCALE_SUFFIX, Quantization, describe, is_quantized, published_dtype, published_views
 from glmcore.fp8.quantize import quantize_blocks, scales_shape
-from glmcore.model.checkpoint import INDEX, SINGLE, Checkpoint
+from glmcore.model.checkpoint import SINGLE, Checkpoint
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.tensor_stream import TensorWriter, num_bytes
