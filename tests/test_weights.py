@@ -2,6 +2,8 @@
 
 import json
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -245,3 +247,10 @@ def test_what_cannot_be_saved_leaves_nothing(tmp_path):
     with pytest.raises(CheckpointError, match=f"cannot write {tmp_path}/file/model"):
         model.save_pretrained(tmp_path / "file" / "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "there"]
+
+
+def test_the_python_of_the_guide_runs(capsys):
+    guide = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
+    for code in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL):
+        exec(compile(code, "checkpoints.md", "exec"), {})
+    assert capsys.readouterr().out == "355.23B, 32.1B of them active\n"
