@@ -185,6 +185,13 @@ def test_fp8_is_written_as_if_a_bfloat16_checkpoint_were_quantised(tmp_path, mon
                 assert torch.equal(value, told.to(dtype)), name
 
 
+def test_both_layouts_of_fp8_load_alike(tmp_path):
+    random_model(torch.float32).save_pretrained(tmp_path / "bf16")
+    for layout in ("fp8", "compressed-tensors"):
+        quantize_checkpoint(tmp_path / "bf16", tmp_path / layout, layout=layout, progress=False)
+    assert_same(state(tmp_path / "compressed-tensors"), state(tmp_path / "fp8"))
+
+
 def test_weights_go_into_a_model_that_is_there_or_leave_it_as_it_was(tmp_path):
     directory = saved(tmp_path)
     model = random_model(torch.bfloat16)

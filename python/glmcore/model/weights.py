@@ -58,8 +58,6 @@ def load_pretrained(directory: Path, dtype: torch.dtype, device: torch.device, *
         _check(model, checkpoint)  # before memory is taken
         assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys()  # else some would be left empty
         model.to_empty(device=device)
-        if config.tie_word_embeddings:  # which `to_empty` has untied
-            model.lm_head.weight = model.model.embed_tokens.weight
         _fill(model, checkpoint, check_finite)
     return model
 
