@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import TINY
 from safetensors.torch import load_file, save_file
 from test_model import packed, random_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 
 from glmcore.errors import CheckpointError
 from glmcore.fp8 import dequantize_blocks, quantize_checkpoint, verify_checkpoint
@@ -235,6 +238,20 @@ def test_a_loaded_model_trains(tmp_path):
     output = model(ids, positions, layout, with_mtp=True)
     (model.logits(output.hidden).sum() + model.logits(output.mtp_hidden).sum()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_model_that_is_spread_over_ranks_is_refused(tmp_path):
+    directory = saved(tmp_path)
+    model = random_model(torch.float32)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        norm = distribute_tensor(model.model.norm.weight.detach(), init_device_mesh("cpu", (1,)))
+        model.model.norm.weight = torch.nn.Parameter(norm)
+        for use in (lambda: load_weights(model, directory), lambda: model.save_pretrained(tmp_path / "again")):
+            with pytest.raises(CheckpointError, match=r"tensor 'model.norm.weight' is spread over ranks"):
+                use()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_what_cannot_be_saved_leaves_nothing(tmp_path):

@@ -67,11 +67,21 @@ def load_weights(model: Glm, directory: Path, *, check_finite: bool = False) -> 
     """Replace the weights of a model, of any type and on any device, by those of a checkpoint of its configuration.
 
     Raises:
-        CheckpointError: As `Glm.from_pretrained`; if a tensor is missing, extra or misshapen the model is as it was.
+        CheckpointError: As `Glm.from_pretrained`; if a tensor is missing, extra or misshapen the model is as it was. Or
+            the model is spread over ranks.
     """
+    _refuse_spread(model)
     with Checkpoint(directory) as checkpoint:
         _check(model, checkpoint)
         _fill(model, checkpoint, check_finite)
+
+
+def _refuse_spread(model: Glm) -> None:
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "full_tensor"):
+            raise CheckpointError(
+                f"tensor {name!r} is spread over ranks: weights go into and out of a model that one process holds whole"
+            )
 
 
 def _check(model: Glm, checkpoint: Checkpoint) -> None:
@@ -136,6 +146,7 @@ def save_pretrained(model: Glm, directory: Path, *, fp8: bool) -> None:
     """Write config.json, safetensors and SHA256SUMS; see `Glm.save_pretrained`."""
     if directory.exists():
         raise CheckpointError(f"{directory} exists already")
+    _refuse_spread(model)
     views = hf_views(model.state_dict())
     for name, view in views.items():
         if not view.dtype.is_floating_point or view.itemsize < 2:
