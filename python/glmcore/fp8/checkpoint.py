@@ -61,7 +61,7 @@ def quantize_checkpoint(
         CheckpointError: A file is missing or cut short, the target exists, or a weight is not finite.
     """
     source = Path(src_dir)
-    config = _read_json(source / "config.json")
+    config = read_json(source / "config.json")
     if "quantization_config" in config:
         raise CheckpointError(f"{source} is quantised already")
     quantization = Quantization(layout, block)
@@ -102,7 +102,7 @@ def dequantize_checkpoint(
         CheckpointError: A file is missing or cut short, the target exists, or scales do not fit their weight.
     """
     source = Path(src_dir)
-    config = _read_json(source / "config.json")
+    config = read_json(source / "config.json")
     quantization = read_quantization(config)
     if quantization is None:
         raise CheckpointError(f"{source} is not quantised")
@@ -279,13 +279,18 @@ def _check_complete(source: Path, files: list[Path]) -> None:
         raise CheckpointError(f"{source} has no safetensors file")
     index = source / INDEX
     if index.exists():
-        named: dict[str, str] = _read_json(index).get("weight_map", {})
+        named: dict[str, str] = read_json(index).get("weight_map", {})
         for name, file in named.items():
             if not (source / file).is_file():
                 raise CheckpointError(f"{source / file}: file is missing, the index has tensor {name!r} in it")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: The file cannot be read or holds something else.
+    """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

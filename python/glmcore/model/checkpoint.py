@@ -1,10 +1,8 @@
 """The tensors of a checkpoint directory: where each lies, of what type and shape, and how it gets into memory."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +11,11 @@ from typing_extensions import Self
 from glmcore.errors import CheckpointError
 from glmcore.fp8 import dequantize_blocks
 from glmcore.fp8.bucket import Scratch
+from glmcore.fp8.checkpoint import INDEX, read_json
 from glmcore.fp8.layout import read_quantization
 from glmcore.fp8.quantize import scales_shape
 from glmcore.tensor_stream import TensorPlace, TensorReader
 
-INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _FP8 = "F8_E4M3"
@@ -40,7 +38,7 @@ class Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.quantization = read_quantization(_read_json(directory / "config.json"))
+        self.quantization = read_quantization(read_json(directory / "config.json"))
         self._reader_of: dict[str, TensorReader] = {}
         self._slab = Scratch(torch.uint8)
         index = self._read_index()
@@ -212,7 +210,7 @@ class Checkpoint:
             return {}
         if (self.directory / SINGLE).exists():
             raise CheckpointError(f"{self.directory} has {SINGLE} and {INDEX}: remove the one that is not meant")
-        index = _read_json(file).get("weight_map")
+        index = read_json(file).get("weight_map")
         if not index or not isinstance(index, dict):
             raise CheckpointError(f"{file}: not an index of tensors")
         for name, part in index.items():
@@ -221,12 +219,3 @@ class Checkpoint:
             if not (self.directory / part).is_file():
                 raise CheckpointError(f"{self.directory / part}: file is missing, the index has tensor {name!r} in it")
         return index
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {file}: {error.strerror}") from None
-    except (ValueError, TypeError):
-        raise CheckpointError(f"{file}: not a JSON object") from None

@@ -352,8 +352,8 @@ class Glm(nn.Module):
         It appears whole or not at all, and has a SHA256SUMS that `glmcore.fp8.verify_checkpoint` reads.
 
         Raises:
-            CheckpointError: The directory exists already or cannot be written, the model is held in FP8, or a weight to
-                be quantised is not finite.
+            CheckpointError: The directory exists already or cannot be written, the model is held in FP8 or spread over
+                ranks, or a weight to be quantised is not finite.
         """
         from glmcore.model.weights import save_pretrained
 

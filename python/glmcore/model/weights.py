@@ -5,16 +5,18 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from glmcore.durable import atomic_directory, write_file
 from glmcore.errors import CheckpointError
-from glmcore.fp8.checkpoint import CHECKSUMS, checksum_lines, sha256
+from glmcore.fp8.checkpoint import CHECKSUMS, INDEX, checksum_lines, sha256
 from glmcore.fp8.layout import SCALE_SUFFIX, Quantization, describe, is_quantized, published_dtype, published_views
 from glmcore.fp8.quantize import quantize_blocks, scales_shape
-from glmcore.model.checkpoint import INDEX, SINGLE, Checkpoint
+from glmcore.model.checkpoint import SINGLE, Checkpoint
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.tensor_stream import TensorWriter, num_bytes
@@ -33,11 +35,22 @@ def hf_views(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {published: view for name, tensor in state.items() for published, view in published_views(name, tensor)}
 
 
+class _WithoutInitialValues(TorchFunctionMode):
+    """Leaves parameters as they are made. On the meta device to draw them costs two seconds: it imports a compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        draws = getattr(func, "__module__", None) == nn.init.__name__
+        return kwargs["tensor"] if draws else func(*args, **kwargs)
+
+
 @torch.no_grad()
 def load_pretrained(directory: Path, dtype: torch.dtype, device: torch.device, *, check_finite: bool) -> Glm:
     """Read config.json and safetensors; see `Glm.from_pretrained`."""
     config = GlmConfig.from_hf(directory / "config.json")
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialValues():
         model = Glm(config).to(dtype)
         for router in model.routers:
             router.e_score_correction_bias = router.e_score_correction_bias.float()
@@ -45,8 +58,6 @@ def load_pretrained(directory: Path, dtype: torch.dtype, device: torch.device, *
         _check(model, checkpoint)  # before memory is taken
         assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys()  # else some would be left empty
         model.to_empty(device=device)
-        if config.tie_word_embeddings:  # which `to_empty` has untied
-            model.lm_head.weight = model.model.embed_tokens.weight
         _fill(model, checkpoint, check_finite)
     return model
 
@@ -56,11 +67,21 @@ def load_weights(model: Glm, directory: Path, *, check_finite: bool = False) -> 
     """Replace the weights of a model, of any type and on any device, by those of a checkpoint of its configuration.
 
     Raises:
-        CheckpointError: As `Glm.from_pretrained`; if a tensor is missing, extra or misshapen the model is as it was.
+        CheckpointError: As `Glm.from_pretrained`; if a tensor is missing, extra or misshapen the model is as it was. Or
+            the model is spread over ranks.
     """
+    _refuse_spread(model)
     with Checkpoint(directory) as checkpoint:
         _check(model, checkpoint)
         _fill(model, checkpoint, check_finite)
+
+
+def _refuse_spread(model: Glm) -> None:
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "full_tensor"):
+            raise CheckpointError(
+                f"tensor {name!r} is spread over ranks: weights go into and out of a model that one process holds whole"
+            )
 
 
 def _check(model: Glm, checkpoint: Checkpoint) -> None:
@@ -97,7 +118,7 @@ def _fill(model: Glm, checkpoint: Checkpoint, check_finite: bool) -> None:
 
 
 def _targets(model: Glm, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """What is to be read, by the names that the checkpoint has: experts one by one or, as transformers may, in stacks."""
+    """What is to be read, by the checkpoint's names: experts one by one, or in stacks as transformers has them."""
     targets: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
@@ -125,6 +146,7 @@ def save_pretrained(model: Glm, directory: Path, *, fp8: bool) -> None:
     """Write config.json, safetensors and SHA256SUMS; see `Glm.save_pretrained`."""
     if directory.exists():
         raise CheckpointError(f"{directory} exists already")
+    _refuse_spread(model)
     views = hf_views(model.state_dict())
     for name, view in views.items():
         if not view.dtype.is_floating_point or view.itemsize < 2:
