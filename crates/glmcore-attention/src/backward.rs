@@ -3,7 +3,8 @@
 use crate::element::{Element, Real};
 use crate::instructions::{Task, dispatch};
 use crate::tile::{
-    BLOCK, Strided, head_of_keys, head_of_queries, load, multiply, padded_columns, padded_rows, reset, sum, transpose,
+    BLOCK, Strided, head_of_keys, head_of_queries, load, multiply, padded_columns, padded_rows,
+    reset, sum, transpose,
 };
 use crate::{Document, Error, Shape, check, documents, tasks, threads};
 
@@ -60,7 +61,15 @@ pub fn backward<T: Element>(
         |scratch, index| {
             let (document, kv_head) = tasks[index];
             let mut result = [Vec::new(), Vec::new(), Vec::new()];
-            dispatch(Group { given, shape, tokens, document, kv_head, scratch, result: &mut result });
+            dispatch(Group {
+                given,
+                shape,
+                tokens,
+                document,
+                kv_head,
+                scratch,
+                result: &mut result,
+            });
             result
         },
         |index, [query, key, value]| {
@@ -75,7 +84,12 @@ pub fn backward<T: Element>(
 }
 
 /// Copies rows to their places among those of the batch.
-fn store<T: Copy>(to: &mut [T], from: &[T], document: Document, (row, first, width): (usize, usize, usize)) {
+fn store<T: Copy>(
+    to: &mut [T],
+    from: &[T],
+    document: Document,
+    (row, first, width): (usize, usize, usize),
+) {
     for (token, from) in from.chunks_exact(width).enumerate() {
         to[(document.start + token) * row + first..][..width].copy_from_slice(from);
     }
@@ -174,10 +188,21 @@ impl<T: Element> Task for Group<'_, T> {
             for start in (0..len).step_by(BLOCK) {
                 for first in (start..len).step_by(BLOCK) {
                     let columns = BLOCK.min(len - start);
-                    go_back::<_, FUSED>(scratch, (channels, width), (first, BLOCK.min(len - first)), (start, columns));
+                    go_back::<_, FUSED>(
+                        scratch,
+                        (channels, width),
+                        (first, BLOCK.min(len - first)),
+                        (start, columns),
+                    );
                 }
             }
-            write(&mut result[0], &scratch.grad_query, Some(scale), (len, width, channels), (shape.group(), head));
+            write(
+                &mut result[0],
+                &scratch.grad_query,
+                Some(scale),
+                (len, width, channels),
+                (shape.group(), head),
+            );
         }
         write(&mut result[1], &scratch.grad_key, None, (len, width, channels), (1, 0));
         write(&mut result[2], &scratch.grad_value, None, (len, width, channels), (1, 0));
@@ -197,9 +222,19 @@ fn go_back<R: Real, const FUSED: bool>(
     let grad = &scratch.grad[first * width..];
     let by_row = |values| Strided { values, row: width, column: 1 };
     let key = &scratch.key_transposed[start * channels..];
-    multiply::<R, FUSED, false>((m, n, channels), by_row(query), (key, BLOCK), (&mut scratch.weights, BLOCK));
+    multiply::<R, FUSED, false>(
+        (m, n, channels),
+        by_row(query),
+        (key, BLOCK),
+        (&mut scratch.weights, BLOCK),
+    );
     let value = &scratch.value_transposed[start * channels..];
-    multiply::<R, FUSED, false>((m, n, channels), by_row(grad), (value, BLOCK), (&mut scratch.grad_weights, BLOCK));
+    multiply::<R, FUSED, false>(
+        (m, n, channels),
+        by_row(grad),
+        (value, BLOCK),
+        (&mut scratch.grad_weights, BLOCK),
+    );
     for i in 0..m {
         let (log_sum, inner) = (scratch.log_sum[first + i], scratch.inner[first + i]);
         let weights = &mut scratch.weights[i * BLOCK..][..n];
@@ -217,9 +252,19 @@ fn go_back<R: Real, const FUSED: bool>(
     let transposed = |values| Strided { values, row: 1, column: BLOCK };
     let k = padded_rows(columns); // rows of the keys' gradients
     let to = &mut scratch.grad_value[start * width..];
-    multiply::<R, FUSED, true>((k, width, m), transposed(&scratch.weights), (grad, width), (to, width));
+    multiply::<R, FUSED, true>(
+        (k, width, m),
+        transposed(&scratch.weights),
+        (grad, width),
+        (to, width),
+    );
     let to = &mut scratch.grad_key[start * width..];
-    multiply::<R, FUSED, true>((k, width, m), transposed(&scratch.grad_weights), (query, width), (to, width));
+    multiply::<R, FUSED, true>(
+        (k, width, m),
+        transposed(&scratch.grad_weights),
+        (query, width),
+        (to, width),
+    );
     let by_row = Strided { values: scratch.grad_weights.as_slice(), row: BLOCK, column: 1 };
     let to = &mut scratch.grad_query[first * width..];
     let key = &scratch.key[start * width..];

@@ -101,7 +101,8 @@ impl Element for bf16 {
     fn narrow(value: f32) -> Self {
         let bits = value.to_bits();
         let half = 0x7fff + ((bits >> 16) & 1); // to nearest, ties to even
-        let rounded = if value.is_nan() { (bits >> 16) | 0x40 } else { bits.wrapping_add(half) >> 16 };
+        let rounded =
+            if value.is_nan() { (bits >> 16) | 0x40 } else { bits.wrapping_add(half) >> 16 };
         #[expect(clippy::cast_possible_truncation, reason = "the upper half is shifted out")]
         Self::from_bits(rounded as u16)
     }

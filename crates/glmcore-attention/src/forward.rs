@@ -3,8 +3,8 @@
 use crate::element::{Element, Real};
 use crate::instructions::{Task, dispatch};
 use crate::tile::{
-    BLOCK, Strided, head_of_keys, head_of_queries, largest, load, multiply, padded_columns, padded_rows, reset, sum,
-    transpose,
+    BLOCK, Strided, head_of_keys, head_of_queries, largest, load, multiply, padded_columns,
+    padded_rows, reset, sum, transpose,
 };
 use crate::{Document, Error, Shape, check, documents, tasks, threads};
 
@@ -42,7 +42,16 @@ pub fn forward<T: Element>(
         |scratch, index| {
             let (document, kv_head) = tasks[index];
             let mut result = (Vec::new(), Vec::new());
-            dispatch(Group { query, key, value, shape, document, kv_head, scratch, result: &mut result });
+            dispatch(Group {
+                query,
+                key,
+                value,
+                shape,
+                document,
+                kv_head,
+                scratch,
+                result: &mut result,
+            });
             result
         },
         |index, (attended, sums)| {
@@ -147,7 +156,12 @@ fn attend<R: Real, const FUSED: bool>(
         let diagonal = start == first;
         let n = padded_columns(if diagonal { rows } else { BLOCK });
         let key = &scratch.key_transposed[start * channels..];
-        multiply::<R, FUSED, false>((m, n, channels), query, (key, BLOCK), (&mut scratch.scores, BLOCK));
+        multiply::<R, FUSED, false>(
+            (m, n, channels),
+            query,
+            (key, BLOCK),
+            (&mut scratch.scores, BLOCK),
+        );
         for i in 0..m {
             let scores = &mut scratch.scores[i * BLOCK..][..n];
             if diagonal {
@@ -167,7 +181,12 @@ fn attend<R: Real, const FUSED: bool>(
         }
         let weights = Strided { values: &scratch.scores, row: BLOCK, column: 1 };
         let value = &scratch.value[start * width..];
-        multiply::<R, FUSED, true>((m, width, n), weights, (value, width), (&mut scratch.sums, width));
+        multiply::<R, FUSED, true>(
+            (m, width, n),
+            weights,
+            (value, width),
+            (&mut scratch.sums, width),
+        );
     }
     (top, total)
 }

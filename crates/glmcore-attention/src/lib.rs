@@ -112,5 +112,8 @@ fn tasks(documents: &[Document], shape: Shape) -> Vec<(Document, usize)> {
         documents.iter().copied().filter(|document| document.len > 0).collect();
     longest_first.sort_by_key(|document| std::cmp::Reverse(document.len));
     let heads = 0..shape.num_kv_heads;
-    longest_first.iter().flat_map(|&document| heads.clone().map(move |head| (document, head))).collect()
+    longest_first
+        .iter()
+        .flat_map(|&document| heads.clone().map(move |head| (document, head)))
+        .collect()
 }

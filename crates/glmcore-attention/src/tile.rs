@@ -40,7 +40,8 @@ pub(crate) fn multiply<R: Real, const FUSED: bool, const ADD: bool>(
         for j in (0..n).step_by(COLUMNS) {
             let mut sums = [[R::ZERO; COLUMNS]; ROWS];
             for l in 0..depth {
-                let line: &[R; COLUMNS] = b[l * b_row + j..][..COLUMNS].try_into().expect("of that length");
+                let line: &[R; COLUMNS] =
+                    b[l * b_row + j..][..COLUMNS].try_into().expect("of that length");
                 let column = &a.values[i * a.row + l * a.column..][..(ROWS - 1) * a.row + 1];
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let factor = column[row * a.row];
@@ -50,8 +51,9 @@ pub(crate) fn multiply<R: Real, const FUSED: bool, const ADD: bool>(
                 }
             }
             for (row, sums) in sums.iter().enumerate() {
-                let line: &mut [R; COLUMNS] =
-                    (&mut c[(i + row) * c_row + j..][..COLUMNS]).try_into().expect("of that length");
+                let line: &mut [R; COLUMNS] = (&mut c[(i + row) * c_row + j..][..COLUMNS])
+                    .try_into()
+                    .expect("of that length");
                 for (value, &sum) in line.iter_mut().zip(sums) {
                     *value = if ADD { value.plus(sum) } else { sum };
                 }

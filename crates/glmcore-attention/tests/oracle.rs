@@ -7,7 +7,8 @@ use proptest::prelude::*;
 /// Numbers between -2 and 2 from a fixed generator.
 fn numbers(count: usize, mut state: u64) -> Vec<f64> {
     let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f64 / f64::from(1 << 22) - 2.0
     };
     (0..count).map(|_| next()).collect()
@@ -29,7 +30,8 @@ fn case(lengths: &[i32], shape: Shape) -> Case {
         Some(*end)
     }));
     let tokens = usize::try_from(*bounds.last().unwrap()).unwrap();
-    let (queries, keys) = (tokens * shape.num_heads * shape.head_dim, tokens * shape.num_kv_heads * shape.head_dim);
+    let (queries, keys) =
+        (tokens * shape.num_heads * shape.head_dim, tokens * shape.num_kv_heads * shape.head_dim);
     Case {
         shape,
         bounds,
@@ -44,17 +46,21 @@ fn case(lengths: &[i32], shape: Shape) -> Case {
 fn plain(case: &Case) -> [Vec<f64>; 4] {
     let Shape { num_heads, num_kv_heads, head_dim } = case.shape;
     let mut out = vec![0.0; case.query.len()];
-    let mut grads = [vec![0.0; case.query.len()], vec![0.0; case.key.len()], vec![0.0; case.key.len()]];
+    let mut grads =
+        [vec![0.0; case.query.len()], vec![0.0; case.key.len()], vec![0.0; case.key.len()]];
     let scale = (head_dim as f64).powf(-0.5);
     for bounds in case.bounds.windows(2) {
-        let (start, end) = (usize::try_from(bounds[0]).unwrap(), usize::try_from(bounds[1]).unwrap());
+        let (start, end) =
+            (usize::try_from(bounds[0]).unwrap(), usize::try_from(bounds[1]).unwrap());
         for (i, head) in (start..end).flat_map(|i| (0..num_heads).map(move |head| (i, head))) {
             let q = (i * num_heads + head) * head_dim;
             let kv = |j: usize| (j * num_kv_heads + head / (num_heads / num_kv_heads)) * head_dim;
             let dot = |a: &[f64], x: usize, b: &[f64], y: usize| -> f64 {
                 (0..head_dim).map(|c| a[x + c] * b[y + c]).sum()
             };
-            let exps: Vec<f64> = (start..=i).map(|j| (scale * dot(&case.query, q, &case.key, kv(j))).exp()).collect();
+            let exps: Vec<f64> = (start..=i)
+                .map(|j| (scale * dot(&case.query, q, &case.key, kv(j))).exp())
+                .collect();
             let total: f64 = exps.iter().sum();
             for (j, exp) in (start..=i).zip(&exps) {
                 for c in 0..head_dim {
@@ -80,21 +86,39 @@ fn plain(case: &Case) -> [Vec<f64>; 4] {
 /// The same by the crate, with numbers of a type and their rounding to it.
 fn fast<T: Element>(case: &Case, narrow: fn(f64) -> T, num_threads: usize) -> [Vec<T>; 4] {
     let round = |values: &[f64]| values.iter().map(|&value| narrow(value)).collect::<Vec<T>>();
-    let (query, key, value, grad) = (round(&case.query), round(&case.key), round(&case.value), round(&case.grad));
+    let (query, key, value, grad) =
+        (round(&case.query), round(&case.key), round(&case.value), round(&case.grad));
     let mut out = round(&vec![9.0; query.len()]);
     let mut log_sum = vec![narrow(9.0).widen(); query.len() / case.shape.head_dim];
-    forward(&query, &key, &value, &case.bounds, case.shape, num_threads, &mut out, &mut log_sum).unwrap();
-    let mut grads = [round(&vec![9.0; query.len()]), round(&vec![9.0; key.len()]), round(&vec![9.0; key.len()])];
-    let given = Gradients { query: &query, key: &key, value: &value, out: &out, log_sum: &log_sum, grad: &grad };
+    forward(&query, &key, &value, &case.bounds, case.shape, num_threads, &mut out, &mut log_sum)
+        .unwrap();
+    let mut grads = [
+        round(&vec![9.0; query.len()]),
+        round(&vec![9.0; key.len()]),
+        round(&vec![9.0; key.len()]),
+    ];
+    let given = Gradients {
+        query: &query,
+        key: &key,
+        value: &value,
+        out: &out,
+        log_sum: &log_sum,
+        grad: &grad,
+    };
     let [grad_query, grad_key, grad_value] = &mut grads;
-    backward(given, &case.bounds, case.shape, num_threads, [grad_query, grad_key, grad_value]).unwrap();
+    backward(given, &case.bounds, case.shape, num_threads, [grad_query, grad_key, grad_value])
+        .unwrap();
     let [grad_query, grad_key, grad_value] = grads;
     [out, grad_query, grad_key, grad_value]
 }
 
 fn shapes() -> impl Strategy<Value = Shape> {
     (1_usize..3, 1_usize..4, prop_oneof![Just(1_usize), Just(16), Just(33), Just(64)]).prop_map(
-        |(num_kv_heads, group, head_dim)| Shape { num_heads: num_kv_heads * group, num_kv_heads, head_dim },
+        |(num_kv_heads, group, head_dim)| Shape {
+            num_heads: num_kv_heads * group,
+            num_kv_heads,
+            head_dim,
+        },
     )
 }
 
@@ -170,10 +194,22 @@ fn arrays_that_do_not_fit_are_named() {
     let shape = Shape { num_heads: 2, num_kv_heads: 1, head_dim: 1 };
     let run = |query: &[f32], bounds: &[i32], shape| {
         let (mut out, mut log_sum) = (vec![0.0; query.len()], vec![0.0; query.len()]);
-        forward(query, &query[..query.len() / 2], &query[..query.len() / 2], bounds, shape, 1, &mut out, &mut log_sum)
+        forward(
+            query,
+            &query[..query.len() / 2],
+            &query[..query.len() / 2],
+            bounds,
+            shape,
+            1,
+            &mut out,
+            &mut log_sum,
+        )
     };
     assert_eq!(run(&[0.0; 4], &[0, 2], shape), Ok(()));
-    assert_eq!(run(&[0.0; 4], &[0, 3], shape), Err(Error::Length { what: "query", len: 4, expected: 6 }));
+    assert_eq!(
+        run(&[0.0; 4], &[0, 3], shape),
+        Err(Error::Length { what: "query", len: 4, expected: 6 })
+    );
     assert_eq!(run(&[0.0; 4], &[0, 2, 1], shape), Err(Error::Bounds));
     assert_eq!(run(&[0.0; 4], &[1, 2], shape), Err(Error::Bounds));
     let odd = Shape { num_heads: 3, num_kv_heads: 2, head_dim: 1 };

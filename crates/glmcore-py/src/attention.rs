@@ -60,15 +60,28 @@ macro_rules! bind {
             mut log_sum: Out<'py, $real>,
         ) -> PyResult<()> {
             let inputs = [&inputs.0, &inputs.1, &inputs.2];
-            let [query, key, value] = [values(inputs[0])?, values(inputs[1])?, values(inputs[2])?].map($read);
-            attend(py, [query, key, value], &batch, $write(writable(&mut out)?), writable(&mut log_sum)?)
+            let [query, key, value] =
+                [values(inputs[0])?, values(inputs[1])?, values(inputs[2])?].map($read);
+            attend(
+                py,
+                [query, key, value],
+                &batch,
+                $write(writable(&mut out)?),
+                writable(&mut log_sum)?,
+            )
         }
 
         /// Its gradients: query, key, value, result and the result's gradient; logarithms; the batch; the gradients.
         #[pyfunction]
         fn $backward<'py>(
             py: Python<'py>,
-            inputs: (In<'py, $memory>, In<'py, $memory>, In<'py, $memory>, In<'py, $memory>, In<'py, $memory>),
+            inputs: (
+                In<'py, $memory>,
+                In<'py, $memory>,
+                In<'py, $memory>,
+                In<'py, $memory>,
+                In<'py, $memory>,
+            ),
             log_sum: In<'py, $real>,
             batch: Batch<'py>,
             mut grads: (Out<'py, $memory>, Out<'py, $memory>, Out<'py, $memory>),
@@ -81,7 +94,8 @@ macro_rules! bind {
                 grad: $read(values(&inputs.4)?),
                 log_sum: values(&log_sum)?,
             };
-            let grads = [writable(&mut grads.0)?, writable(&mut grads.1)?, writable(&mut grads.2)?].map($write);
+            let grads = [writable(&mut grads.0)?, writable(&mut grads.1)?, writable(&mut grads.2)?]
+                .map($write);
             go_back(py, given, &batch, grads)
         }
     };
