@@ -64,3 +64,7 @@ class RankError(GlmcoreError, RuntimeError):
     def __init__(self, message: str, *, is_news: bool = False) -> None:
         super().__init__(message)
         self.is_news = is_news
+
+
+class SandboxError(GlmcoreError, RuntimeError):
+    """A sandbox cannot be made here, or not as asked."""
