@@ -49,8 +49,8 @@ mixture = {{ prose = 1.0, code = 1.0 }}
 sequence_length = 256
 packing = "concat"
 rope_theta = 10_000.0
-num_steps = {steps}
-rows_per_step = 8
+num_tokens = {tokens}
+batch_tokens = 2_048
 """
 """The nano recipe with less of everything and one stage."""
 
@@ -63,7 +63,7 @@ def trained(directory: Path, steps: int) -> Path:
     from glmcore.train.stages import train_stages
 
     file = directory / "less.toml"
-    file.write_text(TRAINING.format(dir=directory / "run", steps=steps))
+    file.write_text(TRAINING.format(dir=directory / "run", tokens=2_048 * steps))
     with open_run(Recipe.load([RECIPES / "nano.toml", file])) as run:
         prepare(run)
         train_stages(run)

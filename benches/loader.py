@@ -169,6 +169,7 @@ def nano_step_rate() -> float:
     from glmcore.model.parallel.ranks import Ranks
     from glmcore.packing import PackedBatch
     from glmcore.recipe import RECIPES, Recipe
+    from glmcore.train.schedule import LossWeights
     from glmcore.train.step import train_step
 
     torch.set_num_threads(1)
@@ -183,7 +184,7 @@ def nano_step_rate() -> float:
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        train_step(model, [batch], stage, Ranks(ParallelConfig()))
+        train_step(model, [batch], LossWeights(), Ranks(ParallelConfig()))
         seconds.append(time.perf_counter() - started)
     return num_tokens / min(seconds)
 

@@ -64,7 +64,7 @@ def test_the_reports_json_has_every_station(finished, capsys):
     assert [stage["name"] for stage in summary["stages"]] == ["general", "repository", "sft"]
     for stage, steps in zip(summary["stages"], (5, 3, 4), strict=True):
         assert stage["steps"] == steps
-        assert stage["tokens"] == steps * {"general": 128}.get(stage["name"], 256)
+        assert stage["tokens"] == {"general": 768}.get(stage["name"], steps * 256)
         assert stage["seconds"] > 0
         assert stage["tokens_per_s"] == pytest.approx(stage["tokens"] / stage["seconds"])
         assert stage["loss_first"] > 0 < stage["loss_last"]
@@ -154,9 +154,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
 
 def test_a_run_is_not_gone_on_with_by_another_recipe(finished, capsys):
     directory, _ = finished
-    assert main(["quickstart", str(TINY), f"run.dir={directory}", "train.stages.0.num_steps=9"]) == 1
+    assert main(["quickstart", str(TINY), f"run.dir={directory}", "train.stages.0.num_tokens=9"]) == 1
     assert "was begun with another train.stages" in capsys.readouterr().err
-    assert Recipe.load([directory / "recipe.toml"]).train.stages[0].num_steps == 5
+    assert Recipe.load([directory / "recipe.toml"]).train.stages[0].num_tokens == 704
 
 
 def test_a_damaged_checkpoint_stops_with_one_line(finished, tmp_path, capsys):

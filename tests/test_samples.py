@@ -267,8 +267,8 @@ def test_context_slices_hold_every_token_once_with_its_label(sources, num_ranks,
         (lambda s: Loader(SampleStream(s, capacity=4, seed=0), rows_per_step=4, rank=1), "rank 1 is not one of 1"),
         (lambda s: Loader(SampleStream(s, capacity=4, seed=0), rows_per_step=4, depth=0), "depth=0"),
         (
-            lambda s: Loader(SampleStream(s, capacity=4, seed=0), rows_per_step=4, rows_per_micro_batch=5),
-            "must be from 1 to the rank's 4 rows",
+            lambda s: Loader(SampleStream(s, capacity=4, seed=0), rows_per_step=4, rows_per_micro_batch=0),
+            "rows_per_micro_batch is 0, it must be at least 1",
         ),
         (lambda s: context_slice(SampleStream(s, capacity=4, seed=0).batch(0, 1), 4, 2, 2), "is not one of 2"),
         (

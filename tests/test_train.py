@@ -1,5 +1,4 @@
 import json
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,11 +17,11 @@ from glmcore.model.glm import Glm
 from glmcore.packing import PackedBatch
 from glmcore.tensors import write_tensors
 from glmcore.train.checkpoint import CheckpointStore, Progress
-from glmcore.train.config import OptimizerConfig, StageConfig, TrainConfig
+from glmcore.train.config import BatchConfig, OptimizerConfig, ScheduleConfig, StageConfig, TrainConfig
 from glmcore.train.loop import StageLoop
 from glmcore.train.loss import IGNORED, linear_cross_entropy
 from glmcore.train.optim import Optimizer, is_muon_parameter, orthogonalize
-from glmcore.train.schedule import learning_rate
+from glmcore.train.schedule import LossWeights, TrainPlan
 from glmcore.train.stages import packed_rows
 from glmcore.train.step import train_step
 
@@ -32,10 +31,13 @@ def stage(**fields: object) -> StageConfig:
         "name": "general",
         "mixture": {"prose": 1.0},
         "sequence_length": 8,
-        "num_steps": 10,
-        "rows_per_step": 2,
+        "num_tokens": 160,
     }
     return StageConfig.from_dict({**plain, **fields}, origin="stage")
+
+
+SCHEDULE = ScheduleConfig(learning_rate=2.5e-4, final_learning_rate=2.5e-5)
+WEIGHTS = LossWeights()
 
 
 def batch_of(lengths: list[int], seed: int = 0) -> PackedBatch:
@@ -133,30 +135,6 @@ def test_adam_equals_the_one_of_pytorch():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_one_cosine_spans_the_stages_up_to_mid_training_and_sft_has_its_own():
-    config = TrainConfig.from_dict(
-        {
-            "optimizer": {"learning_rate": 1.0, "final_learning_rate": 0.1, "warmup_steps": 5},
-            "stages": [
-                {**stage().model_dump(exclude_none=True)},
-                {**stage(name="repository", kind="midtrain").model_dump(exclude_none=True)},
-                {
-                    **stage(name="sft", kind="sft", learning_rate=0.5, final_learning_rate=0.2).model_dump(
-                        exclude_none=True
-                    )
-                },
-            ],
-        },
-        origin="test",
-    )
-    rates = [learning_rate(config, index, step) for index in range(2) for step in range(1, 11)]
-    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert all(a > b for a, b in pairwise(rates[4:]))
-    assert rates[-1] == pytest.approx(0.1)
-    assert learning_rate(config, 2, 10) == pytest.approx(0.2)
-    assert max(learning_rate(config, 2, step) for step in range(1, 11)) == pytest.approx(0.5)
-
-
 def test_micro_batches_give_the_gradients_of_the_whole_step():
     parts = [batch_of([5, 3], seed=1), batch_of([8], seed=2)]
     joined = batch_of([5, 3, 8])
@@ -172,7 +150,7 @@ def test_micro_batches_give_the_gradients_of_the_whole_step():
     gradients = []
     for batches in (parts, [joined]):
         model = Glm(GlmConfig(**TINY)).init_weights(0).double()
-        result = train_step(model, batches, stage(), ALONE)
+        result = train_step(model, batches, WEIGHTS, ALONE)
         gradients.append([parameter.grad for parameter in model.parameters()])
         assert torch.allclose(result.load.sum(-1), torch.ones(len(result.load)))
     for a, b in zip(*gradients, strict=True):
@@ -181,12 +159,12 @@ def test_micro_batches_give_the_gradients_of_the_whole_step():
 
 def test_training_lowers_the_loss_and_balances_the_experts():
     model = Glm(GlmConfig(**TINY)).init_weights(0)
-    optimizer = Optimizer(model, OptimizerConfig(learning_rate=0.02))
+    optimizer = Optimizer(model, OptimizerConfig())
     batch = batch_of([30, 20, 14], seed=4)
-    first = train_step(model, [batch], stage(), ALONE)
+    first = train_step(model, [batch], WEIGHTS, ALONE)
     optimizer.step(0.02)
     for _ in range(30):
-        last = train_step(model, [batch], stage(), ALONE)
+        last = train_step(model, [batch], WEIGHTS, ALONE)
         optimizer.step(0.02)
     assert last.loss < 0.5 * first.loss
     assert last.mtp_loss < 0.7 * first.mtp_loss
@@ -195,7 +173,7 @@ def test_training_lowers_the_loss_and_balances_the_experts():
 
 def train_some(model: Glm, optimizer: Optimizer, steps: range) -> None:
     for step in steps:
-        train_step(model, [batch_of([12, 9], seed=step)], stage(), ALONE)
+        train_step(model, [batch_of([12, 9], seed=step)], WEIGHTS, ALONE)
         optimizer.step(0.01)
 
 
@@ -272,9 +250,9 @@ def test_a_checkpoint_of_another_model_names_the_tensor(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"learning_rate": 0.1}, "only an sft stage"),
-        ({"kind": "sft"}, "needs learning_rate"),
-        ({"num_steps": 1.5}, "num_steps: "),
+        ({"schedule": {"learning_rate": 0.1, "final_learning_rate": 0.1}}, "other stages follow train.schedule"),
+        ({"kind": "sft"}, "an sft stage needs a schedule of its own"),
+        ({"num_tokens": 1.5}, "num_tokens: "),
         ({"packing": "bestfit"}, "packing: "),
         ({"packing": "concat", "too_long": "drop"}, "is for best fit"),
     ],
@@ -291,11 +269,14 @@ def test_a_stage_trains_on_the_rows_of_its_packing_and_resumes_bit_for_bit(tmp_p
         for length in generator.integers(1, 20, 50):
             writer.append(generator.integers(0, TINY["vocab_size"], length, np.int32))
     sources = [Source("prose", TokenShards.open(tmp_path / "prose"), 1.0)]
-    steps = stage(packing=packing, num_steps=4, rows_per_step=3, rows_per_micro_batch=2)
-    config = TrainConfig(optimizer=OptimizerConfig(warmup_steps=2), stages=[steps])
+    steps = stage(packing=packing, num_tokens=96, rows_per_micro_batch=2)
+    config = TrainConfig(
+        schedule=SCHEDULE.model_copy(update={"warmup_tokens": 48}), batch=BatchConfig(num_tokens=24), stages=[steps]
+    )
+    plan = TrainPlan(config)
 
     def run(folder: str, first_step: int) -> Glm:
-        rows = packed_rows(config.stages[0], sources, seed=1, pad_id=0)
+        rows = packed_rows(config.stages[0], sources, num_rows=plan.stages[0].num_rows, seed=1, pad_id=0)
         model = Glm(GlmConfig(**TINY)).init_weights(seed=1)
         optimizer = Optimizer(model, config.optimizer)
         store = CheckpointStore(tmp_path / folder, keep=1)
@@ -307,8 +288,8 @@ def test_a_stage_trains_on_the_rows_of_its_packing_and_resumes_bit_for_bit(tmp_p
         if folder == "stopped" and first_step == 1:
             batches = [rows.batch(3 * step + start, size) for step in (0, 1) for start, size in ((0, 2), (2, 1))]
             for step in (1, 2):
-                train_step(model, batches[2 * step - 2 : 2 * step], config.stages[0], ALONE)
-                optimizer.step(learning_rate(config, 0, step))
+                train_step(model, batches[2 * step - 2 : 2 * step], plan.loss_weights(0, step), ALONE)
+                optimizer.step(plan.learning_rate(0, step))
             store.save(Progress(0, 2), model, optimizer)
         else:
             loop.run(rows, first_step, metrics)

@@ -28,7 +28,7 @@ class Config(BaseModel):
         Args:
             files: TOML files, merged table by table; lists are replaced whole.
             overrides: Each `dotted.key=value`, the value in TOML; a bare word is a string. A number in the
-                dotted key is a list position: `stages.0.num_steps=10`.
+                dotted key is a list position: `stages.0.num_tokens=10_000`.
 
         Raises:
             ConfigError: A file cannot be read, or a key is unknown, missing or has a wrong value.

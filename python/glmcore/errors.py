@@ -51,3 +51,16 @@ class RunError(GlmcoreError, RuntimeError):
 
 class SyncError(GlmcoreError, RuntimeError):
     """Weights did not reach an engine, or not as they were sent."""
+
+
+class RankError(GlmcoreError, RuntimeError):
+    """A process of a run stops because another one has failed.
+
+    Args:
+        message: What happened.
+        is_news: False where the other process has said why, so that this one need not speak.
+    """
+
+    def __init__(self, message: str, *, is_news: bool = False) -> None:
+        super().__init__(message)
+        self.is_news = is_news

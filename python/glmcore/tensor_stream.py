@@ -1,13 +1,16 @@
-"""A safetensors file written tensor by tensor, from several threads, in the memory of the tensors in hand."""
+"""A safetensors file read or written tensor by tensor, in the memory of the tensors in hand."""
 
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glmcore.errors import CheckpointError
 
+_MAX_HEADER_BYTES = 100_000_000
+"""As in the safetensors library."""
 _SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
           "U8": 1, "BOOL": 1}  # fmt: skip
 """Bytes of a value of each type, by the format's name for it."""
@@ -90,6 +93,108 @@ class TensorWriter:
             done += os.pwrite(self._file, data[done : done + (1 << 30)], place + done)
 
     def __enter__(self) -> "TensorWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where a tensor lies in a file."""
+
+    dtype: str
+    """As safetensors names it."""
+    shape: tuple[int, ...]
+    start: int
+    """First byte in the file."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return num_bytes(self.dtype, list(self.shape))
+
+
+class TensorReader:
+    """Reads tensors of one file into memory that is there already, where a memory map would hold the file beside it.
+
+    Use in a `with` block. Any thread may read.
+
+    Args:
+        path: File to read. Its header is read and compared with its size at once.
+
+    Raises:
+        CheckpointError: The file is missing, cut short or damaged, or a tensor has an unknown type.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: file is missing") from None
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+        try:
+            self.places = self._read_header()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, CheckpointError) as error:
+            os.close(self._file)
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{path}: cannot be read, it may be cut short: {error}") from None
+
+    def read(self, name: str, into: Any, first_byte: int = 0) -> None:
+        """Fill a contiguous CPU tensor with the bytes of a tensor from `first_byte` on.
+
+        Raises:
+            CheckpointError: The tensor has not so many, or the file ends before.
+        """
+        import torch
+
+        place = self.places[name]
+        data = memoryview(into.detach().reshape(-1).view(torch.uint8).numpy())
+        if not 0 <= first_byte <= first_byte + len(data) <= place.num_bytes:
+            raise CheckpointError(f"{self.path}: tensor {name!r} has no {len(data)} bytes at {first_byte}")
+        try:
+            self._get(data, place.start + first_byte)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from None
+
+    def _read_header(self) -> dict[str, TensorPlace]:
+        size = os.fstat(self._file).st_size
+        length = int.from_bytes(self._bytes(8, 0), "little")
+        if length > min(size - 8, _MAX_HEADER_BYTES):
+            raise ValueError(f"a header of {length} bytes in a file of {size}")
+        header = json.loads(self._bytes(length, 8))
+        header.pop("__metadata__", None)
+        places: dict[str, TensorPlace] = {}
+        end = start = 8 + length
+        for name, told in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            if told["dtype"] not in _SIZES:
+                raise CheckpointError(f"{self.path}: tensor {name!r} has the unknown type {told['dtype']}")
+            place = TensorPlace(told["dtype"], tuple(told["shape"]), start + told["data_offsets"][0])
+            if place.start != end or place.start + place.num_bytes != start + told["data_offsets"][1]:
+                raise ValueError(f"tensor {name!r} is not where its type and shape put it")
+            end += place.num_bytes
+            places[name] = place
+        if end != size:
+            raise ValueError(f"the header is of a file of {end} bytes, it has {size}")
+        return places
+
+    def _bytes(self, count: int, place: int) -> bytes:
+        data = bytearray(count)
+        self._get(memoryview(data), place)
+        return bytes(data)
+
+    def _get(self, data: memoryview, place: int) -> None:
+        done = 0
+        while done < len(data):  # one call reads at most 2 GiB
+            got = os.preadv(self._file, [data[done : done + (1 << 30)]], place + done)
+            if not got:
+                raise ValueError(f"the file ends at byte {place + done}")
+            done += got
+
+    def __enter__(self) -> "TensorReader":
         return self
 
     def __exit__(self, *_: object) -> None:

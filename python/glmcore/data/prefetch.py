@@ -6,7 +6,7 @@ one integer that is its state.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -99,15 +99,14 @@ def context_slice(
 class Loader:
     """Batches of a data-parallel rank, step after step, prepared while the step before runs.
 
-    Step s of the whole run takes rows `s * rows_per_step` and those that follow; rank r of n has the r-th n-th of
-    them. Use it in a `with` block, or `close` it.
+    A step takes a range of rows; rank r of n has the r-th n-th of them. Use it in a `with` block, or `close` it.
     """
 
     def __init__(
         self,
         rows: Rows,
         *,
-        rows_per_step: int,
+        rows_per_step: int | Callable[[int], range],
         first_step: int = 0,
         num_steps: int | None = None,
         rank: int = 0,
@@ -120,37 +119,33 @@ class Loader:
 
         Args:
             rows: Where rows come from.
-            rows_per_step: Rows of a step of the whole run, a multiple of `num_ranks`.
+            rows_per_step: Rows of a step on all ranks, a multiple of `num_ranks`, so that step s takes rows
+                `s * rows_per_step` and those that follow; or a function from the number of a step to its rows.
             first_step: The state of the loader that this one goes on for.
             num_steps: Where to stop, counted from step 0 of the run; endless by default.
             rank: Number of this data-parallel rank, from 0.
             num_ranks: Number of data-parallel ranks.
-            rows_per_micro_batch: Rows of one batch; by default all of the rank's rows of a step.
+            rows_per_micro_batch: Rows of one batch at most; by default all of the rank's rows of a step.
             depth: Steps prepared ahead, at least 1.
             num_threads: Threads that prepare them, at least 1.
 
         Raises:
             DataError: The numbers do not fit.
         """
-        if rows_per_step < 1 or num_ranks < 1 or rows_per_step % num_ranks:
-            raise DataError(
-                f"rows_per_step={rows_per_step} must be a multiple of num_ranks={num_ranks}, both at least 1"
-            )
+        if isinstance(rows_per_step, int):
+            _check_divides(rows_per_step, num_ranks)
         if not 0 <= rank < num_ranks:
             raise DataError(f"rank {rank} is not one of {num_ranks}")
         if first_step < 0 or depth < 1 or num_threads < 1:
             raise DataError(
                 f"first_step={first_step} must be at least 0, depth={depth} and num_threads={num_threads} at least 1"
             )
-        self.rows_per_rank = rows_per_step // num_ranks
-        self.rows_per_micro_batch = rows_per_micro_batch or self.rows_per_rank
-        if not 1 <= self.rows_per_micro_batch <= self.rows_per_rank:
-            raise DataError(
-                f"rows_per_micro_batch={rows_per_micro_batch} must be from 1 to the rank's {self.rows_per_rank} rows"
-            )
+        if rows_per_micro_batch is not None and rows_per_micro_batch < 1:
+            raise DataError(f"rows_per_micro_batch is {rows_per_micro_batch}, it must be at least 1")
         self._rows = rows
         self._rows_per_step = rows_per_step
-        self._first_row = rank * self.rows_per_rank
+        self._rank, self._num_ranks = rank, num_ranks
+        self._rows_per_micro_batch = rows_per_micro_batch
         self._num_steps = num_steps
         self._depth = depth
         self._next_step = first_step
@@ -202,9 +197,23 @@ class Loader:
         return self._num_steps is not None and step >= self._num_steps
 
     def _load(self, step: int) -> list[PackedBatch]:
-        first = step * self._rows_per_step + self._first_row
-        starts = range(0, self.rows_per_rank, self.rows_per_micro_batch)
-        return [
-            self._rows.batch(first + start, min(self.rows_per_micro_batch, self.rows_per_rank - start))
-            for start in starts
-        ]
+        own = self.rows_of(step)
+        size = self._rows_per_micro_batch or len(own)
+        return [self._rows.batch(start, min(size, own.stop - start)) for start in own[::size]]
+
+    def rows_of(self, step: int) -> range:
+        """This rank's rows of a step.
+
+        Raises:
+            DataError: They cannot be shared out evenly.
+        """
+        size = self._rows_per_step
+        rows = range(step * size, (step + 1) * size) if isinstance(size, int) else size(step)
+        _check_divides(len(rows), self._num_ranks)
+        share = len(rows) // self._num_ranks
+        return rows[self._rank * share : (self._rank + 1) * share]
+
+
+def _check_divides(rows_per_step: int, num_ranks: int) -> None:
+    if rows_per_step < 1 or num_ranks < 1 or rows_per_step % num_ranks:
+        raise DataError(f"rows_per_step={rows_per_step} must be a multiple of num_ranks={num_ranks}, both at least 1")

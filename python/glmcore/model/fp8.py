@@ -1,6 +1,5 @@
 """A model whose large weights are held in FP8, for sampling."""
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -10,9 +9,10 @@ from glmcore.errors import CheckpointError, Fp8Error
 from glmcore.fp8.held import HeldWeight
 from glmcore.fp8.layout import is_quantized, published_views
 from glmcore.fp8.linear import Float8Experts, Float8Linear
+from glmcore.model.checkpoint import Checkpoint
 from glmcore.model.glm import Glm
 from glmcore.model.moe import Experts
-from glmcore.model.weights import FP8_BLOCK, Source
+from glmcore.model.weights import FP8_BLOCK
 
 
 @torch.no_grad()
@@ -58,8 +58,7 @@ def copy_codes(model: Glm, directory: Path) -> bool:
     Raises:
         CheckpointError: A weight of the model is missing or not quantised.
     """
-    with ExitStack() as stack:
-        source = Source(directory, stack)
+    with Checkpoint(directory) as source:
         if source.quantization is None or source.quantization.block != FP8_BLOCK:
             return False
         for name, target in weights_to_fill(model).items():

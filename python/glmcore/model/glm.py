@@ -15,6 +15,7 @@ from glmcore.model.attention import Attention, KeyValueCache, RMSNorm
 from glmcore.model.config import GlmConfig
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.moe import MixtureOfExperts, Mlp, Router, Routing
+from glmcore.model.parallel.placement import draw_normal
 from glmcore.model.rope import rotary_angles
 from glmcore.model.tree import TreeLayout
 
@@ -94,7 +95,7 @@ class MtpLayer(DecoderLayer):
         self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.shared_head = SharedHead(config)
 
-    def predict(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # a block that is called by Glm alone
         self,
         hidden: Tensor,
         next_embedding: Tensor,
@@ -102,8 +103,8 @@ class MtpLayer(DecoderLayer):
         layout: DocumentLayout | TreeLayout,
     ) -> tuple[Tensor, Routing | None]:
         """Hidden states [T, D] that the head turns into logits of token t + 2."""
-        x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(hidden)), dim=-1))
-        x, routing = self(x, angles, layout)
+        x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(hidden.view_as(hidden))), dim=-1))
+        x, routing = super().forward(x, angles, layout)
         return self.shared_head.norm(x), routing
 
 
@@ -136,15 +137,27 @@ class Glm(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
         self.rope_theta = config.rope_theta
 
+    def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
+        """Give memory on `device` to a model of the meta device; see `torch.nn.Module.to_empty`."""
+        super().to_empty(device=device, recurse=recurse)
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        return self
+
     @torch.no_grad()
     def init_weights(self, seed: int) -> Self:
-        """Draw every matrix from a normal distribution with `initializer_range`; norms are 1, biases 0."""
+        """Draw every matrix from a normal distribution with `initializer_range`; norms become 1, biases 0.
+
+        The weights do not depend on how the model is spread over ranks.
+        """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0.0, self.config.initializer_range, generator=generator)
-            elif name.endswith(".bias"):
-                parameter.zero_()
+                draw_normal(parameter, self.config.initializer_range, generator)
+            else:
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
+        for buffer in self.buffers():
+            buffer.zero_()
         return self
 
     @property
@@ -196,7 +209,7 @@ class Glm(nn.Module):
                 mtp_hidden, routing = self._predict_in_forest(input_ids, position_ids, hidden, layout)
             else:
                 next_embedding = self.model.embed_tokens(_next_tokens(input_ids, layout))
-                mtp_hidden, routing = self.mtp_layer.predict(hidden, next_embedding, angles, layout)
+                mtp_hidden, routing = self.mtp_layer(hidden, next_embedding, angles, layout)
             if routing is not None:
                 routings.append(routing)
         return Output(hidden, mtp_hidden, routings)
@@ -210,7 +223,7 @@ class Glm(nn.Module):
         before = layout.parent[token]
         next_embedding = self.model.embed_tokens(input_ids[token])
         angles = self._angles(position_ids[before])
-        states, routing = self.mtp_layer.predict(hidden[before], next_embedding, angles, steps)
+        states, routing = self.mtp_layer(hidden[before], next_embedding, angles, steps)
         return torch.zeros_like(hidden).index_copy(0, token, states), routing
 
     def decode(self, input_ids: Tensor, position_ids: Tensor, caches: list[KeyValueCache]) -> Tensor:
@@ -249,23 +262,43 @@ class Glm(nn.Module):
         return rotary_angles(position_ids, self.config.rotary_dim, self.rope_theta)
 
     @staticmethod
-    def from_pretrained(directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> "Glm":
-        """Read a Hugging Face checkpoint directory, bfloat16 or block-FP8.
+    def from_pretrained(
+        directory: str | Path,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+        *,
+        check_finite: bool = False,
+    ) -> "Glm":
+        """Read a Hugging Face checkpoint directory, bfloat16 or block-FP8, experts one by one or in stacks.
+
+        Tensors are read into their places, so the process holds the model once. Where an MTP layer has its own copies
+        of embedding and head, as in GLM-4.5's checkpoints, the model's are used; a difference is logged as a warning.
+
+        Args:
+            directory: With config.json and safetensors, single or with an index.
+            dtype: Type of the weights; the routers' correction biases are float32.
+            device: Where the model goes.
+            check_finite: Refuse weights that are NaN or infinite.
 
         Raises:
-            CheckpointError: A file is missing or cut short, or a tensor is missing, extra or misshapen.
+            CheckpointError: A file is missing or cut short, or a tensor is missing, extra, misshapen, of a type that is
+                no float, or not finite; it is named with its file.
+            ConfigError: config.json asks for something that the model does not have.
         """
         from glmcore.model.weights import (
             load_pretrained,
         )  # weights knows Glm; imported late to break the circle
 
-        return load_pretrained(Path(directory), dtype)
+        return load_pretrained(Path(directory), dtype, torch.device(device), check_finite=check_finite)
 
     def save_pretrained(self, directory: str | Path, *, fp8: bool = False) -> None:
-        """Write a Hugging Face checkpoint directory: bfloat16, or block-FP8 with `fp8`.
+        """Write a Hugging Face checkpoint directory, tensor by tensor: bfloat16, or block-FP8 with `fp8`.
+
+        It appears whole or not at all, and has a SHA256SUMS that `glmcore.fp8.verify_checkpoint` reads.
 
         Raises:
-            CheckpointError: The directory exists already.
+            CheckpointError: The directory exists already or cannot be written, the model is held in FP8, or a weight to
+                be quantised is not finite.
         """
         from glmcore.model.weights import save_pretrained
 

@@ -1,26 +1,31 @@
 """Hugging Face checkpoints in and out: one table of names, run both ways."""
 
 import json
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from glmcore.durable import atomic_directory, write_file
 from glmcore.errors import CheckpointError
-from glmcore.fp8 import dequantize_blocks
-from glmcore.fp8.checkpoint import quantize_checkpoint
-from glmcore.fp8.layout import published_dtype, published_views, read_quantization
+from glmcore.fp8.checkpoint import CHECKSUMS, checksum_lines, sha256
+from glmcore.fp8.layout import SCALE_SUFFIX, Quantization, describe, is_quantized, published_dtype, published_views
+from glmcore.fp8.quantize import quantize_blocks, scales_shape
+from glmcore.model.checkpoint import INDEX, SINGLE, Checkpoint
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
-from glmcore.tensors import open_tensors, write_tensors
+from glmcore.tensor_stream import TensorWriter, num_bytes
 
 MAX_SHARD_BYTES = 5 * 2**30
 FP8_BLOCK = (128, 128)
+
+logger = logging.getLogger(__name__)
+
+_Layout = dict[str, tuple[str, list[int]]]
+"""Type, as safetensors names it, and shape of each tensor."""
 
 
 def hf_views(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -28,145 +33,171 @@ def hf_views(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {published: view for name, tensor in state.items() for published, view in published_views(name, tensor)}
 
 
-def save_pretrained(model: Glm, directory: Path, *, fp8: bool) -> None:
-    """Write config.json and safetensors; see `Glm.save_pretrained`."""
-    if directory.exists():
-        raise CheckpointError(f"{directory} exists already")
-    if fp8:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
-            save_pretrained(model, Path(scratch) / "bf16", fp8=False)
-            quantize_checkpoint(Path(scratch) / "bf16", directory, block=FP8_BLOCK, progress=False)
-        return
-    config = model.config.model_copy(update={"rope_theta": model.rope_theta})
-    with atomic_directory(directory) as temporary:
-        write_file(temporary / "config.json", json.dumps(config.to_hf(), indent=2) + "\n")
-        _write_shards(temporary, list(_published(model)))
-
-
-def _published(model: Glm) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors as checkpoints hold them: bfloat16, the router's correction bias float32."""
-    for name, view in hf_views(model.state_dict()).items():
-        dtype = torch.float32 if published_dtype(name) == "F32" else torch.bfloat16
-        yield name, view.detach().to(dtype).contiguous()
-
-
-def _write_shards(directory: Path, tensors: list[tuple[str, Tensor]]) -> None:
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors:
-        if shards[-1] and size + tensor.nbytes > MAX_SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    if len(shards) == 1:
-        write_tensors(directory / "model.safetensors", shards[0])
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(directory / file, shard)
-        weight_map |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for _, tensor in tensors)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_file(directory / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
-
-
-def load_pretrained(directory: Path, dtype: torch.dtype) -> Glm:
+@torch.no_grad()
+def load_pretrained(directory: Path, dtype: torch.dtype, device: torch.device, *, check_finite: bool) -> Glm:
     """Read config.json and safetensors; see `Glm.from_pretrained`."""
     config = GlmConfig.from_hf(directory / "config.json")
-    model = Glm(config).to(dtype)
-    for router in model.routers:
-        router.e_score_correction_bias = router.e_score_correction_bias.float()
-    with ExitStack() as stack:
-        source = Source(directory, stack)
-        with torch.no_grad():
-            source.fill(model)
+    with torch.device("meta"):
+        model = Glm(config).to(dtype)
+        for router in model.routers:
+            router.e_score_correction_bias = router.e_score_correction_bias.float()
+    with Checkpoint(directory) as checkpoint:
+        _check(model, checkpoint)  # before memory is taken
+        assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys()  # else some would be left empty
+        model.to_empty(device=device)
+        if config.tie_word_embeddings:  # which `to_empty` has untied
+            model.lm_head.weight = model.model.embed_tokens.weight
+        _fill(model, checkpoint, check_finite)
     return model
 
 
-class Source:
-    """The tensors of a checkpoint directory, by name."""
+@torch.no_grad()
+def load_weights(model: Glm, directory: Path, *, check_finite: bool = False) -> None:
+    """Replace the weights of a model, of any type and on any device, by those of a checkpoint of its configuration.
 
-    def __init__(self, directory: Path, stack: ExitStack) -> None:
-        self.directory = directory
-        self.quantization = read_quantization(json.loads((directory / "config.json").read_text(encoding="utf-8")))
-        self.files: dict[str, Any] = {}
-        """Open file of each tensor."""
-        self.file_names: dict[str, str] = {}
-        index = _read_index(directory)
-        for file in sorted(set(index.values())) if index else ["model.safetensors"]:
-            handle = stack.enter_context(open_tensors(directory / file))
-            for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
-                self.files[name] = handle
-                self.file_names[name] = file
-        for name, file in index.items():
-            if name not in self.files:
-                raise CheckpointError(f"{directory / file}: tensor {name!r} of the index is missing")
-
-    def fill(self, model: Glm) -> None:
-        """Copy every tensor into `model`, or say which one is missing, extra or misshapen."""
-        state = model.state_dict()
-        targets = hf_views(state)
-        fused = {name: tensor for name, tensor in state.items() if ".experts." in name and name in self.files}
-        for name, tensor in fused.items():
-            for view in hf_views({name: tensor}):
-                del targets[view]
-        targets |= fused
-        if model.config.tie_word_embeddings and "lm_head.weight" not in self.files:
-            del targets["lm_head.weight"]
-        for name, target in targets.items():
-            target.copy_(self._read(name, target))
-        known = targets.keys() | _mtp_copies(model.config)
-        if self.quantization is not None:
-            known |= {name + self.quantization.suffix for name in targets}
-        extra = sorted(self.files.keys() - known)
-        if extra:
-            raise CheckpointError(
-                f"{self.directory / self.file_names[extra[0]]}: tensor {extra[0]!r} is not part of the model"
-            )
-
-    def codes(self, name: str) -> tuple[Tensor, Tensor]:
-        """Codes and float32 scales of a quantised weight."""
-        if self.quantization is None or name not in self.files or name + self.quantization.suffix not in self.files:
-            raise CheckpointError(f"{self.directory}: tensor {name!r} or its scales are missing")
-        q: Tensor = self.files[name].get_tensor(name)
-        scale = name + self.quantization.suffix
-        return q, self.files[scale].get_tensor(scale).float()
-
-    def _read(self, name: str, target: Tensor) -> Tensor:
-        if name not in self.files:
-            raise CheckpointError(f"{self.directory}: tensor {name!r} is missing")
-        file = self.directory / self.file_names[name]
-        tensor: Tensor = self.files[name].get_tensor(name)
-        if tensor.shape != target.shape:
-            raise CheckpointError(
-                f"{file}: tensor {name!r} has shape {list(tensor.shape)}, the model has {list(target.shape)}"
-            )
-        if tensor.dtype == torch.float8_e4m3fn:
-            quantization = self.quantization
-            if quantization is None:
-                raise CheckpointError(f"{file}: tensor {name!r} is FP8, config.json has no quantization_config")
-            scale = name + quantization.suffix
-            if scale not in self.files:
-                raise CheckpointError(f"{file}: tensor {scale!r} is missing")
-            scales = self.files[scale].get_tensor(scale).float()
-            return dequantize_blocks(tensor, scales, quantization.block_of(tuple(tensor.shape)), torch.bfloat16)
-        return tensor
+    Raises:
+        CheckpointError: As `Glm.from_pretrained`; if a tensor is missing, extra or misshapen the model is as it was.
+    """
+    with Checkpoint(directory) as checkpoint:
+        _check(model, checkpoint)
+        _fill(model, checkpoint, check_finite)
 
 
-def _mtp_copies(config: GlmConfig) -> set[str]:
-    """Copies of the embedding and the head that GLM-4.5 checkpoints hold in the MTP layer and GLM-4.6's do not."""
+def _check(model: Glm, checkpoint: Checkpoint) -> None:
+    config = model.config
     prefix = f"model.layers.{config.num_hidden_layers}."
-    return {f"{prefix}embed_tokens.weight", f"{prefix}shared_head.head.weight"}
+    if config.num_nextn_predict_layers and not any(name.startswith(prefix) for name in checkpoint.names):
+        raise CheckpointError(
+            f"{checkpoint.directory}: tensor '{prefix}eh_proj.weight' and all of the multi-token-prediction layer are "
+            f"missing; set num_nextn_predict_layers to 0 in config.json if the checkpoint is to have none"
+        )
+    shapes = {name: target.shape for name, target in _targets(model, checkpoint).items()}
+    checkpoint.check(shapes, also=set(_copies(config)))
 
 
-def _read_index(directory: Path) -> dict[str, str]:
-    file = directory / "model.safetensors.index.json"
-    if not file.exists():
-        return {}
+def _fill(model: Glm, checkpoint: Checkpoint, check_finite: bool) -> None:
+    targets = _targets(model, checkpoint)
+    for name in checkpoint.names:
+        if name in targets:
+            checkpoint.read_into(name, targets[name], check_finite=check_finite)
+    for name, original in _copies(model.config).items():
+        if name not in checkpoint or checkpoint.holds(name, targets[original]):
+            continue
+        if name == "lm_head.weight":
+            raise CheckpointError(
+                f"{checkpoint.file_of(name)}: tensor {name!r} differs from {original!r}, to which config.json ties it; "
+                f"set tie_word_embeddings to false"
+            )
+        logger.warning(
+            "%s: tensor %r differs from %r; the multi-token-prediction layer shares the latter",
+            checkpoint.file_of(name),
+            name,
+            original,
+        )
+
+
+def _targets(model: Glm, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What is to be read, by the names that the checkpoint has: experts one by one or, as transformers may, in stacks."""
+    targets: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        targets |= {name: tensor} if name in checkpoint else dict(published_views(name, tensor))
+    return targets
+
+
+def _copies(config: GlmConfig) -> dict[str, str]:
+    """Tensors that may be there as copies of another.
+
+    GLM-4.5 checkpoints hold the embedding and the head in the MTP layer again, GLM-4.6's do not.
+    """
+    prefix = f"model.layers.{config.num_hidden_layers}."
+    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    copies = {"lm_head.weight": head} if config.tie_word_embeddings else {}
+    if config.num_nextn_predict_layers:
+        copies[f"{prefix}embed_tokens.weight"] = "model.embed_tokens.weight"
+        copies[f"{prefix}shared_head.head.weight"] = head
+    return copies
+
+
+@torch.no_grad()
+def save_pretrained(model: Glm, directory: Path, *, fp8: bool) -> None:
+    """Write config.json, safetensors and SHA256SUMS; see `Glm.save_pretrained`."""
+    if directory.exists():
+        raise CheckpointError(f"{directory} exists already")
+    views = hf_views(model.state_dict())
+    for name, view in views.items():
+        if not view.dtype.is_floating_point or view.itemsize < 2:
+            raise CheckpointError(f"tensor {name!r} is held as {view.dtype}: save the model that it was made from")
+    config = model.config.model_copy(update={"rope_theta": model.rope_theta}).to_hf()
+    if fp8:
+        kept = [name for name, view in views.items() if view.dim() == 2 and not is_quantized(name)]
+        modules = [name.removesuffix(".weight") for name in kept]
+        config["quantization_config"] = describe(Quantization("fp8", FP8_BLOCK), modules, "float32")
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{file}: not a safetensors index") from None
+        with atomic_directory(directory) as temporary, ThreadPoolExecutor(1) as hashing:
+            write_file(temporary / "config.json", json.dumps(config, indent=2) + "\n")
+            _write_files(temporary, views, fp8, hashing)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {directory}: {error.strerror}") from None
+
+
+def _write_files(directory: Path, views: dict[str, Tensor], fp8: bool, hashing: ThreadPoolExecutor) -> None:
+    """Write tensors one by one, each converted when its turn comes, and the index and checksums of the files."""
+    groups = _split({name: _layout_of(name, view, fp8) for name, view in views.items()})
+    digests: dict[str, Future[str]] = {}
+    weight_map: dict[str, str] = {}
+    for number, group in enumerate(groups, start=1):
+        file = SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        layout = {name: told for part in group.values() for name, told in part.items()}
+        with TensorWriter(directory / file, layout) as writer:
+            for name in group:
+                for written, tensor in _published(name, views[name], fp8).items():
+                    writer.write(written, tensor)
+        digests[file] = hashing.submit(sha256, directory / file)  # while it is in the page cache
+        weight_map |= dict.fromkeys(layout, file)
+    if len(groups) > 1:
+        total = sum(_size(part) for group in groups for part in group.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_file(directory / INDEX, json.dumps(index, indent=2) + "\n")
+    sums = {file: digest.result() for file, digest in digests.items()}
+    sums |= {file.name: sha256(file) for file in directory.glob("*.json")}
+    write_file(directory / CHECKSUMS, checksum_lines(sums))
+
+
+def _split(layouts: dict[str, _Layout]) -> list[dict[str, _Layout]]:
+    """What goes into each file; a weight and its scales stay together."""
+    groups: list[dict[str, _Layout]] = [{}]
+    size = 0
+    for name, layout in layouts.items():
+        if groups[-1] and size + _size(layout) > MAX_SHARD_BYTES:
+            groups.append({})
+            size = 0
+        groups[-1][name] = layout
+        size += _size(layout)
+    return groups
+
+
+def _size(layout: _Layout) -> int:
+    return sum(num_bytes(*told) for told in layout.values())
+
+
+def _layout_of(name: str, view: Tensor, fp8: bool) -> _Layout:
+    shape = list(view.shape)
+    if fp8 and is_quantized(name):
+        scales = list(scales_shape(tuple(shape), FP8_BLOCK))
+        return {name: ("F8_E4M3", shape), name + SCALE_SUFFIX["fp8"]: ("F32", scales)}
+    return {name: (published_dtype(name), shape)}
+
+
+def _published(name: str, view: Tensor, fp8: bool) -> dict[str, Tensor]:
+    """A tensor as checkpoints hold it: bfloat16, or codes of that and their scales; the correction bias float32."""
+    dtype = torch.float32 if published_dtype(name) == "F32" else torch.bfloat16
+    tensor = view.to(dtype).cpu().contiguous()
+    if not (fp8 and is_quantized(name)):
+        return {name: tensor}
+    try:
+        q, scales = quantize_blocks(tensor, FP8_BLOCK)
+    except ValueError as error:
+        raise CheckpointError(f"tensor {name!r}: {error}") from None
+    return {name: q, name + SCALE_SUFFIX["fp8"]: scales}

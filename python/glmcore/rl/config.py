@@ -1,10 +1,69 @@
 """The section of a recipe that describes reinforcement learning."""
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from typing_extensions import Self
 
 from glmcore.config import Config
 from glmcore.train.config import OptimizerConfig
+
+
+class ImportanceConfig(Config):
+    """How the loss corrects for tokens that another policy drew: the quantised copy, or an earlier version."""
+
+    kind: Literal["truncated", "masked", "none"] = "truncated"
+    """`truncated` clamps the weight to the bounds, `masked` leaves out tokens beyond them, `none` takes 1."""
+    low: NonNegativeFloat = 0.0
+    cap: PositiveFloat = 2.0
+
+    @model_validator(mode="after")
+    def _bounds_are_ordered(self) -> Self:
+        if self.low >= self.cap:
+            raise ValueError(f"low={self.low} must be below cap={self.cap}")
+        return self
+
+
+class OverlongConfig(Config):
+    """What happens to answers that reach, or come near, the limit of their length."""
+
+    filter: bool = False
+    """Answers that were cut off carry no loss."""
+    penalty_tokens: PositiveInt | None = None
+    """Tokens before the limit over which the reward falls by up to 1; None for no penalty."""
+
+
+class LossConfig(Config):
+    """The policy-gradient loss; formulas and sources are in `glmcore.rl.loss` and its neighbours.
+
+    Defaults are ours except where the GLM-4.5 report (arXiv:2508.06471), section 3.2, gives them: GRPO without a KL
+    term, and the token-wise mean.
+    """
+
+    advantage: Literal["grpo", "centred", "rloo"] = "grpo"
+    objective: Literal["ppo", "gspo", "cispo"] = "ppo"
+    clip_low: float = Field(default=0.2, gt=0, le=1)
+    """The probability ratio is clipped below at `1 - clip_low`; 1 leaves it open."""
+    clip_high: PositiveFloat = 0.28
+    """The probability ratio is clipped above at `1 + clip_high`."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Most that a token of negative advantage counts, in advantages; None for no bound. Not for `cispo`."""
+    aggregation: Literal["token_mean", "sequence_mean", "fixed_length"] = "token_mean"
+    importance: ImportanceConfig = ImportanceConfig()
+    kl: Literal["none", "k1", "k2", "k3"] = "none"
+    """Estimator of the KL divergence from the policy that the stage began with."""
+    kl_weight: NonNegativeFloat = 0.0
+    overlong: OverlongConfig = OverlongConfig()
+    drop_uniform_groups: bool = False
+    """Groups of equal rewards do not count in the means, which they add nothing to."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if (self.kl == "none") != (self.kl_weight == 0):
+            raise ValueError(f"kl={self.kl!r} and kl_weight={self.kl_weight} go together: both, or neither")
+        if self.objective == "cispo" and self.dual_clip is not None:
+            raise ValueError("dual_clip is for the objectives that take a minimum, not for 'cispo'")
+        return self
 
 
 class RLConfig(Config):
@@ -24,29 +83,27 @@ class RLConfig(Config):
     temperature: PositiveFloat = 1.0
     updates_per_step: PositiveInt = 1
     """Optimiser steps on the rollouts of one step, each on its share of the groups."""
-    clip_low: PositiveFloat = 0.2
-    """The probability ratio is clipped below at `1 - clip_low`."""
-    clip_high: PositiveFloat = 0.28
-    """The probability ratio is clipped above at `1 + clip_high`."""
-    importance_cap: PositiveFloat = 2.0
-    """Upper clamp of the weight that corrects for sampling from the quantised copy."""
+    loss: LossConfig = LossConfig()
     share_prefixes: bool = False
     """Run what rollouts of a micro-batch have in common, such as their prompt, once for all of them. Losses and
     gradients are the same to rounding; it pays where prompts are long beside the answers."""
-    normalize_advantage: bool = True
-    """Divide by the group's standard deviation; only subtract the mean otherwise."""
     optimizer: OptimizerConfig
-    """`learning_rate` is reached after `warmup_steps` and stays; `final_learning_rate` must equal it."""
+    learning_rate: PositiveFloat
+    """Reached after `warmup_steps` in a straight line, and kept."""
+    warmup_steps: PositiveInt = 1
     evaluation_problems: PositiveInt = 512
     """Held-out problems, each sampled once at `temperature`, before and after."""
     checkpoint_every_steps: PositiveInt = 5
 
     @model_validator(mode="after")
-    def _updates_divide_groups(self) -> Self:
+    def _parts_fit(self) -> Self:
         if self.groups_per_step % self.updates_per_step:
             raise ValueError(
                 f"updates_per_step={self.updates_per_step} must divide groups_per_step={self.groups_per_step}"
             )
-        if self.optimizer.final_learning_rate != self.optimizer.learning_rate:
-            raise ValueError("optimizer.final_learning_rate must equal optimizer.learning_rate: the rate is constant")
+        tolerated = self.loss.overlong.penalty_tokens
+        if tolerated is not None and tolerated > self.max_response_tokens:
+            raise ValueError(
+                f"loss.overlong.penalty_tokens={tolerated} exceeds max_response_tokens={self.max_response_tokens}"
+            )
         return self

@@ -10,15 +10,14 @@ from torch import Tensor
 from glmcore.data.reasoning import Problem
 from glmcore.metrics import MetricLog
 from glmcore.model.glm import Glm
-from glmcore.model.layout import DocumentLayout
-from glmcore.model.tree import TreeLayout
-from glmcore.prefixes import share_prefixes
 from glmcore.progress import progress
-from glmcore.ragged import Ragged
-from glmcore.rl.advantage import group_advantages
+from glmcore.rl.advantage import group_advantages, has_signal
+from glmcore.rl.aggregation import token_weights
 from glmcore.rl.config import RLConfig
-from glmcore.rl.loss import policy_loss
+from glmcore.rl.logprobs import TokenLogprobs, response_logprobs, shared_response_logprobs
+from glmcore.rl.loss import PolicyTokens, policy_loss
 from glmcore.rl.rollout import Rollout, RolloutWorker, rollout_seed
+from glmcore.rl.shaping import in_loss, shaped_rewards
 from glmcore.rl.sync import WeightSync
 from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.loop import peak_memory_gib
@@ -48,6 +47,7 @@ class SynchronousLoop:
         *,
         stage_index: int,
         seed: int,
+        reference: Glm | None = None,
     ) -> None:
         self.config = config
         self.model = model
@@ -58,6 +58,7 @@ class SynchronousLoop:
         self.store = store
         self.stage_index = stage_index
         self.seed = seed
+        self.reference = reference
         self._unacknowledged: list[Lease] = []
 
     def run(self, problems: Sequence[Problem], first_step: int, metrics: MetricLog) -> None:
@@ -136,97 +137,92 @@ class SynchronousLoop:
     def _update(self, samples: list[Sample], step: int) -> dict[str, float]:
         """Optimise on the samples of a step, group by group share; gives the mean figures of the updates."""
         config = self.config
-        rewards = np.array([sample.reward for sample in samples])
-        group_ids = np.array([sample.group_id for sample in samples])
-        advantages = group_advantages(rewards, group_ids, normalize=config.normalize_advantage)
-        proximal = None if config.updates_per_step == 1 else self._all_logprobs(samples)
-        shares = np.array_split(np.arange(len(samples)), config.updates_per_step)
-        rate = config.optimizer.learning_rate * min(1.0, step / config.optimizer.warmup_steps)
+        advantages, counted = self._judge(samples)
+        proximal = None if config.updates_per_step == 1 else self._all_logprobs(self.model, samples)
+        reference = None if self.reference is None else self._all_logprobs(self.reference, samples)
+        rate = config.learning_rate * min(1.0, step / config.warmup_steps)
         totals: dict[str, float] = {}
-        for share in shares:
-            figures = self._accumulate([samples[i] for i in share], advantages[share], _take(proximal, share))
+        for share in np.array_split(np.arange(len(samples)), config.updates_per_step):
+            chosen = [samples[i] for i in share]
+            figures = self._accumulate(
+                chosen, advantages[share], counted[share], _take(proximal, share), _take(reference, share)
+            )
             figures["grad_norm"] = self.optimizer.step(rate)
             for name, value in figures.items():
-                totals[name] = totals.get(name, 0.0) + value / len(shares)
+                totals[name] = totals.get(name, 0.0) + value / config.updates_per_step
         return totals | {"learning_rate": rate}
 
+    def _judge(self, samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
+        """Advantage of each sample, and whether it counts in the loss."""
+        config = self.config
+        lengths = np.array([int(sample.loss_mask.sum()) for sample in samples])
+        rewards = np.array([sample.reward for sample in samples])
+        rewards = shaped_rewards(rewards, lengths, config.max_response_tokens, config.loss.overlong)
+        group_ids = np.array([sample.group_id for sample in samples])
+        counted = in_loss([sample.finish_reason for sample in samples], config.loss.overlong)
+        counted &= np.array([sample.failed is None for sample in samples])
+        if config.loss.drop_uniform_groups:
+            counted &= has_signal(rewards, group_ids)
+        return group_advantages(rewards, group_ids, config.loss.advantage), counted
+
     def _accumulate(
-        self, samples: list[Sample], advantages: np.ndarray, proximal: list[Tensor] | None
+        self,
+        samples: list[Sample],
+        advantages: np.ndarray,
+        counted: np.ndarray,
+        proximal: list[Tensor] | None,
+        reference: list[Tensor] | None,
     ) -> dict[str, float]:
         """Add the gradients of one update's samples, a micro-batch at a time."""
-        num_tokens = sum(int(sample.loss_mask.sum()) for sample in samples)
-        figures = {"loss": 0.0, "kl_behaviour": 0.0, "clip_fraction": 0.0}
+        config = self.config.loss
+        lengths = np.array([int(sample.loss_mask.sum()) for sample in samples])
+        weights = token_weights(lengths * counted, config.aggregation, self.config.max_response_tokens) * counted
+        totals: dict[str, float] = {}
         for start in range(0, len(samples), ROLLOUTS_PER_MICRO_BATCH):
-            part = samples[start : start + ROLLOUTS_PER_MICRO_BATCH]
-            logprobs = self._logprobs(part)
-            counts = [int(sample.loss_mask.sum()) for sample in part]
-            result = policy_loss(
-                logprobs,
-                logprobs.detach() if proximal is None else torch.cat(proximal[start : start + len(part)]),
-                torch.from_numpy(np.concatenate([sample.logprobs[sample.loss_mask != 0] for sample in part])),
-                torch.from_numpy(np.repeat(advantages[start : start + len(part)], counts)),
-                clip_low=self.config.clip_low,
-                clip_high=self.config.clip_high,
-                importance_cap=self.config.importance_cap,
-                num_tokens=num_tokens,
+            part = slice(start, start + ROLLOUTS_PER_MICRO_BATCH)
+            current = self._logprobs(self.model, samples[part])
+            tokens = PolicyTokens(
+                current.logprobs,
+                current.logprobs.detach() if proximal is None else torch.cat(proximal[part]),
+                torch.from_numpy(np.concatenate([sample.logprobs[sample.loss_mask != 0] for sample in samples[part]])),
+                torch.from_numpy(np.repeat(advantages[part], lengths[part])),
+                torch.from_numpy(np.repeat(weights[part], lengths[part]).astype(np.float32)),
+                torch.from_numpy(np.repeat(np.arange(len(lengths[part])), lengths[part])),
+                None if reference is None else torch.cat(reference[part]),
             )
+            result = policy_loss(tokens, config)
             result.loss.backward()
-            weight = sum(counts) / num_tokens
-            figures["loss"] += float(result.loss.detach())
-            figures["kl_behaviour"] += result.kl_behaviour * weight
-            figures["clip_fraction"] += result.clip_fraction * weight
-        return figures
+            share = float(lengths[part].sum() / lengths.sum())
+            figures = {"entropy": float(current.entropy.mean())} | result.figures()
+            for name, value in figures.items():
+                totals[name] = totals.get(name, 0.0) + value * share
+            totals["loss"] = totals.get("loss", 0.0) + float(result.loss.detach())
+        return totals
 
     @torch.no_grad()
-    def _all_logprobs(self, samples: list[Sample]) -> list[Tensor]:
-        """Log-probabilities of each sample's response under the weights before the step's first update."""
+    def _all_logprobs(self, model: Glm, samples: list[Sample]) -> list[Tensor]:
+        """Log-probabilities of each sample's response under a model as it is."""
         parts: list[Tensor] = []
         for start in range(0, len(samples), ROLLOUTS_PER_MICRO_BATCH):
             part = samples[start : start + ROLLOUTS_PER_MICRO_BATCH]
             counts = [int(sample.loss_mask.sum()) for sample in part]
-            parts += self._logprobs(part).split(counts)
+            parts += self._logprobs(model, part).logprobs.split(counts)
         return parts
 
-    def _logprobs(self, samples: list[Sample]) -> Tensor:
+    def _logprobs(self, model: Glm, samples: list[Sample]) -> TokenLogprobs:
         logprobs = shared_response_logprobs if self.config.share_prefixes else response_logprobs
-        return logprobs(self.model, samples, self.config.temperature)
-
-
-def response_logprobs(model: Glm, samples: Sequence[Sample], temperature: float) -> Tensor:
-    """Log-probability of every token with `loss_mask` set, sample after sample, float32 [N]."""
-    lengths = [len(sample.ids) for sample in samples]
-    cu_seqlens = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-    ids = torch.from_numpy(np.concatenate([sample.ids for sample in samples]).astype(np.int64))
-    positions = torch.cat([torch.arange(length) for length in lengths])
-    output = model(ids, positions, DocumentLayout.from_cu_seqlens(cu_seqlens))
-    mask = np.concatenate([sample.loss_mask for sample in samples]) != 0
-    place = torch.from_numpy(np.flatnonzero(mask))  # never a document's first token: prompts are not empty
-    logprobs = (model.logits(output.hidden[place - 1]) / temperature).log_softmax(-1)
-    return logprobs.gather(1, ids[place, None]).squeeze(1)
-
-
-def shared_response_logprobs(model: Glm, samples: Sequence[Sample], temperature: float) -> Tensor:
-    """The same from one forest of the samples, in which a prompt is there once for all its rollouts."""
-    offsets = np.concatenate(([0], np.cumsum([len(sample.ids) for sample in samples]))).astype(np.int64)
-    forest = share_prefixes(Ragged(np.concatenate([sample.ids for sample in samples]), offsets))
-    layout = TreeLayout.from_forest(forest)
-    ids = torch.from_numpy(forest.input_ids.astype(np.int64))
-    output = model(ids, torch.from_numpy(forest.position_ids.astype(np.int64)), layout)
-    mask = np.concatenate([sample.loss_mask for sample in samples]) != 0
-    token, of_sample = np.unique(forest.place[mask], return_inverse=True)
-    place = torch.from_numpy(token.astype(np.int64))  # never a first token: prompts are not empty
-    logprobs = (model.logits(output.hidden[layout.parent[place]]) / temperature).log_softmax(-1)
-    return logprobs.gather(1, ids[place, None]).squeeze(1)[torch.from_numpy(of_sample)]
+        return logprobs(model, samples, self.config.temperature)
 
 
 def _sample_figures(samples: Sequence[Sample]) -> dict[str, float]:
     rewards = np.array([sample.reward for sample in samples])
-    logprobs = np.concatenate([sample.logprobs[sample.loss_mask != 0] for sample in samples])
+    lengths = np.array([int(sample.loss_mask.sum()) for sample in samples])
     return {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std()),
-        "response_length_mean": len(logprobs) / len(samples),
-        "entropy": float(-logprobs.mean()),  # the sampled estimate
+        "response_length_mean": float(lengths.mean()),
+        "truncated": float(np.mean([sample.finish_reason == "length" for sample in samples])),
+        "uniform_groups": float(1 - has_signal(rewards, np.array([sample.group_id for sample in samples])).mean()),
     }
 
 

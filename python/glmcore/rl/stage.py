@@ -14,12 +14,14 @@ from glmcore.progress import say
 from glmcore.recipe import Recipe
 from glmcore.rl.evaluate import RewardEstimate, evaluate
 from glmcore.rl.loop import SynchronousLoop
+from glmcore.rl.reference import reference_policy
 from glmcore.rl.rollout import Rollout, RolloutWorker
 from glmcore.rl.sync import WeightSync
 from glmcore.rundir import RunDirectory, open_run
 from glmcore.tokenizer import Tokenizer
 from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.optim import Optimizer
+from glmcore.train.schedule import TrainPlan
 from glmcore.train.stages import configure_torch, new_model
 from glmcore.trajectory import TrajectoryBuffer
 
@@ -65,7 +67,16 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
         groups_per_step=config.groups_per_step,
     ) as buffer:
         loop = SynchronousLoop(
-            config, model, optimizer, worker, sync, buffer, store, stage_index=stage_index, seed=recipe.run.seed
+            config,
+            model,
+            optimizer,
+            worker,
+            sync,
+            buffer,
+            store,
+            stage_index=stage_index,
+            seed=recipe.run.seed,
+            reference=None if config.loss.kl == "none" else reference_policy(run, model),
         )
         loop.run(_training_problems(recipe), first_step, metrics)
     if "after" not in run.stations()["rl"]:
@@ -84,7 +95,7 @@ def load_policy(run: RunDirectory) -> tuple[Glm, Progress]:
     """
     stages = run.recipe.train.stages
     found = CheckpointStore(run.checkpoints, run.recipe.train.checkpoint.keep).latest()
-    if found is None or found[0] < Progress(len(stages) - 1, stages[-1].num_steps):
+    if found is None or found[0] < Progress(len(stages) - 1, TrainPlan(run.recipe.train).stages[-1].num_steps):
         raise RunError(f"the training stages of {run.path} are not finished: run `glmcore train` first")
     model = new_model(run)
     CheckpointStore.load(found[1], model, None)

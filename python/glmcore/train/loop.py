@@ -13,7 +13,7 @@ from glmcore.progress import progress
 from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.config import TrainConfig
 from glmcore.train.optim import Optimizer
-from glmcore.train.schedule import learning_rate
+from glmcore.train.schedule import TrainPlan
 from glmcore.train.step import train_step
 
 
@@ -32,6 +32,8 @@ class StageLoop:
         self.config = config
         self.stage_index = stage_index
         self.stage = config.stages[stage_index]
+        self.plan = TrainPlan(config)
+        self.steps = self.plan.stages[stage_index]
         self.model = model
         self.optimizer = optimizer
         self.store = store
@@ -39,40 +41,44 @@ class StageLoop:
 
     def run(self, rows: Rows, first_step: int, metrics: MetricLog) -> None:
         """Run steps `first_step` to the last, counted from 1; the stage's end is always saved."""
-        stage = self.stage
+        stage, steps, data = self.stage, self.steps, self.ranks.axis("data")
         self.model.rope_theta = stage.rope_theta
-        tokens_per_step = stage.rows_per_step * stage.sequence_length
         loader = Loader(
             rows,
-            rows_per_step=stage.rows_per_step,
-            rows_per_micro_batch=min(stage.rows_per_micro_batch or stage.rows_per_step, stage.rows_per_step),
+            rows_per_step=lambda number: steps.step(number + 1).rows,
+            rows_per_micro_batch=stage.rows_per_micro_batch,
             first_step=first_step - 1,
-            num_steps=stage.num_steps,
+            num_steps=steps.num_steps,
+            rank=data.rank,
+            num_ranks=data.size,
         )
-        with loader, progress(f"train {stage.name}", total=stage.num_steps * tokens_per_step, unit="tokens") as bar:
-            bar.skip((first_step - 1) * tokens_per_step)
-            for step in range(first_step, stage.num_steps + 1):
+        bar = progress(f"train {stage.name}", total=steps.num_tokens, unit="tokens", shown=self.ranks.is_first)
+        with loader, bar as bar:
+            bar.skip(steps.step(first_step).first_token - steps.first_token)
+            for number in range(first_step, steps.num_steps + 1):
                 started = time.perf_counter()
-                result = train_step(self.model, next(loader), stage, self.ranks)
-                rate = learning_rate(self.config, self.stage_index, step)
+                step = steps.step(number)
+                weights = self.plan.loss_weights(self.stage_index, number)
+                result = train_step(self.model, next(loader), weights, self.ranks)
+                rate = self.plan.learning_rate(self.stage_index, number)
                 grad_norm = self.optimizer.step(rate)
                 seconds = time.perf_counter() - started
                 metrics.write(
                     stage.name,
-                    step,
+                    number,
                     loss=result.loss,
                     mtp_loss=result.mtp_loss,
                     learning_rate=rate,
                     grad_norm=grad_norm,
-                    tokens=tokens_per_step,
-                    tokens_per_s=tokens_per_step / seconds,
+                    tokens=step.num_tokens,
+                    tokens_per_s=step.num_tokens / seconds,
                     seconds=seconds,
                     peak_gib=peak_memory_gib(),
-                    **self._load_figures(result.load, step),
+                    **self._load_figures(result.load, number),
                 )
-                if step % self.config.checkpoint.every_steps == 0 or step == stage.num_steps:
-                    self.store.save(Progress(self.stage_index, step), self.model, self.optimizer)
-                bar.advance(tokens_per_step, loss=result.loss)
+                if number % self.config.checkpoint.every_steps == 0 or number == steps.num_steps:
+                    self.store.save(Progress(self.stage_index, number), self.model, self.optimizer)
+                bar.advance(step.num_tokens, loss=result.loss)
 
     def _load_figures(self, load: Tensor, step: int) -> dict[str, object]:
         if not len(load):

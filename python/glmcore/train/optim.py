@@ -1,11 +1,13 @@
 """Muon for matrices, AdamW for the rest, as one optimiser with a state that is a flat table of tensors."""
 
+import math
 from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
 
 from glmcore.errors import CheckpointError
+from glmcore.train.adamw import AdamW
 from glmcore.train.config import OptimizerConfig
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -13,7 +15,6 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 UPDATE_RMS = 0.2
 """Root mean square of a Muon update, that of a typical AdamW update."""
-ADAM_EPS = 1e-8
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -57,27 +58,30 @@ class Optimizer:
         }
         self.momentum = {name: torch.zeros_like(parameter) for name, parameter in self.matrices.items()}
         rest = {name: parameter for name, parameter in self.parameters.items() if name not in self.matrices}
-        self.adam_parameters = rest
-        self.adam_mean = {name: torch.zeros_like(parameter) for name, parameter in rest.items()}
-        self.adam_square = {name: torch.zeros_like(parameter) for name, parameter in rest.items()}
+        self.adam = AdamW(rest, config.adam_betas, config.weight_decay)
         self.num_updates = 0
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, *, skip_above: float = math.inf) -> float:
         """Clip the gradients, update every parameter, forget the gradients.
 
         A parameter without a gradient (an MTP layer that was not run) is left alone.
 
+        Args:
+            learning_rate: Rate of the update.
+            skip_above: With a gradient norm above it, or one that is not finite, weights and state stay.
+
         Returns:
             Global gradient norm before clipping.
         """
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm)
-        self.num_updates += 1
-        self._step_muon(learning_rate)
-        self._step_adam(learning_rate)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_grad_norm))
+        if math.isfinite(norm) and norm <= skip_above:
+            self.num_updates += 1
+            self._step_muon(learning_rate)
+            self.adam.step(learning_rate, self.num_updates)
         for parameter in self.parameters.values():
             parameter.grad = None
-        return float(norm)
+        return norm
 
     def _step_muon(self, learning_rate: float) -> None:
         by_shape: dict[tuple[int, int], list[tuple[str, Tensor]]] = defaultdict(list)
@@ -97,24 +101,9 @@ class Optimizer:
                 parameter.mul_(1 - learning_rate * self.config.weight_decay)
                 parameter.add_(part.reshape(parameter.shape))
 
-    def _step_adam(self, learning_rate: float) -> None:
-        names = [name for name, parameter in self.adam_parameters.items() if parameter.grad is not None]
-        beta1, beta2 = self.config.adam_betas
-        for name in names:
-            parameter, mean, square = self.adam_parameters[name], self.adam_mean[name], self.adam_square[name]
-            grad = parameter.grad
-            if grad is None:
-                continue
-            mean.lerp_(grad, 1 - beta1)
-            square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            if parameter.dim() >= 2:
-                parameter.mul_(1 - learning_rate * self.config.weight_decay)
-            scale = (square.sqrt() / (1 - beta2**self.num_updates) ** 0.5).add_(ADAM_EPS)
-            parameter.addcdiv_(mean, scale, value=-learning_rate / (1 - beta1**self.num_updates))
-
     def state_tensors(self) -> dict[str, Tensor]:
         """The whole state as named tensors, sharing memory with it."""
-        tables = {"momentum": self.momentum, "mean": self.adam_mean, "square": self.adam_square}
+        tables = {"momentum": self.momentum, "mean": self.adam.mean, "square": self.adam.square}
         state = {f"{table}.{name}": tensor for table, rows in tables.items() for name, tensor in rows.items()}
         return state | {"num_updates": torch.tensor(self.num_updates)}
 

@@ -23,6 +23,7 @@ from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.config import StageConfig
 from glmcore.train.loop import StageLoop
 from glmcore.train.optim import Optimizer
+from glmcore.train.schedule import TrainPlan
 
 
 def run(recipe: Recipe) -> None:
@@ -41,15 +42,15 @@ def train_stages(run: RunDirectory) -> None:
     """Run the stages that are not finished; see `run`."""
     configure_torch(run.recipe)
     ranks = Ranks(run.recipe.parallel)
-    config = run.recipe.train
+    config, plan = run.recipe.train, TrainPlan(run.recipe.train)
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
     found = store.latest()
     progress = found[0] if found else Progress(0, 0)
     metrics = MetricLog(run.metrics)
     for index, stage in enumerate(config.stages):  # a kill can fall between a stage's last checkpoint and its record
-        if Progress(index, stage.num_steps) <= progress and not run.station_done(stage.name):
+        if Progress(index, plan.stages[index].num_steps) <= progress and not run.station_done(stage.name):
             record_stage(run, stage, metrics)
-    if progress >= _end(config.stages):
+    if progress >= Progress(len(config.stages) - 1, plan.stages[-1].num_steps):
         return
     model = new_model(run)
     optimizer = Optimizer(model, config.optimizer)
@@ -59,7 +60,7 @@ def train_stages(run: RunDirectory) -> None:
     for index in range(progress.stage_index, len(config.stages)):
         stage = config.stages[index]
         first_step = progress.step + 1 if index == progress.stage_index else 1
-        if first_step > stage.num_steps:
+        if first_step > plan.stages[index].num_steps:
             continue
         if stage.kind == "sft" and first_step == 1:
             optimizer = Optimizer(model, config.optimizer)
@@ -107,10 +108,11 @@ def stage_rows(run: RunDirectory, stage_index: int) -> Rows:
     if stage.kind == "pretrain" and corpus is not None and corpus.path is not None and corpus.user_weight:
         mixture[USER] = corpus.user_weight
     seed = recipe.run.seed * 1000 + stage_index
-    return packed_rows(stage, mixture_sources(run, mixture), seed=seed, pad_id=model_config(run).pad_token_id)
+    sources, num_rows = mixture_sources(run, mixture), TrainPlan(recipe.train).stages[stage_index].num_rows
+    return packed_rows(stage, sources, num_rows=num_rows, seed=seed, pad_id=model_config(run).pad_token_id)
 
 
-def packed_rows(stage: StageConfig, sources: Sequence[Source], *, seed: int, pad_id: int) -> Rows:
+def packed_rows(stage: StageConfig, sources: Sequence[Source], *, num_rows: int, seed: int, pad_id: int) -> Rows:
     """Rows of a stage as its `packing` says."""
     capacity, too_long = stage.sequence_length, stage.too_long
     if stage.packing == "stream":
@@ -120,7 +122,7 @@ def packed_rows(stage: StageConfig, sources: Sequence[Source], *, seed: int, pad
     return PackedRows(
         sources,
         capacity=capacity,
-        num_rows=stage.num_rows,
+        num_rows=num_rows,
         packing=stage.packing,
         seed=seed,
         pad_id=pad_id,
@@ -144,7 +146,3 @@ def mixture_sources(run: RunDirectory, mixture: Mapping[str, float]) -> list[Sou
             share = group.epochs * group.num_tokens / seen
             sources.append(Source(own, TokenShards.open(group.files), weight * share))
     return sources
-
-
-def _end(stages: Sequence[StageConfig]) -> Progress:
-    return Progress(len(stages) - 1, stages[-1].num_steps)
