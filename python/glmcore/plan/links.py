@@ -8,23 +8,39 @@ from glmcore.plan.hardware import GPUS_PER_NODE, Assumptions, Gpu
 
 @dataclass(frozen=True)
 class Link:
-    """A group of GPUs that speak with each other at one rate."""
+    """A group of GPUs that speak with each other."""
 
     size: int
-    bandwidth: float
-    """Bytes a second that one GPU sends."""
+    neighbours: int
+    """How many of them share a node."""
+    nvlink: float
+    """Bytes a second that one GPU sends to its neighbours."""
+    network: float
+    """Bytes a second that one GPU sends to other nodes."""
 
     def gather(self, num_bytes: float) -> float:
-        """Seconds of an all-gather after which every rank holds `num_bytes`, or of the reduce-scatter the other way."""
-        return num_bytes * (self.size - 1) / self.size / self.bandwidth
+        """Seconds of an all-gather after which every rank holds `num_bytes`, or of the reduce-scatter the other way.
+
+        What comes from other nodes comes once to each node, over the adapters of all neighbours at a time.
+        """
+        rate = self.nvlink
+        if self.size > self.neighbours:
+            rate = min(self.nvlink, self.network * self.neighbours)
+        return num_bytes * (self.size - 1) / self.size / rate
 
     def all_reduce(self, num_bytes: float) -> float:
         """Seconds of an all-reduce of `num_bytes` on every rank: a reduce-scatter and an all-gather."""
         return 2 * self.gather(num_bytes)
 
     def all_to_all(self, num_bytes: float) -> float:
-        """Seconds in which every rank sends `num_bytes`, evenly to all, itself among them."""
-        return self.gather(num_bytes)
+        """Seconds in which every rank sends `num_bytes`, evenly to all, itself among them; both ways at once."""
+        near = num_bytes * (self.neighbours - 1) / self.size / self.nvlink
+        far = num_bytes * (self.size - self.neighbours) / self.size / self.network
+        return max(near, far)
+
+    def send(self, num_bytes: float) -> float:
+        """Seconds of a message to the next rank."""
+        return num_bytes / (self.nvlink if self.size <= self.neighbours else self.network)
 
 
 @dataclass(frozen=True)
@@ -43,17 +59,13 @@ class Links:
 
     @classmethod
     def of(cls, layout: ParallelConfig, gpu: Gpu, assumptions: Assumptions) -> "Links":
-        """Groups within a node use NVLink, others the network.
-
-        Of a group that spans nodes the slower way counts: `g` ranks of it in a node share out what leaves the node, so
-        that it moves at `g` times the rate of one adapter, or NVLink's if that is less.
-        """
+        """Groups by how many of their ranks share a node, which follows from the order of the dimensions."""
 
         def link(size: int, stride: int) -> Link:
-            nvlink, network = gpu.nvlink_bandwidth * assumptions.link, gpu.network_bandwidth * assumptions.link
             neighbours = max(1, min(size, GPUS_PER_NODE // stride))
-            rate = nvlink if size <= neighbours else min(nvlink, network * neighbours)
-            return Link(size, rate)
+            return Link(
+                size, neighbours, gpu.nvlink_bandwidth * assumptions.link, gpu.network_bandwidth * assumptions.link
+            )
 
         tensor, context, expert = layout.tensor, layout.context, layout.expert
         shard = layout.data // layout.replicas * context

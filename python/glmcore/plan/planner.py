@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from glmcore.errors import ConfigError
 from glmcore.model.config import GlmConfig
 from glmcore.model.counts import count_parameters
 from glmcore.model.flops import training_flops
 from glmcore.model.parallel.config import ParallelConfig
+from glmcore.plan.activations import Checkpointing
 from glmcore.plan.hardware import Assumptions, Gpu
 from glmcore.plan.layouts import describe, layouts
 from glmcore.plan.memory import Memory, peak_memory
@@ -60,7 +62,7 @@ class Candidate:
             "layout": describe(self.layout),
             "rows_per_micro_batch": self.load.rows_per_micro_batch,
             "micro_batches": self.load.num_micro_batches,
-            "recompute": self.load.recompute,
+            "checkpointing": self.load.checkpointing,
             "memory_bytes": vars(self.memory) | {"total": self.memory.total},
             "step_seconds": vars(self.time) | {"total": self.time.total},
             "mfu": self.mfu,
@@ -121,17 +123,19 @@ class Planner:
 
     def smallest_memory(self, stage: StageLoad, layout: ParallelConfig) -> Memory:
         """What a layout needs at least, whether it fits or not."""
-        return peak_memory(self.model, layout, self._load(stage, layout, rows=1, recompute=True), self.assumptions)
+        return peak_memory(
+            self.model, layout, self._load(stage, layout, rows=1, checkpointing="full"), self.assumptions
+        )
 
     def _candidates(self, stage: StageLoad, layout: ParallelConfig) -> list[Candidate]:
-        """Both ways to keep activations, each with the most rows at once that fit."""
+        """Every way to keep activations, each with the most rows at once that fit."""
         model = StepModel(self.model, layout, self.gpu, self.assumptions)
         found = []
-        for recompute in (False, True):
+        for checkpointing in get_args(Checkpointing):
             for rows in ROWS_PER_MICRO_BATCH:
                 if stage.rows_per_step % (layout.data * rows) and rows > 1:
                     continue
-                load = self._load(stage, layout, rows=rows, recompute=recompute)
+                load = self._load(stage, layout, rows=rows, checkpointing=checkpointing)
                 memory = peak_memory(self.model, layout, load, self.assumptions)
                 if memory.total <= self.gpu.memory_bytes:
                     flops = self._flops_per_token(stage) * stage.rows_per_step * stage.sequence_length
@@ -141,12 +145,12 @@ class Planner:
                     break
         return found
 
-    def _load(self, stage: StageLoad, layout: ParallelConfig, *, rows: int, recompute: bool) -> Load:
+    def _load(self, stage: StageLoad, layout: ParallelConfig, *, rows: int, checkpointing: Checkpointing) -> Load:
         return Load(
             sequence_length=stage.sequence_length,
             rows_per_micro_batch=rows,
             num_micro_batches=-(-stage.rows_per_step // (layout.data * rows)),
-            recompute=recompute,
+            checkpointing=checkpointing,
         )
 
     def _flops_per_token(self, stage: StageLoad) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from glmcore.model.config import GlmConfig
 from glmcore.model.counts import LayerCounts, ParameterCounts, count_parameters
 from glmcore.model.parallel.config import ParallelConfig
+from glmcore.plan.activations import Checkpointing
 from glmcore.plan.hardware import Assumptions, Gpu
 from glmcore.plan.links import Links
 
@@ -20,8 +21,10 @@ class Load:
     rows_per_micro_batch: int
     num_micro_batches: int
     """Micro-batches of a step that every data rank runs one after the other."""
-    recompute: bool
-    """Whether blocks are computed again in the backward pass instead of being kept."""
+    checkpointing: Checkpointing
+    """What blocks keep for the backward pass; the rest they compute again."""
+    width: int = BF16
+    """Bytes of a value in the type of computation."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,14 @@ class StepModel:
     def time(self, load: Load) -> StepTime:
         """Seconds of a step. Pipeline ranks share the layers out evenly; `bubble` holds what that leaves idle."""
         layout, assumptions = self.layout, self.assumptions
-        passes = 4 if load.recompute else 3  # a backward pass computes twice what a forward pass does,
+        again = load.checkpointing == "full"
+        passes = 4 if again else 3  # a backward pass computes twice what a forward pass does,
         exchanges = passes - 1  # and exchanges as much
         tokens = load.rows_per_micro_batch * load.sequence_length / layout.context
         share = load.num_micro_batches / layout.pipeline
         products = passes * share * self._forward_products(tokens)
         attention = passes * share * self._forward_attention(tokens, load.sequence_length)
-        elementwise = passes * share * self._forward_elementwise(tokens)
+        elementwise = (3 if load.checkpointing == "none" else 4) * share * self._forward_elementwise(tokens)
         tensor = exchanges * share * self._forward_tensor(tokens)
         expert = exchanges * share * self._forward_expert(tokens)
         context = exchanges * share * self._forward_context(tokens)
@@ -80,7 +84,7 @@ class StepModel:
         bubble = 0.0
         if layout.pipeline > 1:
             idle = (layout.pipeline - 1) / load.num_micro_batches
-            message = tokens * self.model.hidden_size * BF16 / self.links.pipeline.bandwidth
+            message = self.links.pipeline.send(tokens * self.model.hidden_size * BF16)
             bubble = busy * idle + 2 * message * load.num_micro_batches
         return StepTime(
             products, attention, elementwise, sharding, tensor, context, expert, bubble, self._optimizer_step()
@@ -143,7 +147,7 @@ class StepModel:
         return num_layers * self.links.context.gather(gathered / self.layout.tensor)
 
     def _sharding(self, load: Load) -> float:
-        """Weights are gathered for the forward and the backward pass of each micro-batch, gradients summed once each."""
+        """Weights are gathered for both passes of each micro-batch, and its gradients summed."""
         counts, layout, links = self.counts, self.layout, self.links
         experts = counts.component("routed_experts") / (layout.expert * layout.tensor * layout.pipeline)
         others = (counts.total - counts.component("routed_experts")) / (layout.tensor * layout.pipeline)
@@ -162,7 +166,9 @@ class StepModel:
         operations = newton_schulz_operations(self.model, counts) / ranks
         products = operations / (self.gpu.bf16_flops * self.assumptions.matmul)
         matrices = counts.total - counts.embeddings
-        moved = (matrices - counts.component("routed_experts")) / (layout.tensor * layout.pipeline * self.links.shard.size)
+        moved = (matrices - counts.component("routed_experts")) / (
+            layout.tensor * layout.pipeline * self.links.shard.size
+        )
         sending = 2 * self.links.shard.all_to_all(moved * FLOAT32)
         touched = (5 * matrices + 7 * counts.embeddings) * FLOAT32 / ranks
         return products + sending + touched / (self.gpu.memory_bandwidth * self.assumptions.memory)

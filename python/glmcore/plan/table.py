@@ -9,9 +9,11 @@ from rich.table import Table
 from glmcore.model.counts import ParameterCounts
 from glmcore.plan.hardware import Assumptions, Gpu
 from glmcore.plan.layouts import describe
-from glmcore.plan.planner import DAY, Candidate, StagePlan, days
+from glmcore.plan.planner import DAY, StagePlan, days
 
 GB = 1e9
+KEPT = {"none": "all", "selective": "products", "full": "block inputs"}
+"""What blocks keep for the backward pass, by the name of the checkpointing."""
 
 
 def to_json(
@@ -53,7 +55,10 @@ def print_plan(
     console.print(_stages(plans, num_gpus))
     for plan in plans:
         if plan.candidates:
+            best = plan.candidates[0]
             console.print(_layouts(plan))
+            console.print(_components("the first, GB for a GPU", vars(best.memory), GB))
+            console.print(_components("the first, seconds of a step", vars(best.time), 1.0) + "\n")
 
 
 def _parameters(counts: ParameterCounts) -> dict[str, int]:
@@ -68,7 +73,17 @@ def _parameters(counts: ParameterCounts) -> dict[str, int]:
 
 def _stages(plans: Sequence[StagePlan], num_gpus: int) -> Table:
     table = Table("stage", title="stages, each on its fastest layout", title_justify="left")
-    for heading in ("tokens", "length", "tokens/step", "GFLOP/token", "s/step", "tokens/s/GPU", "MFU", "days", "GPU-hours"):
+    for heading in (
+        "tokens",
+        "length",
+        "tokens/step",
+        "GFLOP/token",
+        "s/step",
+        "tokens/s/GPU",
+        "MFU",
+        "days",
+        "GPU-hours",
+    ):
         table.add_column(heading, justify="right")
     table.add_column("layout")
     for plan in plans:
@@ -92,25 +107,17 @@ def _stages(plans: Sequence[StagePlan], num_gpus: int) -> Table:
 
 
 def _layouts(plan: StagePlan) -> Table:
-    title = f"{plan.stage.name}: GB for a GPU | seconds of a step"
-    table = Table("layout", "micro-batch", title=title, title_justify="left")
-    first = plan.candidates[0]
-    for name in [*vars(first.memory), "total"]:
-        table.add_column(name, justify="right")
-    for name in [*vars(first.time), "step"]:
-        table.add_column(name, justify="right")
+    table = Table("layout", "micro-batches", "kept", title=f"{plan.stage.name}: layouts that fit", title_justify="left")
+    for heading in ("GB/GPU", "s/step", "MFU"):
+        table.add_column(heading, justify="right")
     for candidate in plan.candidates:
-        table.add_row(describe(candidate.layout), _micro_batch(candidate), *_figures(candidate))
+        load = candidate.load
+        batches = f"{load.num_micro_batches} x {load.rows_per_micro_batch} rows"
+        figures = [f"{candidate.memory.total / GB:.1f}", f"{candidate.time.total:,.2f}", f"{candidate.mfu:.0%}"]
+        table.add_row(describe(candidate.layout), batches, KEPT[load.checkpointing], *figures)
     return table
 
 
-def _micro_batch(candidate: Candidate) -> str:
-    load = candidate.load
-    kept = ", recomputed" if load.recompute else ""
-    return f"{load.num_micro_batches} x {load.rows_per_micro_batch} rows{kept}"
-
-
-def _figures(candidate: Candidate) -> list[str]:
-    memory = [f"{value / GB:,.1f}" for value in (*vars(candidate.memory).values(), candidate.memory.total)]
-    time = [f"{value:,.2f}" for value in (*vars(candidate.time).values(), candidate.time.total)]
-    return memory + time
+def _components(title: str, values: dict[str, float], unit: float) -> str:
+    parts = ", ".join(f"{name} {value / unit:,.2f}" for name, value in values.items() if value / unit >= 0.005)
+    return f"{title}: {parts}"
