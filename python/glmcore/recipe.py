@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model
 from typing_extensions import Self
 
 from glmcore.config import Config, merge
-from glmcore.data.config import DataConfig
+from glmcore.data.config import DataConfig, FillInTheMiddleConfig, HeldOutConfig
 from glmcore.errors import ConfigError
 from glmcore.model.config import GlmConfig
 from glmcore.model.parallel.config import ParallelConfig
@@ -37,6 +37,8 @@ class CorpusConfig(Config):
     """A user's own file, directory, pattern or URL, read as a source `user` of kind `mixed`; see `data.sources`."""
     prose_bytes: NonNegativeInt = 3_000_000
     code_bytes: NonNegativeInt = 3_000_000
+    fill_in_the_middle: FillInTheMiddleConfig = FillInTheMiddleConfig()
+    """Of source `code`."""
     repository_bytes: NonNegativeInt = 3_000_000
     git_bytes: NonNegativeInt = 500_000
     problems: dict[str, PositiveInt] = Field(min_length=1)
@@ -67,6 +69,7 @@ class DataRecipe(Config):
     data: DataConfig | None = None
     """Own sources."""
     tokenizer: TokenizerConfig
+    held_out: HeldOutConfig = HeldOutConfig()
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
@@ -99,6 +102,8 @@ class Recipe(DataRecipe):
         unknown = sorted(set(self.rl.tasks) - set(self.corpus.problems)) if self.corpus else []
         if unknown:
             raise ValueError(f"rl.tasks {unknown} are not in corpus.problems")
+        if self.train.validation is not None and not self.held_out.share:
+            raise ValueError("train.validation needs held-out documents: set held_out.share, such as 0.01")
         return self
 
 

@@ -58,6 +58,11 @@ class RunDirectory(Generic[_Recipe]):
         return self.path / "metrics.jsonl"
 
     @property
+    def tensorboard(self) -> Path:
+        """The same as TensorBoard events."""
+        return self.path / "tensorboard"
+
+    @property
     def trajectories(self) -> Path:
         """The trajectory buffer's log."""
         return self.path / "trajectories"

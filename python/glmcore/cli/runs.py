@@ -26,7 +26,14 @@ def add_verbs(verbs: Any) -> None:
     quickstart.add_argument("--corpus", metavar="PATH", help="your own text, JSONL file or directory")
     quickstart.set_defaults(command=_quickstart, resumable=True)
 
-    train = add_verb(verbs, "train", "run the training stages of a recipe", "  glmcore train nano run.dir=runs/mine")
+    train = add_verb(
+        verbs,
+        "train",
+        "run the training stages of a recipe",
+        "  glmcore train nano run.dir=runs/mine\n  glmcore train nano run.dir=runs/mine --stage general\n"
+        "  glmcore train glm-4.6 --dry-run",
+    )
+    train.add_argument("--stage", metavar="NAME", help="run this stage alone, from the end of the one before it")
     _add_settings(train, _train)
     rl = add_verb(verbs, "rl", "run the RL stage of a recipe", "  glmcore rl nano run.dir=runs/mine")
     _add_settings(rl, _rl)
@@ -87,7 +94,7 @@ def _train(args: argparse.Namespace) -> None:
         from glmcore.data import prepare
 
         prepare.run(recipe)
-        train.run(recipe)
+        train.run(recipe, args.stage)
 
 
 def _rl(args: argparse.Namespace) -> None:

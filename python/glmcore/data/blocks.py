@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from glmcore._core import CoreDraws, draw, shuffled
+from glmcore.data.contents import RowPiece, drawn_contents
 from glmcore.data.loader import Source, check_mixture
 from glmcore.errors import PackingError
 from glmcore.packing import PackedBatch, Pieces, TooLong, pack_documents
@@ -110,6 +111,12 @@ class PackedBlocks:
             parts.append(PackedBatch(*plan.draws.fill(plan.pieces, row, count, self.capacity, self._pad_id, None)))
             first_row, num_rows = first_row + count, num_rows - count
         return parts[0] if len(parts) == 1 else _join(parts)
+
+    def contents(self, row: int) -> list[RowPiece]:
+        """The documents of a row."""
+        plan = self._plan_with(row)
+        names = [source.name for source in self._sources]
+        return drawn_contents(names, plan.draws, plan.pieces, row - plan.start.first_row)
 
     def start_of(self, row: int) -> BlockStart:
         """Where the block of a row begins.

@@ -12,6 +12,8 @@ BUILT_IN = ("prose", "code", "repository", "reasoning", "sft")
 """Sources of the section `corpus`."""
 USER = "user"
 """Source of `corpus.path`."""
+HELD_OUT = "held_out"
+"""Bucket of the documents of a source that are kept from training."""
 
 
 class FieldsConfig(Config):
@@ -46,6 +48,8 @@ class BucketConfig(Config):
 
     @model_validator(mode="after")
     def _has_one_bound(self) -> Self:
+        if self.name == HELD_OUT:
+            raise ValueError(f"no bucket may be named {HELD_OUT!r}")
         if (self.min_quality is None) == (self.min_quantile is None):
             raise ValueError(f"bucket {self.name!r} needs either min_quality or min_quantile")
         return self
@@ -246,6 +250,14 @@ class SourceConfig(Config):
         if not self.paths and not (self.kind == "problems" and self.problems.tasks):
             raise ValueError(f"source {self.name!r} has no paths")
         return self
+
+
+class HeldOutConfig(Config):
+    """Documents that nothing is trained on, for the validation loss."""
+
+    share: NonNegativeFloat = Field(default=0.0, le=0.5)
+    """Share of the documents of each part of each source, at even distances in the order in which they are written: one
+    at least, unless the part has only one. 0 for none."""
 
 
 class DataConfig(Config):

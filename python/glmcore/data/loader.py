@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glmcore._core import CoreDraws, draw, shuffled
+from glmcore.data.contents import RowPiece, drawn_contents
 from glmcore.data.shards import TokenShards
 from glmcore.errors import DataError, PackingError
 from glmcore.packing import PackedBatch, Pieces, TooLong, out_arrays, pack_concat, pack_documents
@@ -115,6 +116,10 @@ class PackedRows:
             raise PackingError(f"rows {first_row} to {first_row + num_rows} are not among the {len(self)} rows")
         arrays = out_arrays(out)
         return PackedBatch(*self._draws.fill(self._pieces, first_row, num_rows, self.capacity, self.pad_id, arrays))
+
+    def contents(self, row: int) -> list[RowPiece]:
+        """The documents of a row."""
+        return drawn_contents([source.name for source in self._sources], self._draws, self._pieces, row)
 
     @property
     def tokens_by_source(self) -> dict[str, int]:

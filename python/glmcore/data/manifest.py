@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glmcore.data.config import HELD_OUT
 from glmcore.data.shards import TokenShards
 from glmcore.durable import write_file
 from glmcore.errors import DataError
@@ -79,7 +80,7 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def groups(directory: Path, manifest: dict[str, Any], source: str) -> list[ShardGroup]:
-    """The shards of a source by bucket.
+    """The shards of a source by bucket; what is held out is one more, of 0 epochs.
 
     Raises:
         DataError: There is no such source.
@@ -91,6 +92,7 @@ def groups(directory: Path, manifest: dict[str, Any], source: str) -> list[Shard
     epochs: dict[str | None, float] = {bucket["name"]: bucket["epochs"] for bucket in found[0]["buckets"]} or {
         None: 1.0
     }
+    epochs[HELD_OUT] = 0.0
     result: list[ShardGroup] = []
     for bucket, times in epochs.items():
         shards = [shard for shard in found[0]["shards"] if shard["bucket"] == bucket]

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from glmcore.data.contents import RowPiece
 from glmcore.errors import DataError
 from glmcore.packing import PackedBatch
 
@@ -33,6 +34,10 @@ class Rows(Protocol):
 
     def batch(self, first_row: int, num_rows: int) -> PackedBatch:
         """Some rows."""
+        ...
+
+    def contents(self, row: int) -> list[RowPiece]:
+        """The documents of a row."""
         ...
 
 

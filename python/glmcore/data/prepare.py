@@ -330,7 +330,7 @@ def _tokenize_jobs(
     run: Run, plan: Plan, verdict_keys: Sequence[str], buckets_of: Buckets
 ) -> tuple[list[TokenizeJob], list[int]]:
     """A job for each part, and its bytes of text."""
-    vocabulary = _vocabulary(run)
+    vocabulary, held_out = _vocabulary(run), run.recipe.held_out.share
     numbers = dict.fromkeys(plan.built_in, 0)
     numbers |= {source.name: i for i, source in enumerate(_own_sources(run), start=1)}
 
@@ -341,7 +341,7 @@ def _tokenize_jobs(
             name=name,
             source=source,
             number=numbers[source],
-            key=digest([key, vocabulary, numbers[source], [bucket.model_dump() for bucket in buckets], shuffle_seed]),
+            key=digest([key, vocabulary, numbers[source], [b.model_dump() for b in buckets], shuffle_seed, held_out]),
             buckets=buckets,
             with_loss_mask=part is None or part.source.kind in ("conversations", "mixed", "problems"),
             tokenizer=str(run.tokenizer),
@@ -350,6 +350,7 @@ def _tokenize_jobs(
             place=plan.place,
             judged=part is not None,
             shuffle_seed=shuffle_seed,
+            held_out=held_out,
         )
 
     jobs = [job(None, name, name, plan.built_in_key) for name in plan.built_in]

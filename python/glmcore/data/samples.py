@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glmcore._core import CoreSamples
+from glmcore.data.contents import RowPiece
 from glmcore.data.loader import Source, check_mixture
 from glmcore.errors import DataError, PackingError
 from glmcore.packing import PackedBatch, out_arrays
@@ -64,6 +65,21 @@ class SampleStream:
         """Where sample k is."""
         source, epoch, first_token = self._core.sample(_index("k", k))
         return SamplePlace(self._sources[source].name, epoch, first_token)
+
+    def contents(self, row: int) -> list[RowPiece]:
+        """The documents of a sample."""
+        number, _, first = self._core.sample(_index("row", row))
+        source = self._sources[number]
+        ends = np.cumsum(source.shards.lengths, dtype=np.int64)
+        pieces: list[RowPiece] = []
+        missing = self.capacity
+        while missing:
+            document = int(np.searchsorted(ends, first, side="right"))
+            start = int(ends[document - 1]) if document else 0
+            length = min(missing, int(ends[document]) - first)
+            pieces.append(RowPiece(source.name, document, first - start, length))
+            first, missing = (first + length) % int(ends[-1]), missing - length
+        return pieces
 
     def samples_by_source(self, k: int) -> dict[str, int]:
         """Samples of each source among the first k."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import compress
+from itertools import compress, count
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ import numpy as np
 import orjson
 
 from glmcore._core import shuffled
-from glmcore.data.config import BucketConfig
+from glmcore.data.config import HELD_OUT, BucketConfig
 from glmcore.data.documents import Document, pick_documents, read_documents
 from glmcore.data.encode import encode_documents
 from glmcore.data.ingest import batches
-from glmcore.data.parts import WorkPlace
+from glmcore.data.parts import WorkPlace, read_state
 from glmcore.data.shards import ShardWriter
 from glmcore.data.verdicts import KEPT, NAMES
 from glmcore.durable import fsync, write_file
@@ -46,6 +46,8 @@ class TokenizeJob:
     """Whether the part has verdicts."""
     shuffle_seed: int | None = None
     """Draws the order of the documents; None leaves them as they were read."""
+    held_out: float = 0.0
+    """Share of the documents that is kept from training."""
 
     def on_threads(self, num_threads: int) -> "TokenizeJob":
         """The same job, done by so many threads."""
@@ -61,19 +63,22 @@ def tokenize(job: TokenizeJob) -> dict[str, Any]:
     """
     place = job.place
     tokenizer = load_tokenizer(job.tokenizer, job.vocabulary)
-    names = [shard_name(job.name, bucket) for bucket in job.buckets] or [shard_name(job.name, None)]
+    labels: list[str | None] = [*([bucket.name for bucket in job.buckets] or [None]), HELD_OUT]
+    names = [shard_name(job.name, label) for label in labels]
     bounds = [(bucket.min_quality or 0.0, bucket.min_quantile or 0.0) for bucket in job.buckets]
     best_first = [(bounds[i][0], i) for i in sorted(range(len(bounds)), key=bounds.__getitem__, reverse=True)]
     dropped: Counter[str] = Counter()
     num_bytes = [0] * len(names)
-    documents = _staying(job, dropped)
+    documents, total = _staying(job, dropped)
+    every, position = held_out_distance(total, job.held_out), count()
     with ExitStack() as files:
         writers: list[ShardWriter | None] = [None] * len(names)
         for batch in batches(documents, _itself):
             sorted_in = [_bucket(document, job.buckets, best_first) for document in batch]
             dropped["quality"] += sorted_in.count(None)
             kept = [d for d, bucket in zip(batch, sorted_in, strict=True) if bucket is not None]
-            buckets = [bucket for bucket in sorted_in if bucket is not None]
+            is_out = [every > 0 and next(position) % every == every // 2 for _ in batch]
+            buckets = [-1 if out else b for b, out in zip(sorted_in, is_out, strict=True) if b is not None]
             encoded = encode_documents(tokenizer, kept, num_threads=job.num_threads)
             for document, bucket, (ids, loss_mask) in zip(kept, buckets, encoded, strict=True):
                 writer = writers[bucket]
@@ -98,7 +103,7 @@ def tokenize(job: TokenizeJob) -> dict[str, Any]:
         shards.append(
             {
                 "file": name,
-                "bucket": job.buckets[bucket].name if job.buckets else None,
+                "bucket": labels[bucket],
                 "documents": counts[0],
                 "tokens": counts[1],
                 "text_bytes": num_bytes[bucket],
@@ -115,9 +120,14 @@ def tokenize(job: TokenizeJob) -> dict[str, Any]:
     return record
 
 
-def shard_name(part: str, bucket: BucketConfig | None) -> str:
+def held_out_distance(num_documents: int, share: float) -> int:
+    """One document in so many is held out, at least one of two or more; 0 for none."""
+    return min(round(1 / share), num_documents) if share > 0 and num_documents > 1 else 0
+
+
+def shard_name(part: str, bucket: str | None) -> str:
     """File of a part's documents of one bucket."""
-    return f"{part}.tokens" if bucket is None else f"{part}.{bucket.name}.tokens"
+    return f"{part}.tokens" if bucket is None else f"{part}.{bucket}.tokens"
 
 
 def _private(path: Path) -> Path:
@@ -132,20 +142,21 @@ def checksum(path: Path) -> str:
         return f"{file.read(8).hex()}-{path.stat().st_size}"
 
 
-def _staying(job: TokenizeJob, dropped: Counter[str]) -> Iterator[Document]:
-    """Documents whose verdict is to stay; the others are counted."""
+def _staying(job: TokenizeJob, dropped: Counter[str]) -> tuple[Iterator[Document], int]:
+    """Documents whose verdict is to stay, and their number; the others are counted."""
     path = job.place.documents(job.name)
     if not job.judged:
-        return read_documents(path)
+        return read_documents(path), int((read_state(job.place.state(job.name, "read.json")) or {})["documents"])
     verdicts = np.load(job.place.state(job.name, "verdicts.npy"))
     for verdict, name in enumerate(NAMES[1:], start=1):
         dropped[name] = int((verdicts == verdict).sum())
     if job.shuffle_seed is None:
-        return compress(read_documents(path), (verdicts == KEPT).tolist())
+        return compress(read_documents(path), (verdicts == KEPT).tolist()), int((verdicts == KEPT).sum())
     sizes = np.fromfile(job.place.state(job.name, "sizes"), np.int64)
     ends = np.cumsum(sizes)
     bounds = np.stack([ends - sizes, ends], axis=1)[verdicts == KEPT]
-    return pick_documents(path, bounds[shuffled(len(bounds), job.shuffle_seed, f"documents of {job.name}")])
+    order = shuffled(len(bounds), job.shuffle_seed, f"documents of {job.name}")
+    return pick_documents(path, bounds[order]), len(bounds)
 
 
 def _size(document: Document) -> int:

@@ -6,8 +6,8 @@ if TYPE_CHECKING:
     from glmcore.recipe import Recipe
 
 
-def run(config: "Recipe") -> None:
-    """Run all training stages of a recipe whose data has been prepared; see `glmcore.train.stages.run`."""
+def run(config: "Recipe", stage: str | None = None) -> None:
+    """Run the training stages of a recipe whose data has been prepared; see `glmcore.train.stages.run`."""
     from glmcore.train import stages  # torch is loaded here, not with the package
 
-    stages.run(config)
+    stages.run(config, stage)

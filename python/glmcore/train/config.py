@@ -1,7 +1,6 @@
 """Sections of a recipe that describe training. docs/train.md says which values are published.
 
-All lengths are in tokens, and what changes during a run changes with the number of tokens seen, so the same recipe gives
-the same run whatever the sizes of its steps.
+All lengths are in tokens, and what changes during a run changes with the number of tokens seen.
 """
 
 from itertools import pairwise
@@ -182,7 +181,7 @@ class ValidationConfig(Config):
 
 
 class SpikeConfig(Config):
-    """When a step is left out since its loss or its gradient leaps, weights and optimiser as they were before it.
+    """When a step is left out since its loss or gradient leaps: weights and optimiser stay, routers are still steered.
 
     A step is skipped when its loss or its gradient norm is above `mean + max_deviations * standard deviation` of those
     of the `window` steps of the stage before it, the skipped among them, so that a new level is taken for the usual one

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from glmcore.data.builders.fim import fill_in_middle
 from glmcore.data.builders.problems import conversation
 from glmcore.data.corpus.git_history import collect_commits
 from glmcore.data.corpus.installed import (
@@ -27,9 +28,10 @@ def collect(config: CorpusConfig, seed: int) -> dict[str, Iterable[Document]]:
     packages = read_packages()
     commits = collect_commits(Path.cwd(), config.git_bytes)
     solved = list(_solved(config, seed))
+    code = _distinct(collect_code_files(packages, config.code_bytes))
     return {
         "prose": _distinct(collect_prose(packages, config.prose_bytes)),
-        "code": _distinct(collect_code_files(packages, config.code_bytes)),
+        "code": fill_in_middle(code, **config.fill_in_the_middle.model_dump(), seed=seed),
         "repository": _distinct(chain(collect_repositories(packages, config.repository_bytes), commits)),
         "reasoning": (Document(p.id, "reasoning", to_text(p, solution)) for p, solution in solved),
         "sft": (
