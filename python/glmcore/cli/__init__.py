@@ -6,7 +6,7 @@ import logging
 import sys
 from typing import Any
 
-from glmcore.cli import data, models, runs, tokenizer
+from glmcore.cli import data, models, plan, runs, tokenizer
 from glmcore.errors import GlmcoreError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_verbs(verbs)
     data.add_verbs(verbs)
     models.add_verbs(verbs)
+    plan.add_verbs(verbs)
     tokenizer.add_verbs(verbs)
     return parser
 

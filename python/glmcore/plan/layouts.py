@@ -19,7 +19,7 @@ def layouts(model: GlmConfig, num_gpus: int, sequence_length: int, rows_per_step
         for pipeline in _divisors(num_gpus // tensor, model.num_hidden_layers):
             for context in _divisors(num_gpus // tensor // pipeline, sequence_length // 2048):
                 data = num_gpus // tensor // pipeline // context
-                if rows_per_step % data:
+                if rows_per_step % data or sequence_length % (2 * context):
                     continue
                 for expert in _divisors(data * context, model.n_routed_experts):
                     if model.n_routed_experts % (expert * tensor):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from glmcore.model.config import GlmConfig
-from glmcore.model.counts import LayerCounts, ParameterCounts, count_parameters
+from glmcore.model.counts import LayerCounts, ParameterCounts
 from glmcore.model.parallel.config import ParallelConfig
 from glmcore.plan.activations import FLOAT32, kept_at_the_end, kept_by_layer, kept_by_mtp
 from glmcore.plan.hardware import Assumptions
@@ -37,14 +37,15 @@ class Memory:
         return sum(vars(self).values())
 
 
-def peak_memory(model: GlmConfig, layout: ParallelConfig, load: Load, assumptions: Assumptions) -> Memory:
+def peak_memory(
+    model: GlmConfig, counts: ParameterCounts, layout: ParallelConfig, load: Load, assumptions: Assumptions
+) -> Memory:
     """Memory of the fullest rank.
 
     Layers are taken to be shared out evenly among pipeline ranks, and tokens among experts. The first pipeline rank
     keeps the activations of as many micro-batches as there are ranks (1F1B); the last also has head and MTP layer,
     which are counted on the same rank, so that the sum is an upper bound.
     """
-    counts = count_parameters(model)
     batch = layout.data // layout.replicas * layout.context
     local = _local_parameters(counts, layout)
     matrices = local.matrices / batch

@@ -14,6 +14,8 @@ from glmcore.plan.hardware import Assumptions, Gpu
 from glmcore.plan.layouts import describe, layouts
 from glmcore.plan.memory import Memory, peak_memory
 from glmcore.plan.step_time import Load, StepModel, StepTime
+from glmcore.train.config import TrainConfig
+from glmcore.train.schedule import TrainPlan
 
 DAY = 86_400
 ROWS_PER_MICRO_BATCH = (8, 4, 2, 1)
@@ -29,7 +31,7 @@ class StageLoad:
     num_tokens: int
     """Tokens of the whole stage."""
     tokens_per_step: int
-    """Of a step once the batch has grown to its full size."""
+    """Of its last step, when the batch has grown; the smaller steps of a ramp are taken at the same rate."""
     num_steps: int
 
     @property
@@ -77,6 +79,8 @@ class StagePlan:
     flops_per_token: float
     candidates: tuple[Candidate, ...]
     """The fastest first; empty where nothing fits."""
+    least_memory: float | None = None
+    """Bytes that the most frugal layout needs, where none fits; None where none divides the step."""
 
     @property
     def seconds(self) -> float:
@@ -84,6 +88,23 @@ class StagePlan:
         if not self.candidates:
             return float("inf")
         return self.candidates[0].time.total * self.stage.num_tokens / self.stage.tokens_per_step
+
+
+def stage_loads(config: TrainConfig, name: str | None = None) -> list[StageLoad]:
+    """The stages of a recipe, or the one of that name.
+
+    Raises:
+        ConfigError: There is no such stage.
+    """
+    plan = TrainPlan(config)
+    loads = [
+        StageLoad(stage.name, stage.sequence_length, steps.num_tokens, steps.sizes[1], steps.num_steps)
+        for stage, steps in zip(config.stages, plan.stages, strict=True)
+        if name in (None, stage.name)
+    ]
+    if not loads:
+        raise ConfigError(f"no stage {name!r}: there are {', '.join(stage.name for stage in config.stages)}")
+    return loads
 
 
 class Planner:
@@ -109,6 +130,7 @@ class Planner:
         if layout is not None and layout.num_ranks != self.num_gpus:
             raise ConfigError(f"the layout {describe(layout)} has {layout.num_ranks} ranks, --gpus is {self.num_gpus}")
         found: list[Candidate] = []
+        least: float | None = None
         tried = (
             [layout]
             if layout is not None
@@ -118,14 +140,11 @@ class Planner:
             best = min(self._candidates(stage, each), key=lambda candidate: candidate.time.total, default=None)
             if best is not None:
                 found.append(best)
+            elif not found:
+                needed = self._memory(each, self._load(stage, each, rows=1, checkpointing="full")).total
+                least = needed if least is None else min(least, needed)
         found.sort(key=lambda candidate: candidate.time.total)
-        return StagePlan(stage, self._flops_per_token(stage), tuple(found[:keep]))
-
-    def smallest_memory(self, stage: StageLoad, layout: ParallelConfig) -> Memory:
-        """What a layout needs at least, whether it fits or not."""
-        return peak_memory(
-            self.model, layout, self._load(stage, layout, rows=1, checkpointing="full"), self.assumptions
-        )
+        return StagePlan(stage, self._flops_per_token(stage), tuple(found[:keep]), least)
 
     def _candidates(self, stage: StageLoad, layout: ParallelConfig) -> list[Candidate]:
         """Every way to keep activations, each with the most rows at once that fit."""
@@ -136,7 +155,7 @@ class Planner:
                 if stage.rows_per_step % (layout.data * rows) and rows > 1:
                     continue
                 load = self._load(stage, layout, rows=rows, checkpointing=checkpointing)
-                memory = peak_memory(self.model, layout, load, self.assumptions)
+                memory = self._memory(layout, load)
                 if memory.total <= self.gpu.memory_bytes:
                     flops = self._flops_per_token(stage) * stage.rows_per_step * stage.sequence_length
                     found.append(
@@ -144,6 +163,9 @@ class Planner:
                     )
                     break
         return found
+
+    def _memory(self, layout: ParallelConfig, load: Load) -> Memory:
+        return peak_memory(self.model, self.counts, layout, load, self.assumptions)
 
     def _load(self, stage: StageLoad, layout: ParallelConfig, *, rows: int, checkpointing: Checkpointing) -> Load:
         return Load(
