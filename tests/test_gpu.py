@@ -1,5 +1,6 @@
 """The kernels on a card, beside their twins. `make gpu-test` runs this where there is one."""
 
+import numpy as np
 import pytest
 import torch
 from oracles import fp8_product as oracle
@@ -17,6 +18,8 @@ from glmcore.fp8 import (
     quantize_many,
     torch_products,
 )
+from glmcore.model.documents import attend_within_documents
+from glmcore.model.layout import DocumentLayout
 
 pytestmark = [
     pytest.mark.gpu,
@@ -142,3 +145,20 @@ def test_torch_finds_no_fault(name):
         "fp8_linear": (x, codes(weight).cuda(), scale.cuda()),
     }
     torch.library.opcheck(getattr(torch.ops.glmcore, name).default, arguments[name])
+
+
+@pytest.mark.parametrize("lengths", [[40, 9, 200, 1], [512] * 4], ids=str)
+def test_attention_within_documents_agrees_with_the_cpu(lengths):
+    layout = DocumentLayout.from_cu_seqlens(np.concatenate(([0], np.cumsum(lengths))))
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(sum(lengths), heads, 128, generator=generator).bfloat16() for heads in (12, 2, 2, 12)]
+    results = []
+    for device in ("cpu", "cuda"):
+        query, key, value, grad = (part.to(device) for part in parts)
+        own = [part.requires_grad_() for part in (query, key, value)]
+        out = attend_within_documents(*own, layout.to(torch.device(device)))
+        results.append([out.detach(), *torch.autograd.grad(out, own, grad)])
+    for on_cpu, on_gpu in zip(*results, strict=True):
+        # Both compute in float32 from bfloat16; the GPU also rounds weights to bfloat16 before its products, 2^-9 each.
+        allowed = 2**-6 * float(on_cpu.float().abs().max())
+        torch.testing.assert_close(on_gpu.cpu().float(), on_cpu.float(), rtol=0, atol=allowed)

@@ -33,6 +33,12 @@ __all__ = [
     "Pieces",
     "Xxh3",
     "__version__",
+    "attention_backward_bf16",
+    "attention_backward_f32",
+    "attention_backward_f64",
+    "attention_forward_bf16",
+    "attention_forward_f32",
+    "attention_forward_f64",
     "balance",
     "code_statistics",
     "detect_language",
@@ -632,6 +638,65 @@ class Xxh3:
 
     def hexdigest(self) -> str:
         """32 hexadecimal digits, as `xxh128sum` prints them."""
+
+# ---- attention -------------------------------------------------------------------------------------
+
+_Batch: TypeAlias = tuple[npt.NDArray[np.int32], tuple[int, int, int], int]
+"""Bounds of the documents; heads, key-value heads and channels; threads."""
+
+def attention_forward_f32(
+    inputs: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    batch: _Batch,
+    out: npt.NDArray[np.float32],
+    log_sum: npt.NDArray[np.float32],
+) -> None:
+    """Attention within documents: query, key and value, the batch, the result and its logarithms."""
+
+def attention_backward_f32(
+    inputs: tuple[
+        npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]
+    ],
+    log_sum: npt.NDArray[np.float32],
+    batch: _Batch,
+    grads: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]],
+) -> None:
+    """Its gradients: query, key, value, result and the result's gradient; logarithms; the batch; the gradients."""
+
+def attention_forward_f64(
+    inputs: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]],
+    batch: _Batch,
+    out: npt.NDArray[np.float64],
+    log_sum: npt.NDArray[np.float64],
+) -> None:
+    """Attention within documents: query, key and value, the batch, the result and its logarithms."""
+
+def attention_backward_f64(
+    inputs: tuple[
+        npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]
+    ],
+    log_sum: npt.NDArray[np.float64],
+    batch: _Batch,
+    grads: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]],
+) -> None:
+    """Its gradients: query, key, value, result and the result's gradient; logarithms; the batch; the gradients."""
+
+def attention_forward_bf16(
+    inputs: tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint16]],
+    batch: _Batch,
+    out: npt.NDArray[np.uint16],
+    log_sum: npt.NDArray[np.float32],
+) -> None:
+    """Attention within documents: query, key and value, the batch, the result and its logarithms."""
+
+def attention_backward_bf16(
+    inputs: tuple[
+        npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint16]
+    ],
+    log_sum: npt.NDArray[np.float32],
+    batch: _Batch,
+    grads: tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16], npt.NDArray[np.uint16]],
+) -> None:
+    """Its gradients: query, key, value, result and the result's gradient; logarithms; the batch; the gradients."""
 
 # ---- fp8 ------------------------------------------------------------------------------------------
 

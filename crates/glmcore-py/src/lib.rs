@@ -4,6 +4,7 @@
 //! crate and moves the result out.
 #![expect(clippy::needless_pass_by_value, reason = "PyO3 extracts arguments by value")]
 
+mod attention;
 mod chat;
 mod checksum;
 mod clean;
@@ -26,6 +27,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    attention::register(module)?;
     tokenizer::register(module)?;
     trainer::register(module)?;
     chat::register(module)?;

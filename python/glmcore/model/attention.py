@@ -9,25 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from glmcore.model.blocks import outside_graphs
 from glmcore.model.config import GlmConfig
+from glmcore.model.documents import attend_within_documents
 from glmcore.model.layout import DocumentLayout
+from glmcore.model.norm import RMSNorm
 from glmcore.model.rope import apply_rotary
 from glmcore.model.routing import gather_rows
 from glmcore.model.tree import TreeLayout
-
-
-class RMSNorm(nn.Module):
-    """Scale to unit root mean square over the last dimension, in float32 or wider."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * (wide * scale).to(x.dtype)
 
 
 @dataclass
@@ -81,25 +70,13 @@ class Attention(nn.Module):
             return self.o_proj(self._attend_along_paths(query, key, value, layout))
         if cache is not None:
             _store_documents(cache, key, value, layout)
-        # Padding slots repeat token 0. No real token sees them, so their gradient is zero and dropping it is exact.
-        query, key, value = (gather_rows(part, layout.slot_token, layout.token_slot) for part in (query, key, value))
-        parts = []
-        for bucket in layout.buckets:
-            size = bucket.num_documents * bucket.length
-            q, k, v = (
-                part[bucket.start : bucket.start + size]
-                .view(bucket.num_documents, bucket.length, -1, self.head_dim)
-                .transpose(1, 2)
-                for part in (query, key, value)
-            )
-            attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # [N, H, L, C]
-            parts.append(attended.transpose(1, 2).reshape(size, self.num_heads * self.head_dim))
-        attended = gather_rows(torch.cat(parts), layout.token_slot, layout.slot_token, layout.slot_is_padding)
-        return self.o_proj(attended)
+        return self.o_proj(attend_within_documents(query, key, value, layout).flatten(1))
 
+    @outside_graphs
     def _attend_along_paths(self, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout) -> Tensor:
         """Each run of the forest attends to the path to it and to itself, [T, H * C]."""
-        # As above, padding slots get no gradient. A key is taken once for every run that sees it.
+        # No real token sees a padding slot, so its gradient is zero and dropping it is exact.
+        # A key is taken once for every run that sees it.
         query = gather_rows(query, layout.query_token, layout.token_slot)
         key, value = key.index_select(0, layout.key_token), value.index_select(0, layout.key_token)
         parts = []
@@ -160,6 +137,7 @@ class Attention(nn.Module):
         return apply_rotary(query, *angles), apply_rotary(key, *angles), value
 
 
+@outside_graphs
 def _store_documents(cache: KeyValueCache, key: Tensor, value: Tensor, layout: DocumentLayout) -> None:
     start = 0
     for row, length in enumerate(layout.lengths):

@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from glmcore.model.attention import Attention, KeyValueCache, RMSNorm
+from glmcore.errors import ConfigError
+from glmcore.model.attention import Attention, KeyValueCache
+from glmcore.model.blocks import CHECKPOINTING, Checkpointing, compile_block, run_block
 from glmcore.model.config import GlmConfig
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.moe import MixtureOfExperts, Mlp, Router, Routing
+from glmcore.model.norm import RMSNorm
 from glmcore.model.parallel.placement import draw_normal
 from glmcore.model.rope import rotary_angles
 from glmcore.model.tree import TreeLayout
@@ -103,7 +106,7 @@ class MtpLayer(DecoderLayer):
         layout: DocumentLayout | TreeLayout,
     ) -> tuple[Tensor, Routing | None]:
         """Hidden states [T, D] that the head turns into logits of token t + 2."""
-        x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(hidden.view_as(hidden))), dim=-1))
+        x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(hidden)), dim=-1))
         x, routing = super().forward(x, angles, layout)
         return self.shared_head.norm(x), routing
 
@@ -136,6 +139,7 @@ class Glm(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.rope_theta = config.rope_theta
+        self.checkpointing: Checkpointing = "none"
 
     def to_empty(self, *, device: torch.device | str | int | None, recurse: bool = True) -> Self:
         """Give memory on `device` to a model of the meta device; see `torch.nn.Module.to_empty`."""
@@ -158,6 +162,33 @@ class Glm(nn.Module):
                 parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
         for buffer in self.buffers():
             buffer.zero_()
+        return self
+
+    def set_activation_checkpointing(self, mode: Checkpointing) -> Self:
+        """Choose what blocks keep for the backward pass; the rest is computed again, with the same bits.
+
+        Args:
+            mode: `none` keeps all that autograd asks for, `selective` the results of matrix products and attention,
+                `full` the inputs of the blocks.
+
+        Raises:
+            ConfigError: There is no such mode.
+        """
+        if mode not in CHECKPOINTING:
+            raise ConfigError(f"activation checkpointing is {mode!r}, it must be one of {', '.join(CHECKPOINTING)}")
+        self.checkpointing = mode
+        return self
+
+    def compile_blocks(self) -> Self:
+        """Compile each block with `torch.compile`, in place: results differ by rounding alone.
+
+        The model has to be on its device. Blocks of one kind share their code, and one serves any number of tokens.
+
+        Raises:
+            ConfigError: The model is on a CPU without a C++ compiler.
+        """
+        for layer in self.model.layers:
+            compile_block(layer, self.lm_head.weight.device)
         return self
 
     @property
@@ -199,7 +230,7 @@ class Glm(nn.Module):
         x = self.model.embed_tokens(input_ids)  # [T, D]
         routings = []
         for index, layer in enumerate(self.decoder_layers):
-            x, routing = layer(x, angles, layout, caches[index] if caches else None)
+            x, routing = run_block(self.checkpointing, layer, x, angles, layout, caches[index] if caches else None)
             if routing is not None:
                 routings.append(routing)
         hidden = self.model.norm(x)
@@ -209,7 +240,9 @@ class Glm(nn.Module):
                 mtp_hidden, routing = self._predict_in_forest(input_ids, position_ids, hidden, layout)
             else:
                 next_embedding = self.model.embed_tokens(_next_tokens(input_ids, layout))
-                mtp_hidden, routing = self.mtp_layer(hidden, next_embedding, angles, layout)
+                mtp_hidden, routing = run_block(
+                    self.checkpointing, self.mtp_layer, hidden, next_embedding, angles, layout
+                )
             if routing is not None:
                 routings.append(routing)
         return Output(hidden, mtp_hidden, routings)
@@ -223,7 +256,7 @@ class Glm(nn.Module):
         before = layout.parent[token]
         next_embedding = self.model.embed_tokens(input_ids[token])
         angles = self._angles(position_ids[before])
-        states, routing = self.mtp_layer(hidden[before], next_embedding, angles, steps)
+        states, routing = run_block(self.checkpointing, self.mtp_layer, hidden[before], next_embedding, angles, steps)
         return torch.zeros_like(hidden).index_copy(0, token, states), routing
 
     def decode(self, input_ids: Tensor, position_ids: Tensor, caches: list[KeyValueCache]) -> Tensor:
@@ -307,7 +340,7 @@ class Glm(nn.Module):
 
 def _next_tokens(input_ids: Tensor, layout: DocumentLayout) -> Tensor:
     """The token after each one; a document's last token is followed by itself, so documents stay apart."""
-    last = torch.tensor(layout.lengths, device=input_ids.device).cumsum(0) - 1
+    last = layout.cu_seqlens[1:].long() - 1
     following = input_ids.roll(-1)
     following[last] = input_ids[last]
     return following

@@ -1,9 +1,10 @@
-"""Where the documents of a packed batch lie, and how to batch them for attention.
+"""Where the documents of a packed batch lie.
 
 Shapes: T tokens, N documents, S padded slots.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,6 +12,35 @@ from torch import Tensor
 
 BUCKET = 32
 """Documents are padded to a multiple of this, so that few distinct lengths remain and each is one batched call."""
+
+
+@dataclass(frozen=True)
+class DocumentLayout:
+    """The bounds of the documents among the flat tokens."""
+
+    cu_seqlens: Tensor
+    """First token of each document, and the number of tokens. int32 [N + 1], on the device of the tokens."""
+    lengths: tuple[int, ...]
+    """Tokens of each document, in order."""
+
+    @classmethod
+    def from_cu_seqlens(cls, cu_seqlens: np.ndarray) -> "DocumentLayout":
+        """Layout of documents with bounds `cu_seqlens`, int [N + 1], starting at 0."""
+        return cls(torch.from_numpy(cu_seqlens.astype(np.int32)), tuple(np.diff(cu_seqlens).tolist()))
+
+    @cached_property
+    def padded(self) -> "PaddedLayout":
+        """The plan by which the tokens become batches of equally long documents, made when first asked for."""
+        return PaddedLayout.from_lengths(np.array(self.lengths, np.int64), self.cu_seqlens.device)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest document, 0 without any."""
+        return max(self.lengths, default=0)
+
+    def to(self, device: torch.device) -> "DocumentLayout":
+        """The same layout with its tensor on `device`."""
+        return replace(self, cu_seqlens=self.cu_seqlens.to(device))
 
 
 @dataclass(frozen=True)
@@ -25,7 +55,7 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class DocumentLayout:
+class PaddedLayout:
     """The plan by which flat tokens become batches of equally long documents and back.
 
     A causal mask hides padding at the end of a document from every real token, so no mask is needed.
@@ -38,26 +68,21 @@ class DocumentLayout:
     slot_is_padding: Tensor
     """bool [S]."""
     buckets: tuple[Bucket, ...]
-    lengths: tuple[int, ...]
-    """Tokens of each document, in order."""
 
     @classmethod
-    def from_cu_seqlens(cls, cu_seqlens: np.ndarray) -> "DocumentLayout":
-        """Plan for documents with bounds `cu_seqlens`, int [N + 1], starting at 0.
+    def from_lengths(cls, lengths: np.ndarray, device: torch.device) -> "PaddedLayout":
+        """Plan for documents of `lengths`, int64 [N].
 
         A document keeps the padded length that it has alone, so packing changes no sum inside it.
         """
-        starts = cu_seqlens[:-1].astype(np.int64)
-        lengths = np.diff(cu_seqlens).astype(np.int64)
         padded = -(-lengths // BUCKET) * BUCKET
         order = np.argsort(padded, kind="stable")
-        first_slot = np.cumsum(padded[order]) - padded[order]
-        num_slots, num_tokens = int(padded.sum()), int(cu_seqlens[-1])
+        first_slot = np.empty_like(padded)
+        first_slot[order] = np.cumsum(padded[order]) - padded[order]
+        first_token = np.cumsum(lengths) - lengths
+        num_slots, num_tokens = int(padded.sum()), int(lengths.sum())
 
-        token_slot = np.empty(num_tokens, np.int64)
-        for document, slot in zip(order, first_slot, strict=True):
-            start, length = starts[document], lengths[document]
-            token_slot[start : start + length] = np.arange(slot, slot + length)
+        token_slot = np.arange(num_tokens) + np.repeat(first_slot - first_token, lengths)
         slot_token = np.zeros(num_slots, np.int64)
         slot_token[token_slot] = np.arange(num_tokens)
         slot_is_padding = np.ones(num_slots, np.bool_)
@@ -70,18 +95,8 @@ class DocumentLayout:
             buckets.append(Bucket(start, count, size))
             start += count * size
         return cls(
-            torch.from_numpy(slot_token),
-            torch.from_numpy(token_slot),
-            torch.from_numpy(slot_is_padding),
+            torch.from_numpy(slot_token).to(device),
+            torch.from_numpy(token_slot).to(device),
+            torch.from_numpy(slot_is_padding).to(device),
             tuple(buckets),
-            tuple(lengths.tolist()),
-        )
-
-    def to(self, device: torch.device) -> "DocumentLayout":
-        """The same plan with its tensors on `device`."""
-        return replace(
-            self,
-            slot_token=self.slot_token.to(device),
-            token_slot=self.token_slot.to(device),
-            slot_is_padding=self.slot_is_padding.to(device),
         )

@@ -3,15 +3,18 @@
 Shapes: T tokens, D hidden size, E routed experts, K experts per token, M expert width, R = T * K routed rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from glmcore.model.blocks import outside_graphs
 from glmcore.model.config import GlmConfig
-from glmcore.model.routing import gather_rows
+from glmcore.model.routing import combine, dispatch
+from glmcore.model.swiglu import swiglu
 
 
 class Mlp(nn.Module):
@@ -24,7 +27,7 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,14 @@ class Router(nn.Module):
             weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
         return Routing(expert, weight * self.scale, scores)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As for every module, but the bias stays in float32: in bfloat16 its steps of 0.001 would be lost."""
+        super()._apply(fn, recurse)
+        bias = self.e_score_correction_bias
+        if bias.dtype in (torch.bfloat16, torch.float16):
+            self.e_score_correction_bias = bias.float()
+        return self
+
     def _within_best_groups(self, choice: Tensor) -> Tensor:
         """Put experts outside a token's best groups out of reach; a group scores the sum of its two best."""
         if self.num_groups == 1:
@@ -94,18 +105,28 @@ class Experts(nn.Module):
     def forward(self, rows: Tensor, ends: Tensor) -> Tensor:
         """Apply expert e to rows `ends[e - 1]` up to `ends[e]` of `rows` [R, D]; `ends` is int32 [E]."""
         gate, up = grouped_linear(rows, self.gate_up_proj, ends).chunk(2, dim=-1)
-        return grouped_linear(F.silu(gate) * up, self.down_proj, ends)
+        return grouped_linear(swiglu(gate, up), self.down_proj, ends)
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Multiply each group of `rows` [R, I] with its own matrix of `weight` [E, O, I]; gives [R, O].
 
-    One grouped product where PyTorch has a kernel (float32 and bfloat16), a product per group otherwise.
+    One grouped product where PyTorch has a kernel (float32 and bfloat16), one batched product otherwise.
     """
     if rows.dtype in (torch.float32, torch.bfloat16):
         return F.grouped_mm(rows, weight.transpose(-2, -1), offs=ends)
-    bounds = [0, *ends.tolist()]
-    return torch.cat([F.linear(rows[start:end], weight[e]) for e, (start, end) in enumerate(pairwise(bounds))])
+    return batched_linear(rows, weight, ends)
+
+
+@outside_graphs
+def batched_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """The same as a batch of products, groups padded to the longest."""
+    sizes = ends.diff(prepend=ends.new_zeros(1)).long()
+    longest = int(sizes.max()) if len(rows) else 0
+    first_slot = torch.arange(len(weight), device=rows.device) * longest - (ends - sizes)
+    slot = torch.arange(len(rows), device=rows.device) + torch.repeat_interleave(first_slot, sizes)
+    padded = rows.new_zeros(len(weight) * longest, rows.shape[1]).index_copy(0, slot, rows)
+    return (padded.unflatten(0, (len(weight), longest)) @ weight.mT).flatten(0, 1).index_select(0, slot)
 
 
 class MixtureOfExperts(nn.Module):
@@ -122,22 +143,45 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Mix the chosen experts of each token of `x` [T, D]; also gives the routing, for balancing."""
         routing = self.gate(x)
-        expert = routing.expert.flatten()  # [R]
-        order = expert.argsort(stable=True)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=x.device)
-        ends = torch.bincount(expert, minlength=self.num_experts).cumsum(0).to(torch.int32)
+        expert, order = routing.expert.flatten().sort(stable=True)  # [R]
+        each = torch.arange(self.num_experts, device=x.device)
+        ends = torch.searchsorted(expert, each, right=True).to(torch.int32)
+        place = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=x.device))
+        place = place.view_as(routing.expert)  # [T, K]
+        token = order // self.top_k
 
-        rows = x[:, None].expand(-1, self.top_k, -1).reshape(-1, x.shape[-1])  # [R, D]
-        rows = self.experts(gather_rows(rows, order, place), ends)
-        rows = gather_rows(rows, place, order).unflatten(0, (-1, self.top_k))  # [T, K, D]
-        mixed = (rows * routing.weight[..., None].to(x.dtype)).sum(1)
-        return mixed + self.shared_experts(x), routing
+        rows = self.experts(dispatch(x, token, place), ends)  # [R, D], in the order of the experts
+        return self.shared_experts(x) + combine(rows, routing.weight, token, place), routing
 
 
 def expert_load(routing: Routing) -> Tensor:
     """Number of tokens that chose each expert, int64 [E]."""
     return torch.bincount(routing.expert.flatten(), minlength=routing.scores.shape[1])
+
+
+@dataclass(frozen=True)
+class RouterFigures:
+    """How evenly the routers of L layers loaded their experts."""
+
+    share: Tensor
+    """Share of the routed tokens of each expert, float32 [L, E]; rows sum to 1, or are 0 without tokens."""
+    max_violation: Tensor
+    """By how much the fullest expert exceeds the mean load, as a part of the mean: 0 when even, float32 [L].
+    Source: loss-free balancing (arXiv:2408.15664), section 4.1."""
+    num_dead: Tensor
+    """Experts that no token chose, int64 [L]."""
+
+
+def router_figures(loads: Tensor) -> RouterFigures:
+    """Figures of a step from its loads.
+
+    Args:
+        loads: Tokens of each expert and layer, summed over the micro-batches (and ranks) of the step, int [L, E]: the
+            stacked `expert_load` of `Output.routings`.
+    """
+    share = loads / loads.sum(-1, keepdim=True).clamp(min=1)
+    violation = (share.amax(-1) * loads.shape[-1] - 1).clamp(min=0)
+    return RouterFigures(share, violation, (loads == 0).sum(-1))
 
 
 def sequence_balance_loss(routing: Routing, lengths: Tensor) -> Tensor:
