@@ -15,7 +15,7 @@ CHUNK_BYTES, MIN_CHUNK_TOKENS = 2**24, 256
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the fullest rank, at the end of the forward pass of a micro-batch that is not the step's first."""
+    """Bytes on the fullest rank at the fullest moment, in a micro-batch that is not the step's first."""
 
     weights: float
     """Float32 weights, this rank's shard."""
@@ -24,9 +24,11 @@ class Memory:
     optimizer: float
     """Momentum of matrices; mean and square of the rest."""
     activations: float
-    """What the forward pass keeps, and what one block needs to go back through it."""
+    """What the forward pass keeps."""
     head: float
-    """Logits of a chunk, and the gradients that the losses form in the forward pass."""
+    """Gradients of the output head, which the losses form in the forward pass."""
+    working: float
+    """Logits of a chunk, or what one block needs to go back, whichever is more."""
     gathered: float
     """Weights of two blocks and of the embedding and head in the type of computation, gradients of one block."""
     reserved: float
@@ -57,8 +59,11 @@ def peak_memory(
         weights=FLOAT32 * (matrices + rest),
         gradients=FLOAT32 * (matrices + rest),
         optimizer=FLOAT32 * (matrices + 2 * rest),
-        activations=tokens * (in_flight * kept + _backward_of_block(model, load, layout.tensor)),
-        head=_head(model, tokens, load, layout.tensor),
+        activations=tokens * in_flight * kept,
+        head=(1 + model.num_nextn_predict_layers) * model.vocab_size / layout.tensor * model.hidden_size * FLOAT32,
+        working=max(
+            _logits(model, tokens, load, layout.tensor), tokens * _backward_of_block(model, load, layout.tensor)
+        ),
         gathered=0.0 if layout.num_ranks == 1 else _gathered(counts, layout, load),
         reserved=assumptions.reserved_gb * 1e9,
     )
@@ -100,12 +105,11 @@ def _backward_of_block(model: GlmConfig, load: Load, tensor: int) -> float:
     return again + on_the_way * load.width
 
 
-def _head(model: GlmConfig, tokens: float, load: Load, tensor: int) -> float:
-    """Float32 logits of a chunk with one copy in the type of computation; a gradient of the head for each loss."""
+def _logits(model: GlmConfig, tokens: float, load: Load, tensor: int) -> float:
+    """Of a chunk, in float32 and in the type of computation."""
     vocabulary = model.vocab_size / tensor
     chunk = min(tokens, max(MIN_CHUNK_TOKENS, CHUNK_BYTES / (FLOAT32 * vocabulary)))
-    losses = 1 + model.num_nextn_predict_layers
-    return chunk * vocabulary * (FLOAT32 + load.width) + losses * vocabulary * model.hidden_size * FLOAT32
+    return chunk * vocabulary * (FLOAT32 + (load.width if load.width != FLOAT32 else 0))
 
 
 def _gathered(counts: ParameterCounts, layout: ParallelConfig, load: Load) -> float:
