@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glmcore.cli.recipes import load_recipe
 from glmcore.cli.verb import add_verb
-from glmcore.errors import ConfigError
 
 if TYPE_CHECKING:
     from glmcore.recipe import Recipe
@@ -58,18 +58,6 @@ def _add_settings(parser: argparse.ArgumentParser, command: Any) -> None:
     parser.set_defaults(command=command, resumable=True)
 
 
-def _load_recipe(settings: list[str], default: str | None = None, extra: list[str] | None = None) -> "Recipe":
-    from glmcore.recipe import Recipe, find_recipe
-
-    files = [setting for setting in settings if "=" not in setting]
-    overrides = [setting for setting in settings if "=" in setting]
-    if not files:
-        if default is None:
-            raise ConfigError("no recipe given: name a TOML file or a packaged recipe such as nano")
-        files = [default]
-    return Recipe.load([find_recipe(file) for file in files], overrides + (extra or []))
-
-
 def _refuse_ranks(verb: str) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
@@ -78,7 +66,7 @@ def _refuse_ranks(verb: str) -> None:
 
 
 def _recipe_or_print(args: argparse.Namespace) -> "Recipe | None":
-    recipe = _load_recipe(args.settings)
+    recipe = load_recipe(args.settings)
     if not args.dry_run:
         return recipe
     if os.environ.get("RANK", "0") != "0":
@@ -91,7 +79,7 @@ def _recipe_or_print(args: argparse.Namespace) -> "Recipe | None":
 
 def _quickstart(args: argparse.Namespace) -> None:
     extra = [] if args.corpus is None else [f"corpus.path={json.dumps(str(Path(args.corpus).absolute()))}"]
-    recipe = _load_recipe(args.settings, default="nano", extra=extra)
+    recipe = load_recipe(args.settings, default="nano", extra=extra)
     _refuse_ranks("quickstart")
     from glmcore.quickstart import quickstart
 
