@@ -4,7 +4,7 @@ use crate::buffer::Buffer;
 use crate::stats::{GroupInfo, RunningRollout, Stats};
 use crate::tasks::TaskStats;
 use crate::trajectory::Rollout;
-use crate::{Error, RolloutId, frame, order};
+use crate::{Error, GroupId, RolloutId, frame, order};
 
 impl Buffer {
     /// A line about each group that has not been consumed, in the order of admission.
@@ -29,13 +29,15 @@ impl Buffer {
         Ok(inner.state.running_rollouts())
     }
 
-    /// A copy of a rollout as it is now.
+    /// A copy of a rollout as it is now, with its group and its task.
     ///
     /// # Errors
     ///
     /// [`Error::NoSuchRollout`].
-    pub fn rollout(&self, rollout: RolloutId) -> Result<Rollout, Error> {
-        Ok(self.lock().state.rollout(rollout)?.1.clone())
+    pub fn rollout(&self, rollout: RolloutId) -> Result<(GroupId, String, Rollout), Error> {
+        let inner = self.lock();
+        let (held, rollout) = inner.state.rollout(rollout)?;
+        Ok((held.group.id, held.group.task.clone(), rollout.clone()))
     }
 
     /// Counts.

@@ -96,7 +96,7 @@ pub(crate) fn dump(buffer: &Buffer) -> Dump {
     assert_eq!(stats.consumed_groups, consumed.iter().map(|(_, groups)| groups.len() as u64).sum());
     let lines = buffer.groups().unwrap().into_iter().map(|info| {
         let rollout = |id| {
-            let rollout = buffer.rollout(id).unwrap();
+            let (_, _, rollout) = buffer.rollout(id).unwrap();
             assert_eq!(
                 rollout.versions,
                 vec![i32::try_from(info.policy_version).unwrap(); rollout.ids.len()]
