@@ -104,13 +104,18 @@ impl Schedule {
         self.seen = 0;
     }
 
-    /// The clock if the trainer is at `version` at least.
+    /// The clock if the trainer is at `version` at least: at the next version of a batch, k apart from the last.
     fn clock(&self, version: u64) -> Clock {
         match self.taken.last_key_value() {
             Some((&last, &taken)) if last >= version => {
                 Clock { version: last, left: self.groups_per_step.saturating_sub(taken) }
             }
-            _ => Clock { version, left: self.groups_per_step },
+            Some((&last, _)) => {
+                let batches = (version - last).div_ceil(self.updates_per_step);
+                let version = last.saturating_add(batches.saturating_mul(self.updates_per_step));
+                Clock { version, left: self.groups_per_step }
+            }
+            None => Clock { version, left: self.groups_per_step },
         }
     }
 
@@ -156,8 +161,11 @@ impl Schedule {
     /// [`Error::Stale`] if a group is too old already, [`Error::TooFewGroups`] if more have to go.
     pub(crate) fn plan(&self, wanted: usize, version: u64) -> Result<Plan, Error> {
         let mut clock = self.clock(version);
-        if clock.version == version {
-            clock.left = clock.left.saturating_sub(wanted as u64);
+        if clock.version >= version
+            && self.taken.last_key_value().is_none_or(|(&last, _)| last <= version)
+        {
+            // The batch of now; one before the last adds to what was taken then and leaves the clock.
+            clock = Clock { version, left: clock.left.saturating_sub(wanted as u64) };
         }
         let (mut due_so_far, mut needs) = (0_u64, Vec::with_capacity(self.dues.len()));
         for (&due, &count) in &self.dues {

@@ -276,6 +276,9 @@ impl Twin {
     }
 
     fn admit(&mut self, buffer: &Buffer, rollouts: u32, task: u8) -> Result<(), TestCaseError> {
+        if self.unresolved {
+            return Ok(()); // the version of the trainer is not known
+        }
         let held: usize = self.groups.values().map(|group| group.rollouts.len()).sum();
         let mut versions: Vec<u64> =
             self.waiting().iter().map(|id| self.groups[id].version).collect();
