@@ -216,7 +216,7 @@ class TrajectoryBuffer:
         order: Order = "deadline",
         capacity_tokens: int | None = None,
         pass_reward: float = 1.0,
-        segment_bytes: int = 64 << 20,
+        segment_bytes: int = 16 << 20,
     ) -> Self:
         """Open the buffer in a directory, or a new one in memory for `:memory:`.
 

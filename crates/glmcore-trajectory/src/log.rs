@@ -1,6 +1,8 @@
 //! The files of a buffer: segments of records, how far they are on disk, and the order of consumption.
 //!
 //! - `segment-NNNNNNNN.log`: records ([`frame`]), appended only. A segment is on disk as a whole before the next begins.
+//! - `spare-NNNNNNNN`: a segment that is not needed and becomes the next one: writing over what the system has in its
+//!   cache costs a fraction of making a file grow. Its old records are of another segment, so they are never read.
 //! - `synced`: segment and offset up to which the log was on disk at the last commit, with a checksum. It is written
 //!   after each commit and never waited for, so it may lag after a power cut but is never ahead.
 //! - `order.log`: what was consumed in which order ([`crate::order`]); on disk before the acknowledgement that names it.
@@ -16,6 +18,9 @@ use std::path::{Path, PathBuf};
 use crate::event::Event;
 use crate::state::Place;
 use crate::{Error, frame};
+
+/// Segments kept for being written over.
+const MAX_SPARES: usize = 4;
 
 /// Bytes of one segment, in order.
 #[derive(Debug)]
@@ -39,6 +44,7 @@ pub(crate) struct Files {
     size: u64,
     synced: File,
     order: File,
+    spares: Vec<PathBuf>,
     /// Held, and so locked, as long as the log is open.
     _lock: File,
 }
@@ -55,7 +61,7 @@ impl Files {
         let synced_path = directory.join("synced");
         let mut synced = open_file(&synced_path)?;
         let (synced_segment, synced_offset) = read_synced(&mut synced).unwrap_or((0, 0));
-        let numbers = list_segments(directory)?;
+        let numbers = list(directory, "segment-", ".log")?;
         let mut segments = Vec::with_capacity(numbers.len() + 1);
         let mut order_bytes = 0;
         for (place, &number) in numbers.iter().enumerate() {
@@ -93,9 +99,13 @@ impl Files {
         }
         let Segment { number: segment, bytes: size } = segments[segments.len() - 1];
         let order = open_order(directory, order_bytes)?;
-        let file = open_segment(directory, segment)?;
+        let mut file = open_segment(directory, segment, None)?;
+        let path = segment_path(directory, segment);
+        file.seek(SeekFrom::Start(size)).map_err(|source| io_error(&path, source))?;
+        let spares = list(directory, "spare-", "")?;
+        let spares = spares.into_iter().map(|number| spare_path(directory, number)).collect();
         let directory = directory.to_owned();
-        let mut files = Self { directory, segment, file, size, synced, order, _lock: lock };
+        let mut files = Self { directory, segment, file, size, synced, order, spares, _lock: lock };
         files.sync()?; // what a crash left beyond the last commit is now acted upon
         Ok((files, segments))
     }
@@ -116,8 +126,10 @@ impl Files {
         }
         for chunk in chunks {
             if chunk.segment != self.segment {
+                let path = segment_path(&self.directory, self.segment);
+                self.file.set_len(self.size).map_err(|source| io_error(&path, source))?;
                 self.sync()?;
-                self.file = open_segment(&self.directory, chunk.segment)?;
+                self.file = open_segment(&self.directory, chunk.segment, self.spares.pop())?;
                 (self.segment, self.size) = (chunk.segment, 0);
             }
             if let Err(source) = self.file.write_all(&chunk.bytes) {
@@ -142,14 +154,24 @@ impl Files {
         written.map_err(|source| io_error(&self.directory.join("synced"), source))
     }
 
-    /// Removes a segment that nothing needs.
-    pub(crate) fn remove(&self, segment: u64) -> Result<(), Error> {
+    /// Lets a segment go that nothing needs.
+    pub(crate) fn remove(&mut self, segment: u64) -> Result<(), Error> {
         let path = segment_path(&self.directory, segment);
+        let spare = spare_path(&self.directory, segment);
+        let is_wanted = self.spares.len() < MAX_SPARES;
         let remove = || {
-            fs::remove_file(&path)?;
+            if is_wanted {
+                fs::rename(&path, &spare)?
+            } else {
+                fs::remove_file(&path)?
+            }
             File::open(&self.directory)?.sync_all() // or a later one could be gone and this one back
         };
-        remove().map_err(|source| io_error(&path, source))
+        remove().map_err(|source| io_error(&path, source))?;
+        if is_wanted {
+            self.spares.push(spare);
+        }
+        Ok(())
     }
 
     /// The record of the order.
@@ -186,21 +208,26 @@ fn read_synced(file: &mut File) -> Option<(u64, u64)> {
     ))
 }
 
-fn list_segments(directory: &Path) -> Result<Vec<u64>, Error> {
+/// Numbers in the names of files, rising.
+fn list(directory: &Path, prefix: &str, suffix: &str) -> Result<Vec<u64>, Error> {
     let entries = fs::read_dir(directory).map_err(|source| io_error(directory, source))?;
-    let mut segments = Vec::new();
+    let mut numbers = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|source| io_error(directory, source))?;
         let name = entry.file_name().into_string().unwrap_or_default();
-        let number = name.strip_prefix("segment-").and_then(|rest| rest.strip_suffix(".log"));
-        segments.extend(number.and_then(|number| number.parse::<u64>().ok()));
+        let number = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix));
+        numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
     }
-    segments.sort_unstable();
-    Ok(segments)
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 fn segment_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("segment-{number:08}.log"))
+}
+
+fn spare_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("spare-{number:08}"))
 }
 
 fn open_file(path: &Path) -> Result<File, Error> {
@@ -208,10 +235,14 @@ fn open_file(path: &Path) -> Result<File, Error> {
     options.map_err(|source| io_error(path, source))
 }
 
-fn open_segment(directory: &Path, number: u64) -> Result<File, Error> {
+/// Opens a segment for writing at its beginning; a new one may be made of a spare one.
+fn open_segment(directory: &Path, number: u64, spare: Option<PathBuf>) -> Result<File, Error> {
     let path = segment_path(directory, number);
     let open = || {
-        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        if let Some(spare) = spare {
+            fs::rename(spare, &path)?;
+        }
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
         File::open(directory)?.sync_all()?;
         Ok(file)
     };

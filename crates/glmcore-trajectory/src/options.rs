@@ -51,7 +51,7 @@ impl Options {
             updates_per_step: 1,
             order: Order::default(),
             pass_reward: 1.0,
-            segment_bytes: 64 << 20,
+            segment_bytes: 16 << 20,
         }
     }
 

@@ -39,6 +39,11 @@ fn write_files(files: &Files) -> TempDir {
     directory
 }
 
+/// Bytes of the last segment that were on disk.
+fn synced(files: &Files) -> usize {
+    usize::try_from(u64::from_le_bytes(files["synced"][8..16].try_into().unwrap())).unwrap()
+}
+
 /// How the files may look if the machine stopped while `after` was being written, `before` being on disk.
 fn torn(before: &Files, after: &Files, cut: Index, garbage: &[u8]) -> Files {
     let is_segment = |name: &&String| name.starts_with("segment");
@@ -50,7 +55,7 @@ fn torn(before: &Files, after: &Files, cut: Index, garbage: &[u8]) -> Files {
         return if cut.index(2) == 0 { before.clone() } else { after.clone() };
     }
     let new: Vec<&String> = after.keys().filter(is_segment).filter(|name| **name >= last).collect();
-    let sure = before.get(&last).map_or(0, Vec::len);
+    let sure = synced(before);
     let written: usize = new.iter().map(|name| after[*name].len()).sum::<usize>() - sure;
     let mut left = sure + cut.index(written + 1);
     let mut last_written = last;
@@ -63,7 +68,12 @@ fn torn(before: &Files, after: &Files, cut: Index, garbage: &[u8]) -> Files {
             break;
         }
     }
-    files.entry(last_written).or_default().extend_from_slice(garbage);
+    // A segment that was written over still has what it had before.
+    let spare = before.iter().find(|(name, _)| name.starts_with("spare")).map(|(_, bytes)| bytes);
+    let stale = before.get(&last_written).or(spare).cloned().unwrap_or_default();
+    let end = files.entry(last_written).or_default();
+    end.extend_from_slice(garbage);
+    end.extend_from_slice(stale.get(end.len()..).unwrap_or(&[]));
     files
 }
 
@@ -170,6 +180,9 @@ proptest! {
         run.buffer.as_ref().unwrap().flush().unwrap();
         let mut files = read_files(run.directory.path());
         let names: Vec<String> = files.keys().filter(|name| name.starts_with("segment")).cloned().collect();
+        let last = &names[names.len() - 1];
+        let end = synced(&files);
+        files.get_mut(last).unwrap().truncate(end);
         let total: usize = names.iter().map(|name| files[name].len()).sum();
         let mut at = at.index(total);
         for name in names {
