@@ -42,6 +42,9 @@ impl PyTrajectoryBuffer {
 /// Group, version at admission, due version, rollouts, ended rollouts, state, task.
 type GroupLine = (u64, u64, u64, usize, usize, &'static str, String);
 
+/// Attempts, passes, failures and sum of rewards of a task.
+type Counts = (u64, u64, u64, f64);
+
 /// Rollout, its end (a reward or why it failed), and runs of tokens of one version.
 type TakenRolloutLine = (u64, Option<f64>, Option<String>, Vec<(u64, u64)>);
 
@@ -298,12 +301,12 @@ impl PyTrajectoryBuffer {
     }
 
     /// Attempts, passes, failures and sum of rewards of a task, or None.
-    fn task_stats(&self, task: &str) -> PyResult<Option<(u64, u64, u64, f64)>> {
+    fn task_stats(&self, task: &str) -> PyResult<Option<Counts>> {
         Ok(self.buffer()?.task_stats(task).map(counts))
     }
 
     /// The same of all tasks.
-    fn tasks(&self) -> PyResult<Vec<(String, (u64, u64, u64, f64))>> {
+    fn tasks(&self) -> PyResult<Vec<(String, Counts)>> {
         let tasks = self.buffer()?.tasks().into_iter();
         Ok(tasks.map(|(task, stats)| (task, counts(stats))).collect())
     }
@@ -339,7 +342,7 @@ fn taken_group(group: glmcore_trajectory::TakenGroup) -> TakenGroupLine {
     (group.id, group.task, group.policy_version, rollouts)
 }
 
-fn counts(stats: glmcore_trajectory::TaskStats) -> (u64, u64, u64, f64) {
+fn counts(stats: glmcore_trajectory::TaskStats) -> Counts {
     (stats.attempts, stats.passes, stats.failures, stats.reward_sum)
 }
 

@@ -17,7 +17,7 @@ impl State {
         if num_rollouts == 0 {
             return Err(Error::EmptyGroup);
         }
-        self.check_version(policy_version)?;
+        check_version(policy_version)?;
         if self.num_rollouts + num_rollouts as usize > self.options.capacity {
             let (what, held, wanted) = ("rollouts", self.num_rollouts as u64, num_rollouts.into());
             let capacity = self.options.capacity as u64;
@@ -57,10 +57,6 @@ impl State {
         self.schedule.room(policy_version)
     }
 
-    fn check_version(&self, version: u64) -> Result<i32, Error> {
-        i32::try_from(version).map_err(|_| Error::Version(version))
-    }
-
     /// Tokens for a running rollout. None may be older than the group's admission, or it would be due too late.
     pub(crate) fn check_append<'a>(
         &mut self,
@@ -68,7 +64,7 @@ impl State {
         tokens: &Tokens<'a>,
     ) -> Result<Append<'a>, Error> {
         tokens.check()?;
-        let version = self.check_version(tokens.policy_version)?;
+        let version = check_version(tokens.policy_version)?;
         let (held, running) = self.running(rollout)?;
         let admitted = held.group.policy_version;
         let latest = running.versions.last().and_then(|&version| u64::try_from(version).ok());
@@ -279,4 +275,9 @@ impl State {
         self.running(rollout)?;
         Ok(Event::End { rollout, outcome: Cow::Owned(outcome), extra: extra.to_vec().into() })
     }
+}
+
+/// A version as it is kept.
+fn check_version(version: u64) -> Result<i32, Error> {
+    i32::try_from(version).map_err(|_| Error::Version(version))
 }

@@ -42,6 +42,9 @@ impl Writer<'_> {
     }
 }
 
+/// A number that may be missing.
+pub(crate) struct Limit(pub(crate) Option<u64>);
+
 /// Takes values from bytes; `None` where they end too early or are none.
 pub(crate) struct Reader<'a> {
     pub(crate) rest: &'a [u8],
@@ -78,8 +81,9 @@ impl<'a> Reader<'a> {
         Some(bytemuck::pod_collect_to_vec(bytes))
     }
 
-    pub(crate) fn option(&mut self) -> Option<Option<u64>> {
-        self.u64().map(|value| (value != u64::MAX).then_some(value))
+    /// The largest number as nothing: the other side of [`Writer::option`].
+    pub(crate) fn option(&mut self) -> Option<Limit> {
+        self.u64().map(|value| Limit((value != u64::MAX).then_some(value)))
     }
 
     pub(crate) fn pairs<C: FromIterator<(u64, u64)>>(&mut self) -> Option<C> {

@@ -32,8 +32,9 @@ pub(crate) fn compact(state: &mut State, journal: &mut Journal) {
             state.held.get_mut(&id).expect("it is held").place = place;
         }
         for task in tasks {
-            let stats = state.tasks[&task].stats;
-            let place = journal.record(state, &Event::Task { task: Cow::Borrowed(&task), stats });
+            let counts =
+                Event::Task { task: Cow::Borrowed(&task), stats: state.tasks[&task].stats };
+            let place = journal.record(state, &counts);
             state.tasks.get_mut(&task).expect("it is known").segment = place.segment;
         }
         journal.drop_oldest();

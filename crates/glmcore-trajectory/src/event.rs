@@ -165,7 +165,7 @@ impl Event<'_> {
             8 => Event::Ack(Cow::Owned(Ack {
                 leases: from.array()?,
                 groups: from.array()?,
-                clock: decode_clock(&mut from)?,
+                clock: from.pairs::<Vec<_>>()?.pop(),
                 order_bytes: from.u64()?,
                 staleness: from.pairs()?,
             })),
@@ -203,7 +203,7 @@ fn decode_totals(from: &mut Reader<'_>) -> Option<Totals> {
         next_lease: from.u64()?,
         consumed_groups: from.u64()?,
         failed_rollouts: from.u64()?,
-        clock: decode_clock(from)?,
+        clock: from.pairs::<Vec<_>>()?.pop(),
         order_bytes: from.u64()?,
         staleness: from.pairs()?,
         prepared: (0..from.len()?).map(|_| decode_lent(from)).collect::<Option<_>>()?,
@@ -212,10 +212,6 @@ fn decode_totals(from: &mut Reader<'_>) -> Option<Totals> {
 
 fn encode_clock(out: &mut Writer<'_>, clock: Option<(u64, u64)>) {
     out.pairs(clock.into_iter());
-}
-
-fn decode_clock(from: &mut Reader<'_>) -> Option<Option<(u64, u64)>> {
-    from.pairs::<Vec<_>>().map(|pairs| pairs.first().copied())
 }
 
 fn encode_lent(out: &mut Writer<'_>, checkpoint: &str, leases: &[Lent]) {
@@ -288,8 +284,8 @@ fn decode_group(from: &mut Reader<'_>) -> Option<Group> {
         task: from.text()?.to_owned(),
         policy_version: from.u64()?,
         priority: from.u64()?.cast_signed(),
-        max_tokens: from.option()?,
-        rollout_timeout: from.option()?.map(Duration::from_micros),
+        max_tokens: from.option()?.0,
+        rollout_timeout: from.option()?.0.map(Duration::from_micros),
         rollouts: (0..from.len()?).map(|_| decode_rollout(from)).collect::<Option<_>>()?,
     })
 }

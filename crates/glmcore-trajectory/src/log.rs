@@ -161,9 +161,9 @@ impl Files {
         let is_wanted = self.spares.len() < MAX_SPARES;
         let remove = || {
             if is_wanted {
-                fs::rename(&path, &spare)?
+                fs::rename(&path, &spare)?;
             } else {
-                fs::remove_file(&path)?
+                fs::remove_file(&path)?;
             }
             File::open(&self.directory)?.sync_all() // or a later one could be gone and this one back
         };

@@ -63,7 +63,7 @@ fn torn(before: &Files, after: &Files, cut: Index, garbage: &[u8]) -> Files {
         let bytes = &after[name][..left.min(after[name].len())];
         left -= bytes.len();
         files.insert(name.clone(), bytes.to_vec());
-        last_written = name.clone();
+        last_written.clone_from(name);
         if left == 0 {
             break;
         }
@@ -101,7 +101,7 @@ impl Run {
                 self.buffer = None;
                 let mut twin = self.twins[self.twins.len() - 1].clone();
                 twin.restart();
-                self.reopen(vec![twin], None)
+                self.reopen(&[twin], None)
             }
             Call::Crash { cut, garbage } => {
                 let [(before, sure), (after, _)] = &self.commits;
@@ -111,8 +111,8 @@ impl Run {
                     twin.restart();
                     twin
                 };
-                let possible = self.twins[*sure..].iter().map(restarted).collect();
-                self.reopen(possible, Some(&files))
+                let possible: Vec<Twin> = self.twins[*sure..].iter().map(restarted).collect();
+                self.reopen(&possible, Some(&files))
             }
             call => {
                 let mut twin = self.twins[self.twins.len() - 1].clone();
@@ -130,7 +130,7 @@ impl Run {
     }
 
     /// Opens the buffer, from other files if given, and finds out which of the possible twins it is.
-    fn reopen(&mut self, possible: Vec<Twin>, files: Option<&Files>) -> Result<(), TestCaseError> {
+    fn reopen(&mut self, possible: &[Twin], files: Option<&Files>) -> Result<(), TestCaseError> {
         if let Some(files) = files {
             let directory = write_files(files);
             self.buffer = None;

@@ -27,6 +27,12 @@ fn finish(buffer: &Buffer, group: u64) {
     buffer.finish(rollout, 1.0, "stop", b"", Commit::Later).unwrap();
 }
 
+fn finish_all(buffer: &Buffer, groups: &[u64]) {
+    for &group in groups {
+        finish(buffer, group);
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Setup {
     options: Options,
@@ -67,7 +73,7 @@ proptest! {
         for step in 0.. {
             for turn in 0..if batches < 30 { eagerness } else { 0 } {
                 let sampled = version.saturating_sub(lags[(step + turn) % lags.len()]);
-                if let Ok(group) = admit(&buffer, sampled, (step % 3) as i64) {
+                if let Ok(group) = admit(&buffer, sampled, i64::from(step % 3 == 0)) {
                     sample(&buffer, group, sampled);
                     admitted.push((group, sampled));
                     running.insert(group, durations[admitted.len() % durations.len()]);
@@ -78,7 +84,9 @@ proptest! {
                 finish(&buffer, group);
                 running.remove(&group);
             }
-            running.values_mut().for_each(|left| *left -= 1);
+            for left in running.values_mut() {
+                *left -= 1;
+            }
             // Never an error: the trainer takes whole batches at rising versions.
             if let Some(lease) = buffer.take(options.groups_per_step, version, NO_TIME).unwrap() {
                 for group in &lease.groups {
@@ -149,10 +157,10 @@ fn fast_groups_pass_slow_ones_until_these_are_due() {
     let buffer = two_a_step(1, Order::Deadline);
     let slow = admit(&buffer, 0, 0).unwrap();
     let fast: Vec<u64> = (0..3).map(|_| admit(&buffer, 0, 0).unwrap()).collect();
-    fast.iter().for_each(|&group| finish(&buffer, group));
+    finish_all(&buffer, &fast);
     assert_eq!(ids(buffer.take(2, 0, NO_TIME).unwrap()), Some(vec![fast[0], fast[1]]));
     let newer: Vec<u64> = (0..2).map(|_| admit(&buffer, 1, 0).unwrap()).collect();
-    newer.iter().for_each(|&group| finish(&buffer, group));
+    finish_all(&buffer, &newer);
     assert_eq!(ids(buffer.take(2, 1, NO_TIME).unwrap()), None); // the batch of version 1 waits for the slow group
     finish(&buffer, slow);
     assert_eq!(ids(buffer.take(2, 1, NO_TIME).unwrap()), Some(vec![slow, fast[2]]));
@@ -162,7 +170,7 @@ fn fast_groups_pass_slow_ones_until_these_are_due() {
 fn first_in_first_out_depends_on_no_timing() {
     let buffer = two_a_step(2, Order::Fifo);
     let groups: Vec<u64> = (0..4).map(|_| admit(&buffer, 0, 0).unwrap()).collect();
-    groups[1..].iter().for_each(|&group| finish(&buffer, group));
+    finish_all(&buffer, &groups[1..]);
     assert_eq!(ids(buffer.take(2, 0, NO_TIME).unwrap()), None);
     finish(&buffer, groups[0]);
     assert_eq!(ids(buffer.take(2, 0, NO_TIME).unwrap()), Some(groups[..2].to_vec()));
@@ -173,7 +181,7 @@ fn priority_goes_first_but_never_at_the_cost_of_age() {
     let buffer = two_a_step(1, Order::Priority);
     let groups: Vec<u64> =
         [0, 5, 9, 7].map(|priority| admit(&buffer, 0, priority).unwrap()).to_vec();
-    groups.iter().for_each(|&group| finish(&buffer, group));
+    finish_all(&buffer, &groups);
     assert_eq!(ids(buffer.take(2, 0, NO_TIME).unwrap()), Some(groups[2..].to_vec()));
     let late = admit(&buffer, 1, 100).unwrap();
     finish(&buffer, late);
@@ -200,7 +208,7 @@ fn updates_within_a_batch_count() {
 fn a_trainer_that_leaves_its_pace_is_refused_before_anything_is_too_old() {
     let buffer = two_a_step(1, Order::Deadline);
     let groups: Vec<u64> = (0..4).map(|_| admit(&buffer, 0, 0).unwrap()).collect();
-    groups.iter().for_each(|&group| finish(&buffer, group));
+    finish_all(&buffer, &groups);
     let error = buffer.take(1, 1, NO_TIME).unwrap_err().to_string();
     assert!(error.contains("1 groups are too few at version 1: 3 have to be taken"), "{error}");
     let error = buffer.take(2, 2, NO_TIME).unwrap_err().to_string();
@@ -214,7 +222,7 @@ fn a_trainer_that_leaves_its_pace_is_refused_before_anything_is_too_old() {
 fn consumers_may_share_a_batch() {
     let buffer = two_a_step(0, Order::Deadline);
     let groups: Vec<u64> = (0..2).map(|_| admit(&buffer, 0, 0).unwrap()).collect();
-    groups.iter().for_each(|&group| finish(&buffer, group));
+    finish_all(&buffer, &groups);
     assert_eq!(ids(buffer.take(1, 0, NO_TIME).unwrap()), Some(vec![groups[0]]));
     assert_eq!(ids(buffer.take(1, 0, NO_TIME).unwrap()), Some(vec![groups[1]]));
     admit(&buffer, 0, 0).unwrap_err();
@@ -225,14 +233,14 @@ fn exactly_the_groups_of_a_recorded_order_can_be_taken() {
     let buffer = two_a_step(1, Order::Deadline);
     let groups: Vec<u64> = (0..3).map(|_| admit(&buffer, 0, 0).unwrap()).collect();
     assert_eq!(ids(buffer.take_these(&groups[1..], 0, NO_TIME).unwrap()), None);
-    groups.iter().for_each(|&group| finish(&buffer, group));
+    finish_all(&buffer, &groups);
     assert_eq!(
         ids(buffer.take_these(&groups[1..], 0, NO_TIME).unwrap()),
         Some(groups[1..].to_vec())
     );
     assert!(matches!(buffer.take_these(&groups[1..], 0, NO_TIME), Err(Error::Leased(_))));
     let newer: Vec<u64> = (0..2).map(|_| admit(&buffer, 1, 0).unwrap()).collect();
-    newer.iter().for_each(|&group| finish(&buffer, group));
+    finish_all(&buffer, &newer);
     assert!(matches!(
         buffer.take_these(&newer, 1, NO_TIME),
         Err(Error::OthersAreDue { version: 1 })

@@ -212,17 +212,17 @@ impl Twin {
         match *call {
             Call::Admit { rollouts, task } => self.admit(buffer, rollouts, task)?,
             Call::Append { rollout, len, ends_turn } => {
-                self.append(buffer, rollout, len, ends_turn)?
+                self.append(buffer, rollout, len, ends_turn)?;
             }
             Call::Finish { rollout, reward, wait } => {
                 let reward = f64::from(u8::from(reward));
                 let outcome = Outcome::Finished { reward, reason: "stop".into() };
                 let commit = if wait { Commit::Wait } else { Commit::Later };
-                self.end(rollout, outcome, |id| buffer.finish(id, reward, "stop", b"", commit))?;
+                self.end(rollout, &outcome, |id| buffer.finish(id, reward, "stop", b"", commit))?;
             }
             Call::Fail { rollout } => {
                 let outcome = Outcome::Failed { reason: "why".into() };
-                self.end(rollout, outcome, |id| buffer.fail(id, "why", Commit::Later))?;
+                self.end(rollout, &outcome, |id| buffer.fail(id, "why", Commit::Later))?;
             }
             Call::Restart { rollout } => {
                 let Some(place) = self.rollout(rollout) else { return Ok(()) };
@@ -331,7 +331,7 @@ impl Twin {
     fn end(
         &mut self,
         rollout: Index,
-        outcome: Outcome,
+        outcome: &Outcome,
         call: impl Fn(u64) -> Result<(), Error>,
     ) -> Result<(), TestCaseError> {
         let Some(place) = self.rollout(rollout) else { return Ok(()) };
@@ -350,7 +350,7 @@ impl Twin {
         let stats = self.tasks.entry(task).or_default();
         if let Outcome::Finished { reward, .. } = outcome {
             stats.attempts += 1;
-            stats.passes += u64::from(reward >= 1.0);
+            stats.passes += u64::from(*reward >= 1.0);
             stats.reward_sum += reward;
         } else {
             stats.failures += 1;
