@@ -1,7 +1,9 @@
+import re
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,3 +255,11 @@ def test_a_full_disk_stops_it_with_an_error_and_loses_nothing_acknowledged(tmp_p
         for sample in buffer.take(len(ready), 0).samples():
             assert sample.ids.tolist() == list(range(sample.rollout_id, sample.rollout_id + 50))
         buffer.admit("goes on", 1, 0)
+
+
+def test_the_python_of_the_guide_runs(tmp_path, monkeypatch, capsys):
+    guide = Path(__file__).parents[1] / "docs" / "trajectory.md"
+    [code] = re.findall(r"```python\n(.*?)```", guide.read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "trajectory.md", "exec"), {})
+    assert "{0: 4} 1.0" in capsys.readouterr().out
