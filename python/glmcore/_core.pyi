@@ -19,6 +19,7 @@ __all__ = [
     "CoreConversation",
     "CoreDecontaminator",
     "CoreDraws",
+    "CoreLease",
     "CoreMegatronWriter",
     "CoreQualityClassifier",
     "CoreReplyParser",
@@ -556,17 +557,75 @@ class CoreBestFitStream:
 
 # ---- trajectory -----------------------------------------------------------------------------------
 
+_SampleRow: TypeAlias = tuple[
+    int,
+    int,
+    str,
+    npt.NDArray[np.int32],
+    npt.NDArray[np.uint8],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.int32],
+    float,
+    str | None,
+    str | None,
+    npt.NDArray[np.int32],
+    bytes,
+]
+_TakenRollout: TypeAlias = tuple[int, float | None, str | None, list[tuple[int, int]]]
+_TakenGroup: TypeAlias = tuple[int, str, int, list[_TakenRollout]]
+
+@final
+class CoreLease:
+    """Groups handed out for training."""
+
+    @property
+    def id(self) -> int:
+        """Its number."""
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the trainer that took it."""
+
+    @property
+    def group_ids(self) -> list[int]:
+        """Numbers of its groups."""
+
+    def samples(self) -> list[_SampleRow]:
+        """All rollouts, group by group."""
+
 @final
 class CoreTrajectoryBuffer:
     """The buffer of trajectories."""
 
     def __new__(
-        cls, directory: str | None, capacity: int, max_staleness: int, groups_per_step: int
+        cls,
+        directory: str | None,
+        capacity: int,
+        capacity_tokens: int | None,
+        max_staleness: int,
+        groups_per_step: int,
+        updates_per_step: int,
+        order: str,
+        pass_reward: float,
+        segment_bytes: int,
     ) -> CoreTrajectoryBuffer:
         """The buffer in a directory, or in memory for None."""
 
-    def admit(self, task: str, num_rollouts: int, policy_version: int) -> int:
-        """Make a group of rollouts of one task; gives its number."""
+    def admit(
+        self,
+        task: str,
+        num_rollouts: int,
+        policy_version: int,
+        priority: int,
+        max_tokens: int | None,
+        rollout_timeout: float | None,
+        timeout: float | None,
+        sync: bool,
+    ) -> int:
+        """Make a group of rollouts of one task; gives its number. Waits for room up to `timeout` seconds."""
+
+    def room(self, policy_version: int) -> int:
+        """How many groups of a version would not be refused for their age."""
 
     def rollouts(self, group_id: int) -> list[int]:
         """Numbers of a group's rollouts."""
@@ -578,53 +637,68 @@ class CoreTrajectoryBuffer:
         loss_mask: npt.NDArray[np.uint8],
         logprobs: npt.NDArray[np.float32],
         policy_version: int,
+        ends_turn: bool,
     ) -> None:
         """Add tokens to a running rollout."""
 
-    def finish(self, rollout_id: int, reward: float, finish_reason: str) -> None:
+    def finish(self, rollout_id: int, reward: float, finish_reason: str, extra: bytes, sync: bool) -> None:
         """End a rollout with a reward."""
 
-    def fail(self, rollout_id: int, reason: str) -> None:
+    def fail(self, rollout_id: int, reason: str, sync: bool) -> None:
         """End a rollout that cannot go on."""
+
+    def restart(self, rollout_id: int) -> None:
+        """Drop the tokens of a running rollout."""
+
+    def set_timeout(self, rollout_id: int, timeout: float | None) -> None:
+        """Let a running rollout fail if it has not ended in so many seconds from now."""
 
     def discard(self, group_id: int) -> None:
         """Forget a group that is not leased."""
 
     def take(
-        self, num_groups: int, policy_version: int, timeout: float | None
-    ) -> (
-        list[
-            tuple[
-                int,
-                int,
-                str,
-                npt.NDArray[np.int32],
-                npt.NDArray[np.uint8],
-                npt.NDArray[np.float32],
-                npt.NDArray[np.int32],
-                float,
-                str | None,
-                str | None,
-            ]
-        ]
-        | None
-    ):
-        """Lease the oldest groups once complete; None if they are not after `timeout` seconds."""
+        self, num_groups: int, policy_version: int, timeout: float | None, group_ids: list[int] | None
+    ) -> CoreLease | None:
+        """Lease a batch once complete, or exactly these groups; None if there is none after `timeout` seconds."""
 
-    def ack(self, group_ids: list[int]) -> None:
-        """Make the consumption of leased groups durable."""
+    def prepare(self, lease_ids: list[int], checkpoint: str) -> None:
+        """State that the checkpoint that is about to be completed contains these leases."""
 
-    def release(self, group_ids: list[int]) -> None:
-        """Give leased groups back."""
+    def ack(self, lease_ids: list[int], checkpoint: str | None) -> None:
+        """Make the consumption of leases durable."""
 
-    def groups(self) -> list[tuple[int, int, int, int, str, str]]:
+    def release(self, lease_ids: list[int]) -> None:
+        """Give leases back."""
+
+    def recover(self, checkpoint: str | None, policy_version: int | None) -> None:
+        """Go on from a checkpoint: leases that it contains are consumed, all others given back."""
+
+    def flush(self) -> None:
+        """Wait until everything is on disk."""
+
+    def groups(self) -> list[tuple[int, int, int, int, int, str, str]]:
         """A line about each group that has not been consumed."""
 
-    def stats(self) -> list[tuple[str, int]]:
-        """Counts by name."""
+    def running(self) -> list[tuple[int, int, int, str]]:
+        """Rollout, group, tokens so far and task of each rollout that has not ended."""
+
+    def sample(self, rollout_id: int) -> _SampleRow:
+        """A copy of a rollout as it is now."""
+
+    def stats(self) -> tuple[list[tuple[str, int]], list[tuple[int, int]]]:
+        """Counts by name, and trained tokens by staleness."""
+
+    def task_stats(self, task: str) -> tuple[int, int, int, float] | None:
+        """Attempts, passes, failures and sum of rewards of a task, or None."""
+
+    def tasks(self) -> list[tuple[str, tuple[int, int, int, float]]]:
+        """The same of all tasks."""
+
+    def order(self) -> list[tuple[int, str, list[_TakenGroup]]]:
+        """Version, checkpoint and groups of each consumed lease, in order."""
 
     def close(self) -> None:
-        """Let the directory go. Further calls are errors."""
+        """Let the directory go once everything is on disk. Further calls are errors."""
 
 # ---- checksum -------------------------------------------------------------------------------------
 

@@ -25,6 +25,14 @@ class TrajectoryError(GlmcoreError, RuntimeError):
     """The trajectory buffer refuses a call or its log is damaged."""
 
 
+class BufferFullError(TrajectoryError):
+    """The trajectory buffer has no room for a group: wait until others are consumed."""
+
+
+class StaleError(TrajectoryError):
+    """A group might be trained on when it is too old: sample it from newer weights."""
+
+
 class Fp8Error(GlmcoreError, ValueError):
     """A tensor cannot be quantised or dequantised."""
 

@@ -1,9 +1,11 @@
 //! The only place where a Rust error becomes a Python exception.
 
+pyo3::import_exception!(glmcore.errors, BufferFullError);
 pyo3::import_exception!(glmcore.errors, DataError);
 pyo3::import_exception!(glmcore.errors, Fp8Error);
 pyo3::import_exception!(glmcore.errors, PackingError);
 pyo3::import_exception!(glmcore.errors, RequestError);
+pyo3::import_exception!(glmcore.errors, StaleError);
 pyo3::import_exception!(glmcore.errors, TokenizerError);
 pyo3::import_exception!(glmcore.errors, TrajectoryError);
 
@@ -29,5 +31,15 @@ raise_as! {
     glmcore_fp8::Error => Fp8Error,
     glmcore_packing::Error => PackingError,
     glmcore_tokenizer::Error => TokenizerError,
-    glmcore_trajectory::Error => TrajectoryError,
+}
+
+impl<T> OrRaise<T> for Result<T, glmcore_trajectory::Error> {
+    fn or_raise(self) -> pyo3::PyResult<T> {
+        use glmcore_trajectory::Error;
+        self.map_err(|error| match error {
+            Error::Full { .. } => BufferFullError::new_err(error.to_string()),
+            Error::WouldBeStale { .. } => StaleError::new_err(error.to_string()),
+            _ => TrajectoryError::new_err(error.to_string()),
+        })
+    }
 }

@@ -12,6 +12,7 @@ mod data;
 mod error;
 mod fp8;
 mod ids;
+mod lease;
 mod megatron;
 mod packing;
 mod samples;
@@ -38,6 +39,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     samples::register(module)?;
     packing::register(module)?;
     stream::register(module)?;
+    lease::register(module)?;
     trajectory::register(module)?;
     fp8::register(module)
 }

@@ -1,14 +1,16 @@
-//! Binding of `glmcore-trajectory`.
+//! Binding of `glmcore-trajectory`: the buffer. Leases and samples are in `lease.rs`.
 
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
-use glmcore_trajectory::{Buffer, Group, GroupState, Limits, Outcome, Rollout, Tokens};
-use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
+use glmcore_trajectory::{Admission, Buffer, Commit, Error, GroupState, Options, Order, Tokens};
+use numpy::PyReadonlyArray1;
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::error::{OrRaise, TrajectoryError};
+use crate::lease::{CoreLease, SampleRow, sample_row};
 
 /// How long a waiting call goes without looking for signals.
 const SIGNAL_CHECK: Duration = Duration::from_millis(100);
@@ -25,54 +27,111 @@ impl PyTrajectoryBuffer {
         let inner = self.inner.read().expect("no holder panics");
         inner.clone().ok_or_else(|| TrajectoryError::new_err("the buffer has been closed"))
     }
+
+    /// A call without the GIL.
+    fn call<T: Send>(
+        &self,
+        py: Python<'_>,
+        call: impl FnOnce(&Buffer) -> Result<T, Error> + Send,
+    ) -> PyResult<T> {
+        let buffer = self.buffer()?;
+        py.detach(|| call(&buffer)).or_raise()
+    }
 }
 
-/// Group, version at admission, rollouts, ended rollouts, state, task.
-type GroupLine = (u64, u64, usize, usize, &'static str, String);
+/// Group, version at admission, due version, rollouts, ended rollouts, state, task.
+type GroupLine = (u64, u64, u64, usize, usize, &'static str, String);
 
-/// Group, rollout, task, ids, loss mask, log-probabilities, versions, reward, finish reason, failure.
-type SampleRow<'py> = (
-    u64,
-    u64,
-    String,
-    Bound<'py, PyArray1<i32>>,
-    Bound<'py, PyArray1<u8>>,
-    Bound<'py, PyArray1<f32>>,
-    Bound<'py, PyArray1<i32>>,
-    f64,
-    Option<String>,
-    Option<String>,
-);
+/// Attempts, passes, failures and sum of rewards of a task.
+type Counts = (u64, u64, u64, f64);
+
+/// Rollout, its end (a reward or why it failed), and runs of tokens of one version.
+type TakenRolloutLine = (u64, Option<f64>, Option<String>, Vec<(u64, u64)>);
+
+/// Group, task, version at admission, rollouts.
+type TakenGroupLine = (u64, String, u64, Vec<TakenRolloutLine>);
 
 #[pymethods]
 impl PyTrajectoryBuffer {
     /// The buffer in a directory, or in memory for None.
     #[new]
+    #[expect(clippy::too_many_arguments, reason = "each is an option of the Python class")]
     fn new(
         py: Python<'_>,
         directory: Option<PathBuf>,
         capacity: usize,
+        capacity_tokens: Option<u64>,
         max_staleness: u64,
         groups_per_step: usize,
+        updates_per_step: u64,
+        order: &str,
+        pass_reward: f64,
+        segment_bytes: u64,
     ) -> PyResult<Self> {
-        let limits = Limits { capacity, max_staleness, groups_per_step };
+        let order = match order {
+            "deadline" => Order::Deadline,
+            "fifo" => Order::Fifo,
+            "priority" => Order::Priority,
+            other => {
+                let message = format!("order {other:?} is none of deadline, fifo and priority");
+                return Err(TrajectoryError::new_err(message));
+            }
+        };
+        let options = Options {
+            capacity,
+            capacity_tokens,
+            max_staleness,
+            groups_per_step,
+            updates_per_step,
+            order,
+            pass_reward,
+            segment_bytes,
+        };
         let inner = py.detach(|| match directory {
-            Some(directory) => Buffer::open(&directory, limits),
-            None => Buffer::in_memory(limits),
+            Some(directory) => Buffer::open(&directory, options),
+            None => Buffer::in_memory(options),
         });
         Ok(Self { inner: RwLock::new(Some(Arc::new(inner.or_raise()?))) })
     }
 
-    /// Make a group of rollouts of one task; gives its number.
+    /// Make a group of rollouts of one task; gives its number. Waits for room up to `timeout` seconds.
+    #[expect(clippy::too_many_arguments, reason = "each is an argument of the Python method")]
     fn admit(
         &self,
         py: Python<'_>,
         task: &str,
         num_rollouts: u32,
         policy_version: u64,
+        priority: i64,
+        max_tokens: Option<u64>,
+        rollout_timeout: Option<f64>,
+        timeout: Option<f64>,
+        sync: bool,
     ) -> PyResult<u64> {
         let buffer = self.buffer()?;
-        py.detach(|| buffer.admit(task, num_rollouts, policy_version)).or_raise()
+        let rollout_timeout = seconds(rollout_timeout)?;
+        let admission =
+            Admission { task, num_rollouts, policy_version, priority, max_tokens, rollout_timeout };
+        let mut last = None;
+        let group = in_slices(py, timeout, |slice| {
+            match buffer.admit(&admission, Some(slice), commit(sync)) {
+                Err(full @ Error::Full { .. }) => {
+                    last = Some(full);
+                    Ok(None)
+                }
+                result => result.map(Some),
+            }
+        })?;
+        match (group, last) {
+            (Some(group), _) => Ok(group),
+            (None, Some(error)) => Err(error).or_raise(),
+            (None, None) => unreachable!("an admission is tried once at least"),
+        }
+    }
+
+    /// How many groups of a version would not be refused for their age.
+    fn room(&self, policy_version: u64) -> PyResult<u64> {
+        Ok(self.buffer()?.room(policy_version))
     }
 
     /// Numbers of a group's rollouts.
@@ -81,6 +140,7 @@ impl PyTrajectoryBuffer {
     }
 
     /// Add tokens to a running rollout.
+    #[expect(clippy::too_many_arguments, reason = "each is an argument of the Python method")]
     fn append_tokens(
         &self,
         py: Python<'_>,
@@ -89,6 +149,7 @@ impl PyTrajectoryBuffer {
         loss_mask: PyReadonlyArray1<'_, u8>,
         logprobs: PyReadonlyArray1<'_, f32>,
         policy_version: u64,
+        ends_turn: bool,
     ) -> PyResult<()> {
         let strided = |_| {
             TrajectoryError::new_err("arrays must be C-contiguous: pass np.ascontiguousarray(...)")
@@ -97,9 +158,10 @@ impl PyTrajectoryBuffer {
             ids: ids.as_slice().map_err(strided)?,
             loss_mask: loss_mask.as_slice().map_err(strided)?,
             logprobs: logprobs.as_slice().map_err(strided)?,
+            policy_version,
+            ends_turn,
         };
-        let buffer = self.buffer()?;
-        py.detach(|| buffer.append_tokens(rollout_id, &tokens, policy_version)).or_raise()
+        self.call(py, |buffer| buffer.append_tokens(rollout_id, &tokens))
     }
 
     /// End a rollout with a reward.
@@ -109,77 +171,121 @@ impl PyTrajectoryBuffer {
         rollout_id: u64,
         reward: f64,
         finish_reason: &str,
+        extra: &[u8],
+        sync: bool,
     ) -> PyResult<()> {
-        let buffer = self.buffer()?;
-        py.detach(|| buffer.finish(rollout_id, reward, finish_reason)).or_raise()
+        self.call(py, |buffer| {
+            buffer.finish(rollout_id, reward, finish_reason, extra, commit(sync))
+        })
     }
 
     /// End a rollout that cannot go on.
-    fn fail(&self, py: Python<'_>, rollout_id: u64, reason: &str) -> PyResult<()> {
-        let buffer = self.buffer()?;
-        py.detach(|| buffer.fail(rollout_id, reason)).or_raise()
+    fn fail(&self, py: Python<'_>, rollout_id: u64, reason: &str, sync: bool) -> PyResult<()> {
+        self.call(py, |buffer| buffer.fail(rollout_id, reason, commit(sync)))
+    }
+
+    /// Drop the tokens of a running rollout.
+    fn restart(&self, py: Python<'_>, rollout_id: u64) -> PyResult<()> {
+        self.call(py, |buffer| buffer.restart(rollout_id))
+    }
+
+    /// Let a running rollout fail if it has not ended in so many seconds from now.
+    fn set_timeout(&self, py: Python<'_>, rollout_id: u64, timeout: Option<f64>) -> PyResult<()> {
+        let timeout = seconds(timeout)?;
+        self.call(py, |buffer| buffer.set_timeout(rollout_id, timeout))
     }
 
     /// Forget a group that is not leased.
     fn discard(&self, py: Python<'_>, group_id: u64) -> PyResult<()> {
-        let buffer = self.buffer()?;
-        py.detach(|| buffer.discard(group_id)).or_raise()
+        self.call(py, |buffer| buffer.discard(group_id, Commit::Wait))
     }
 
-    /// Lease the oldest groups once complete; None if they are not after `timeout` seconds.
-    fn take<'py>(
+    /// Lease a batch once complete, or exactly these groups; None if there is none after `timeout` seconds.
+    fn take(
         &self,
-        py: Python<'py>,
+        py: Python<'_>,
         num_groups: usize,
         policy_version: u64,
         timeout: Option<f64>,
-    ) -> PyResult<Option<Vec<SampleRow<'py>>>> {
+        group_ids: Option<Vec<u64>>,
+    ) -> PyResult<Option<CoreLease>> {
         let buffer = self.buffer()?;
-        let deadline =
-            timeout.map(|seconds| Instant::now() + Duration::from_secs_f64(seconds.max(0.0)));
-        loop {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let wait = left.unwrap_or(SIGNAL_CHECK).min(SIGNAL_CHECK);
-            if let Some(groups) =
-                py.detach(|| buffer.take(num_groups, policy_version, Some(wait))).or_raise()?
-            {
-                return Ok(Some(groups.into_iter().flat_map(|group| rows(py, group)).collect()));
-            }
-            py.check_signals()?;
-            if left == Some(Duration::ZERO) {
-                return Ok(None);
-            }
-        }
+        let lease = in_slices(py, timeout, |slice| match &group_ids {
+            Some(groups) => buffer.take_these(groups, policy_version, Some(slice)),
+            None => buffer.take(num_groups, policy_version, Some(slice)),
+        });
+        Ok(lease?.map(CoreLease::new))
     }
 
-    /// Make the consumption of leased groups durable.
-    fn ack(&self, py: Python<'_>, group_ids: Vec<u64>) -> PyResult<()> {
-        let buffer = self.buffer()?;
-        py.detach(|| buffer.ack(&group_ids)).or_raise()
+    /// State that the checkpoint that is about to be completed contains these leases.
+    fn prepare(&self, py: Python<'_>, lease_ids: Vec<u64>, checkpoint: &str) -> PyResult<()> {
+        self.call(py, |buffer| buffer.prepare(&lease_ids, checkpoint))
     }
 
-    /// Give leased groups back.
-    fn release(&self, group_ids: Vec<u64>) -> PyResult<()> {
-        self.buffer()?.release(&group_ids).or_raise()
+    /// Make the consumption of leases durable.
+    fn ack(&self, py: Python<'_>, lease_ids: Vec<u64>, checkpoint: Option<&str>) -> PyResult<()> {
+        self.call(py, |buffer| buffer.ack(&lease_ids, checkpoint))
+    }
+
+    /// Give leases back.
+    fn release(&self, py: Python<'_>, lease_ids: Vec<u64>) -> PyResult<()> {
+        self.call(py, |buffer| buffer.release(&lease_ids))
+    }
+
+    /// Go on from a checkpoint: leases that it contains are consumed, all others given back.
+    fn recover(
+        &self,
+        py: Python<'_>,
+        checkpoint: Option<&str>,
+        policy_version: Option<u64>,
+    ) -> PyResult<()> {
+        self.call(py, |buffer| buffer.recover(checkpoint, policy_version))
+    }
+
+    /// Wait until everything is on disk.
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        self.call(py, Buffer::flush)
     }
 
     /// A line about each group that has not been consumed.
-    fn groups(&self) -> PyResult<Vec<GroupLine>> {
+    fn groups(&self, py: Python<'_>) -> PyResult<Vec<GroupLine>> {
         let line = |info: glmcore_trajectory::GroupInfo| {
             let state = match info.state {
                 GroupState::Running => "running",
                 GroupState::Ready => "ready",
                 GroupState::Leased => "leased",
             };
-            (info.id, info.policy_version, info.num_rollouts, info.num_done, state, info.task)
+            let (num_rollouts, num_done) = (info.num_rollouts, info.num_done);
+            (
+                info.id,
+                info.policy_version,
+                info.due_version,
+                num_rollouts,
+                num_done,
+                state,
+                info.task,
+            )
         };
-        Ok(self.buffer()?.groups().into_iter().map(line).collect())
+        Ok(self.call(py, Buffer::groups)?.into_iter().map(line).collect())
     }
 
-    /// Counts by name.
-    fn stats(&self) -> PyResult<Vec<(&'static str, u64)>> {
+    /// Rollout, group, tokens so far and task of each rollout that has not ended.
+    fn running(&self, py: Python<'_>) -> PyResult<Vec<(u64, u64, usize, String)>> {
+        let running = self.call(py, Buffer::running)?.into_iter();
+        Ok(running.map(|line| (line.id, line.group, line.num_tokens, line.task)).collect())
+    }
+
+    /// A copy of a rollout as it is now.
+    fn sample<'py>(&self, py: Python<'py>, rollout_id: u64) -> PyResult<SampleRow<'py>> {
+        let (group, task, rollout) = self.call(py, |buffer| buffer.rollout(rollout_id))?;
+        sample_row(py, group, &task, rollout)
+    }
+
+    /// Counts by name, and trained tokens by staleness.
+    #[expect(clippy::type_complexity, reason = "the wrapper names the parts")]
+    fn stats(&self) -> PyResult<(Vec<(&'static str, u64)>, Vec<(u64, u64)>)> {
         let stats = self.buffer()?.stats();
-        Ok(vec![
+        let counts = vec![
             ("running_groups", stats.running_groups as u64),
             ("ready_groups", stats.ready_groups as u64),
             ("leased_groups", stats.leased_groups as u64),
@@ -187,45 +293,89 @@ impl PyTrajectoryBuffer {
             ("tokens", stats.tokens as u64),
             ("consumed_groups", stats.consumed_groups),
             ("failed_rollouts", stats.failed_rollouts),
-            ("max_staleness_seen", stats.max_staleness_seen),
+            ("max_staleness_seen", stats.staleness.keys().next_back().copied().unwrap_or(0)),
             ("bytes_on_disk", stats.bytes_on_disk),
-        ])
+            ("commits", stats.commits),
+        ];
+        Ok((counts, stats.staleness.into_iter().collect()))
     }
 
-    /// Let the directory go. Further calls are errors.
-    fn close(&self) {
-        *self.inner.write().expect("no holder panics") = None;
+    /// Attempts, passes, failures and sum of rewards of a task, or None.
+    fn task_stats(&self, task: &str) -> PyResult<Option<Counts>> {
+        Ok(self.buffer()?.task_stats(task).map(counts))
+    }
+
+    /// The same of all tasks.
+    fn tasks(&self) -> PyResult<Vec<(String, Counts)>> {
+        let tasks = self.buffer()?.tasks().into_iter();
+        Ok(tasks.map(|(task, stats)| (task, counts(stats))).collect())
+    }
+
+    /// Version, checkpoint and groups of each consumed lease, in order.
+    fn order(&self, py: Python<'_>) -> PyResult<Vec<(u64, String, Vec<TakenGroupLine>)>> {
+        let lines = self.call(py, Buffer::order)?.into_iter().map(|taken| {
+            let groups = taken.groups.into_iter().map(taken_group).collect();
+            (taken.policy_version, taken.checkpoint, groups)
+        });
+        Ok(lines.collect())
+    }
+
+    /// Let the directory go once everything is on disk. Further calls are errors.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(buffer) = self.inner.write().expect("no holder panics").take() else {
+            return Ok(());
+        };
+        py.detach(|| buffer.flush()).or_raise()
     }
 }
 
-fn rows(py: Python<'_>, group: Group) -> impl Iterator<Item = SampleRow<'_>> {
-    let Group { id, task, rollouts, .. } = group;
-    rollouts.into_iter().map(move |rollout| row(py, id, task.clone(), rollout))
-}
-
-fn row(py: Python<'_>, group: u64, task: String, rollout: Rollout) -> SampleRow<'_> {
-    let versions: Vec<i32> = rollout
-        .versions
-        .iter()
-        .map(|&version| i32::try_from(version).unwrap_or(i32::MAX))
-        .collect();
-    let (reward, finish_reason, failed) = match rollout.outcome {
-        Outcome::Finished { reward, reason } => (reward, Some(reason), None),
-        Outcome::Failed { reason } => (0.0, None, Some(reason)),
-        Outcome::Running => unreachable!("only complete groups are leased"),
+fn taken_group(group: glmcore_trajectory::TakenGroup) -> TakenGroupLine {
+    let rollout = |rollout: glmcore_trajectory::TakenRollout| {
+        let (reward, failed) = match rollout.outcome {
+            glmcore_trajectory::Outcome::Finished { reward, .. } => (Some(reward), None),
+            glmcore_trajectory::Outcome::Failed { reason } => (None, Some(reason)),
+            glmcore_trajectory::Outcome::Running => (None, None),
+        };
+        (rollout.id, reward, failed, rollout.spans)
     };
-    (
-        group,
-        rollout.id,
-        task,
-        rollout.ids.into_pyarray(py),
-        rollout.loss_mask.into_pyarray(py),
-        rollout.logprobs.into_pyarray(py),
-        versions.into_pyarray(py),
-        reward,
-        finish_reason,
-        failed,
-    )
+    let rollouts = group.rollouts.into_iter().map(rollout).collect();
+    (group.id, group.task, group.policy_version, rollouts)
+}
+
+fn counts(stats: glmcore_trajectory::TaskStats) -> Counts {
+    (stats.attempts, stats.passes, stats.failures, stats.reward_sum)
+}
+
+fn commit(sync: bool) -> Commit {
+    if sync { Commit::Wait } else { Commit::Later }
+}
+
+fn seconds(timeout: Option<f64>) -> PyResult<Option<Duration>> {
+    let convert = |seconds: f64| {
+        Duration::try_from_secs_f64(seconds.max(0.0))
+            .map_err(|_| PyValueError::new_err(format!("{seconds} s is no time limit")))
+    };
+    timeout.map(convert).transpose()
+}
+
+/// Waits without the GIL in slices, looking for signals in between.
+fn in_slices<T: Send>(
+    py: Python<'_>,
+    timeout: Option<f64>,
+    mut call: impl FnMut(Duration) -> Result<Option<T>, Error> + Send,
+) -> PyResult<Option<T>> {
+    let until = seconds(timeout)?.map(|timeout| Instant::now() + timeout);
+    loop {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let slice = left.unwrap_or(SIGNAL_CHECK).min(SIGNAL_CHECK);
+        if let Some(found) = py.detach(|| call(slice)).or_raise()? {
+            return Ok(Some(found));
+        }
+        py.check_signals()?;
+        if left == Some(Duration::ZERO) {
+            return Ok(None);
+        }
+    }
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

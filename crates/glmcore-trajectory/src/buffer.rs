@@ -1,27 +1,30 @@
-//! The buffer: contents and log behind one lock.
+//! The buffer: contents and log behind one lock, and those who wait for them.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::deadlines::Deadlines;
 use crate::event::Event;
-use crate::log::Log;
-use crate::state::{GroupInfo, Limits, State, Stats};
-use crate::trajectory::{Group, Outcome, Tokens};
+use crate::journal::Journal;
+use crate::log::Files;
+use crate::options::{Admission, Commit, Options};
+use crate::shared::Inner;
+use crate::state::State;
+use crate::trajectory::{Outcome, Tokens};
 use crate::{Error, GroupId, RolloutId};
 
 /// A buffer that any number of threads of one process share.
 pub struct Buffer {
-    limits: Limits,
-    inner: Mutex<Inner>,
-    /// Signalled when a group becomes complete.
-    completed: Condvar,
-}
-
-struct Inner {
-    state: State,
-    log: Option<Log>,
+    pub(crate) inner: Mutex<Inner>,
+    /// Signalled when a group becomes complete, comes back or goes.
+    pub(crate) ready: Condvar,
+    /// Signalled when there is room for more rollouts.
+    pub(crate) room: Condvar,
+    /// Signalled when a write is over.
+    pub(crate) written: Condvar,
 }
 
 impl Buffer {
@@ -29,61 +32,94 @@ impl Buffer {
     ///
     /// # Errors
     ///
-    /// [`Error::Limit`].
-    pub fn in_memory(limits: Limits) -> Result<Self, Error> {
-        Self::new(limits, State::default(), None)
+    /// [`Error::Limit`], [`Error::UpdatesAreStale`].
+    pub fn in_memory(options: Options) -> Result<Self, Error> {
+        options.check()?;
+        Ok(Self::new(State::new(options), None))
     }
 
     /// The buffer in `directory`, made if it is not there; nobody else may have it open.
     ///
-    /// Rollouts that were running when the last owner ended have no tokens; leases that were not acknowledged are open.
+    /// Rollouts that were running when the last owner ended are running, with the tokens that were on disk and their
+    /// time limits anew. Leases that were not acknowledged are open; if a checkpoint may contain some of them, see
+    /// [`Buffer::recover`].
     ///
     /// # Errors
     ///
-    /// [`Error::Limit`], [`Error::Locked`], [`Error::Damaged`], [`Error::Io`].
-    pub fn open(directory: &Path, limits: Limits) -> Result<Self, Error> {
-        let mut state = State::default();
-        let mut log = Log::open(directory, |segment, event| state.apply(segment, event))?;
-        if log.is_new() {
-            log.append(&state.begin())?;
+    /// [`Error::Limit`], [`Error::UpdatesAreStale`], [`Error::Locked`], [`Error::Damaged`], [`Error::Io`].
+    pub fn open(directory: &Path, options: Options) -> Result<Self, Error> {
+        options.check()?;
+        let mut state = State::new(options);
+        let (files, segments) = Files::open(directory, |place, event| {
+            state.apply(place, event);
+            state.totals.order_bytes
+        })?;
+        for lease in state.leases.values_mut() {
+            lease.unresolved = true;
         }
-        Self::new(limits, state, Some(log))
+        let order_bytes = state.totals.order_bytes;
+        let mut journal = Journal::new(files, segments, order_bytes, options.segment_bytes);
+        journal.begin(&state);
+        let buffer = Self::new(state, Some(journal));
+        buffer.flush()?;
+        Ok(buffer)
     }
 
-    fn new(limits: Limits, state: State, log: Option<Log>) -> Result<Self, Error> {
-        for (what, limit) in
-            [("capacity", limits.capacity), ("groups_per_step", limits.groups_per_step)]
-        {
-            if limit == 0 {
-                return Err(Error::Limit { what });
+    fn new(state: State, journal: Option<Journal>) -> Self {
+        let mut deadlines = Deadlines::default();
+        for held in state.held.values() {
+            let limit = held.group.rollout_timeout.map(|timeout| Instant::now() + timeout);
+            for rollout in held.group.rollouts.iter().filter(|rollout| rollout.is_running()) {
+                deadlines.set(rollout.id, limit);
             }
         }
-        Ok(Self { limits, inner: Mutex::new(Inner { state, log }), completed: Condvar::new() })
+        let inner = Mutex::new(Inner { state, journal, deadlines });
+        let (ready, room, written) = Default::default();
+        Self { inner, ready, room, written }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("no holder of the lock panics")
-    }
-
-    /// Makes a group of `num_rollouts` attempts at `task`, sampled from weights of `policy_version` or later.
+    /// Makes a group of attempts at a task.
     ///
-    /// Groups are consumed in the order of admission, `groups_per_step` for each version, so the version at which a new
-    /// group is trained is known at once; a group that would be too old by then is refused.
+    /// It is admitted only if it and all other groups can be trained before they are too old (see the crate's page);
+    /// waiting does not help then, newer weights do. For room it waits up to `timeout`, without one for ever.
     ///
     /// # Errors
     ///
-    /// [`Error::WouldBeStale`], [`Error::Full`], [`Error::EmptyGroup`], [`Error::Io`].
+    /// [`Error::WouldBeStale`], [`Error::Full`], [`Error::EmptyGroup`], [`Error::NoTokenLimit`], [`Error::Version`],
+    /// [`Error::Io`], [`Error::Stopped`].
     pub fn admit(
         &self,
-        task: &str,
-        num_rollouts: u32,
-        policy_version: u64,
+        admission: &Admission<'_>,
+        timeout: Option<Duration>,
+        commit: Commit,
     ) -> Result<GroupId, Error> {
+        let until = timeout.map(|timeout| Instant::now() + timeout);
         let mut inner = self.lock();
-        let event = inner.state.admit(&self.limits, task, num_rollouts, policy_version)?;
-        let Event::Admit { group, .. } = event else { unreachable!("an admission was made") };
-        inner.commit(event)?;
-        Ok(group)
+        let group = loop {
+            match inner.state.admit(admission) {
+                Err(full @ Error::Full { .. }) => {
+                    let still;
+                    (inner, still) = Self::wait(&self.room, inner, until);
+                    if !still {
+                        return Err(full);
+                    }
+                }
+                result => break result?,
+            }
+        };
+        let id = group.id;
+        let limit = group.rollout_timeout.map(|timeout| Instant::now() + timeout);
+        for rollout in &group.rollouts {
+            inner.deadlines.set(rollout.id, limit);
+        }
+        inner.record(Event::Group(Cow::Owned(group)))?;
+        self.ready.notify_all(); // someone may wait until this very deadline
+        self.settle(inner, commit).map(|()| id)
+    }
+
+    /// How many groups of this version [`Buffer::admit`] would not refuse for their age.
+    pub fn room(&self, policy_version: u64) -> u64 {
+        self.lock().state.room(policy_version)
     }
 
     /// Numbers of a group's rollouts.
@@ -95,165 +131,124 @@ impl Buffer {
         self.lock().state.rollouts(group)
     }
 
-    /// Adds tokens to a running rollout. They are durable once the rollout ends.
+    /// Adds tokens to a running rollout. They are on disk once the rollout has ended, or earlier.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchRollout`], [`Error::Ended`], [`Error::Lengths`], [`Error::VersionWentBack`].
-    pub fn append_tokens(
-        &self,
-        rollout: RolloutId,
-        tokens: &Tokens<'_>,
-        policy_version: u64,
-    ) -> Result<(), Error> {
-        self.lock().state.append(rollout, tokens, policy_version)
+    /// [`Error::NoSuchRollout`], [`Error::Ended`], [`Error::Lengths`], [`Error::Value`], [`Error::VersionWentBack`],
+    /// [`Error::TooLong`], [`Error::Version`], [`Error::Io`], [`Error::Stopped`].
+    pub fn append_tokens(&self, rollout: RolloutId, tokens: &Tokens<'_>) -> Result<(), Error> {
+        let mut inner = self.lock();
+        let append = inner.state.check_append(rollout, tokens)?;
+        inner.record(Event::Append(append))?;
+        self.settle(inner, Commit::Later)
     }
 
-    /// Ends a rollout with a reward.
+    /// Ends a rollout with a reward and bytes that come out with it.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchRollout`], [`Error::Ended`], [`Error::Reward`], [`Error::Io`].
-    pub fn finish(&self, rollout: RolloutId, reward: f64, reason: &str) -> Result<(), Error> {
+    /// [`Error::NoSuchRollout`], [`Error::Ended`], [`Error::Reward`], [`Error::Io`], [`Error::Stopped`].
+    pub fn finish(
+        &self,
+        rollout: RolloutId,
+        reward: f64,
+        reason: &str,
+        extra: &[u8],
+        commit: Commit,
+    ) -> Result<(), Error> {
         if !reward.is_finite() {
             return Err(Error::Reward { rollout, reward });
         }
-        self.end(rollout, Outcome::Finished { reward, reason: reason.to_owned() })
+        let outcome = Outcome::Finished { reward, reason: reason.to_owned() };
+        let mut inner = self.lock();
+        self.end(&mut inner, rollout, outcome, extra)?;
+        self.settle(inner, commit)
     }
 
     /// Ends a rollout that cannot go on; the trainer is told why.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchRollout`], [`Error::Ended`], [`Error::Io`].
-    pub fn fail(&self, rollout: RolloutId, reason: &str) -> Result<(), Error> {
-        self.end(rollout, Outcome::Failed { reason: reason.to_owned() })
+    /// [`Error::NoSuchRollout`], [`Error::Ended`], [`Error::Io`], [`Error::Stopped`].
+    pub fn fail(&self, rollout: RolloutId, reason: &str, commit: Commit) -> Result<(), Error> {
+        let mut inner = self.lock();
+        self.end(&mut inner, rollout, Outcome::Failed { reason: reason.to_owned() }, &[])?;
+        self.settle(inner, commit)
     }
 
-    fn end(&self, rollout: RolloutId, outcome: Outcome) -> Result<(), Error> {
-        let mut inner = self.lock();
-        let event = inner.state.end(rollout, outcome)?;
-        inner.commit(event)?;
-        if inner.state.is_complete(rollout) {
-            inner.sync()?;
-            self.completed.notify_all();
+    pub(crate) fn end(
+        &self,
+        inner: &mut Inner,
+        rollout: RolloutId,
+        outcome: Outcome,
+        extra: &[u8],
+    ) -> Result<(), Error> {
+        let event = inner.state.end_of(rollout, outcome, extra)?;
+        inner.record(event)?;
+        inner.deadlines.set(rollout, None);
+        let (held, _) = inner.state.rollout(rollout)?;
+        if held.num_running == 0 {
+            self.ready.notify_all();
         }
+        self.room.notify_all(); // it may have been shorter than it might have been
         Ok(())
     }
 
-    /// Forgets a group that is not leased.
+    /// Drops the tokens of a running rollout, to begin anew.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchGroup`], [`Error::WrongState`], [`Error::Io`].
-    pub fn discard(&self, group: GroupId) -> Result<(), Error> {
+    /// [`Error::NoSuchRollout`], [`Error::Ended`], [`Error::Io`], [`Error::Stopped`].
+    pub fn restart(&self, rollout: RolloutId) -> Result<(), Error> {
+        let mut inner = self.lock();
+        inner.state.running(rollout)?;
+        inner.record(Event::Restart { rollout })?;
+        self.settle(inner, Commit::Later)
+    }
+
+    /// Lets a running rollout fail if it has not ended in this time from now; `None` lifts its limit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchRollout`], [`Error::Ended`].
+    pub fn set_timeout(&self, rollout: RolloutId, timeout: Option<Duration>) -> Result<(), Error> {
+        let mut inner = self.lock();
+        inner.state.running(rollout)?;
+        inner.deadlines.set(rollout, timeout.map(|timeout| Instant::now() + timeout));
+        self.ready.notify_all();
+        Ok(())
+    }
+
+    /// Forgets a group that is not leased. Its rollouts stay in the counts of its task.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchGroup`], [`Error::Leased`], [`Error::Io`], [`Error::Stopped`].
+    pub fn discard(&self, group: GroupId, commit: Commit) -> Result<(), Error> {
         let mut inner = self.lock();
         let event = inner.state.discard(group)?;
-        inner.commit(event)?;
-        inner.sync()
+        let rollouts = inner.state.rollouts(group)?;
+        inner.record(event)?;
+        rollouts.for_each(|rollout| inner.deadlines.set(rollout, None));
+        inner.compact();
+        self.room.notify_all();
+        self.ready.notify_all();
+        self.settle(inner, commit)
     }
 
-    /// Leases the oldest `num_groups` groups for training at `policy_version`, waiting until they are complete.
-    ///
-    /// Gives `None` if they are not complete after `timeout`; without one it waits for ever.
+    /// Waits until all that was recorded is on disk.
     ///
     /// # Errors
     ///
-    /// [`Error::TooFewGroups`], [`Error::Stale`].
-    pub fn take(
-        &self,
-        num_groups: usize,
-        policy_version: u64,
-        timeout: Option<Duration>,
-    ) -> Result<Option<Vec<Group>>, Error> {
-        let groups_per_step = self.limits.groups_per_step;
-        if num_groups < groups_per_step {
-            return Err(Error::TooFewGroups { wanted: num_groups, groups_per_step });
-        }
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let mut inner = self.lock();
-        loop {
-            if let Some(groups) = inner.state.take(&self.limits, num_groups, policy_version)? {
-                return Ok(Some(groups));
-            }
-            let wait = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            inner = match wait {
-                Some(Duration::ZERO) => return Ok(None),
-                Some(wait) => {
-                    self.completed
-                        .wait_timeout(inner, wait)
-                        .expect("no holder of the lock panics")
-                        .0
-                }
-                None => self.completed.wait(inner).expect("no holder of the lock panics"),
-            };
-        }
-    }
-
-    /// Makes the consumption of leased groups durable; all of them or, on an error, none.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSuchGroup`] (also for a second acknowledgement), [`Error::WrongState`], [`Error::Io`].
-    pub fn ack(&self, groups: &[GroupId]) -> Result<(), Error> {
-        let mut inner = self.lock();
-        inner.state.check_leased(groups)?;
-        inner.commit(Event::Ack { groups: groups.to_vec() })?;
-        inner.sync()?;
-        inner.compact()
-    }
-
-    /// Gives leased groups back, to be taken again.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSuchGroup`], [`Error::WrongState`].
-    pub fn release(&self, groups: &[GroupId]) -> Result<(), Error> {
-        let mut inner = self.lock();
-        inner.state.check_leased(groups)?;
-        inner.state.release(groups);
-        self.completed.notify_all();
-        Ok(())
-    }
-
-    /// A line about each group that has not been consumed, in the order of admission.
-    pub fn groups(&self) -> Vec<GroupInfo> {
-        self.lock().state.groups()
-    }
-
-    /// Counts.
-    pub fn stats(&self) -> Stats {
-        let inner = self.lock();
-        let bytes_on_disk = inner.log.as_ref().map_or(0, Log::bytes_on_disk);
-        Stats { bytes_on_disk, ..inner.state.stats() }
+    /// [`Error::Io`], [`Error::Stopped`].
+    pub fn flush(&self) -> Result<(), Error> {
+        self.settle(self.lock(), Commit::Wait)
     }
 }
 
-impl Inner {
-    /// Logs an event, then applies it.
-    fn commit(&mut self, event: Event) -> Result<(), Error> {
-        let mut segment = 0;
-        if let Some(log) = &mut self.log {
-            if log.is_full() {
-                log.rotate()?;
-                log.append(&self.state.begin())?;
-            }
-            log.append(&event)?;
-            segment = log.segment();
-        }
-        self.state.apply(segment, event);
-        Ok(())
-    }
-
-    fn sync(&self) -> Result<(), Error> {
-        self.log.as_ref().map_or(Ok(()), Log::sync)
-    }
-
-    /// Removes segments that hold nothing but consumed groups.
-    fn compact(&mut self) -> Result<(), Error> {
-        let oldest = self.state.oldest_segment();
-        let Some(log) = &mut self.log else { return Ok(()) };
-        let open = log.segment();
-        log.remove_before(oldest.unwrap_or(open))
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let _ = self.flush(); // whoever needs to know has waited
     }
 }

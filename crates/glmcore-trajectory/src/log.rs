@@ -1,191 +1,277 @@
-//! The append-only log: segments of checksummed records.
+//! The files of a buffer: segments of records, how far they are on disk, and the order of consumption.
 //!
-//! A record is its length (u32), the CRC-32 of its bytes (u32), and the bytes of an [`Event`]; numbers are
-//! little-endian. A record that the end of the last segment cuts short was never acknowledged and is dropped; any other
-//! damage is an error. Every record reaches the operating system before the call returns, so a killed process loses
-//! nothing; [`Log::sync`] makes it survive a power cut too.
+//! - `segment-NNNNNNNN.log`: records ([`frame`]), appended only. A segment is on disk as a whole before the next begins.
+//! - `spare-NNNNNNNN`: a segment that is not needed and becomes the next one: writing over what the system has in its
+//!   cache costs a fraction of making a file grow. Its old records are of another segment, so they are never read.
+//! - `synced`: segment and offset up to which the log was on disk at the last commit, with a checksum. It is written
+//!   after each commit and never waited for, so it may lag after a power cut but is never ahead.
+//! - `order.log`: what was consumed in which order ([`crate::order`]); on disk before the acknowledgement that names it.
+//! - `lock`: locked as long as the buffer is open.
+//!
+//! A bad record behind the place in `synced` was never acknowledged: it is the torn end of an interrupted write and is
+//! cut off. Before it, or in a segment that is not the last, it is damage.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use crate::Error;
 use crate::event::Event;
+use crate::state::Place;
+use crate::{Error, frame};
 
-/// A segment is closed when it is larger.
-const SEGMENT_BYTES: u64 = 64 << 20;
-const HEADER_BYTES: usize = 8;
+/// Segments kept for being written over.
+const MAX_SPARES: usize = 4;
 
-pub(crate) struct Log {
+/// Bytes of one segment, in order.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) segment: u64,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// A segment and its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub(crate) number: u64,
+    pub(crate) bytes: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Files {
     directory: PathBuf,
-    /// Numbers of all segments, oldest first; the last one is open.
-    segments: Vec<u64>,
+    segment: u64,
     file: File,
     size: u64,
+    synced: File,
+    order: File,
+    spares: Vec<PathBuf>,
     /// Held, and so locked, as long as the log is open.
     _lock: File,
 }
 
-impl Log {
-    /// Opens the log in `directory`, made if it is not there, and gives the events of each segment to `replay`.
+impl Files {
+    /// Opens the log in `directory`, made if it is not there, and gives its events to `replay`, which gives the length
+    /// of the record of the order that they speak of.
     pub(crate) fn open(
         directory: &Path,
-        mut replay: impl FnMut(u64, Event),
-    ) -> Result<Self, Error> {
+        mut replay: impl FnMut(Place, Event<'static>) -> u64,
+    ) -> Result<(Self, Vec<Segment>), Error> {
         fs::create_dir_all(directory).map_err(|source| io_error(directory, source))?;
         let lock = lock(&directory.join("lock"))?;
-        let mut segments = list_segments(directory)?;
-        for (place, &segment) in segments.iter().enumerate() {
-            let path = segment_path(directory, segment);
-            let bytes = fs::read(&path).map_err(|source| io_error(&path, source))?;
-            let end = read_records(&bytes, |event| replay(segment, event));
-            if end < bytes.len() {
-                let is_last = place + 1 == segments.len();
-                if !is_last || !is_torn(&bytes[end..]) {
-                    return Err(Error::Damaged { path, offset: end as u64 });
-                }
-                let file = OpenOptions::new()
-                    .write(true)
-                    .open(&path)
-                    .map_err(|source| io_error(&path, source))?;
-                file.set_len(end as u64).map_err(|source| io_error(&path, source))?;
+        let synced_path = directory.join("synced");
+        let mut synced = open_file(&synced_path)?;
+        let (synced_segment, synced_offset) = read_synced(&mut synced).unwrap_or((0, 0));
+        let numbers = list(directory, "segment-", ".log")?;
+        let mut segments = Vec::with_capacity(numbers.len() + 1);
+        let mut order_bytes = 0;
+        for (place, &number) in numbers.iter().enumerate() {
+            let is_last = place + 1 == numbers.len();
+            if place > 0 && number != numbers[place - 1] + 1 {
+                let path = segment_path(directory, numbers[place - 1] + 1);
+                return Err(Error::Damaged { path, offset: 0 });
             }
+            let path = segment_path(directory, number);
+            let bytes = fs::read(&path).map_err(|source| io_error(&path, source))?;
+            let end =
+                read_events(&bytes, number, |place, event| order_bytes = replay(place, event));
+            let sure = if !is_last {
+                bytes.len() as u64
+            } else if synced_segment == number {
+                synced_offset
+            } else {
+                0
+            };
+            if (end as u64) < sure {
+                return Err(Error::Damaged { path, offset: end as u64 });
+            }
+            if end < bytes.len() {
+                set_len(&path, end as u64)?;
+            }
+            segments.push(Segment { number, bytes: end as u64 });
+        }
+        let last = segments.last().map_or(0, |segment| segment.number);
+        if synced_segment > last {
+            let path = segment_path(directory, synced_segment);
+            return Err(Error::Damaged { path, offset: 0 });
         }
         if segments.is_empty() {
-            segments.push(1);
+            segments.push(Segment { number: 1, bytes: 0 });
         }
-        let last = segments[segments.len() - 1];
-        let (file, size) = open_segment(directory, last)?;
-        Ok(Self { directory: directory.to_owned(), segments, file, size, _lock: lock })
+        let Segment { number: segment, bytes: size } = segments[segments.len() - 1];
+        let order = open_order(directory, order_bytes)?;
+        let mut file = open_segment(directory, segment, None)?;
+        let path = segment_path(directory, segment);
+        file.seek(SeekFrom::Start(size)).map_err(|source| io_error(&path, source))?;
+        let spares = list(directory, "spare-", "")?;
+        let spares = spares.into_iter().map(|number| spare_path(directory, number)).collect();
+        let directory = directory.to_owned();
+        let mut files = Self { directory, segment, file, size, synced, order, spares, _lock: lock };
+        files.sync()?; // what a crash left beyond the last commit is now acted upon
+        Ok((files, segments))
     }
 
-    /// Number of the segment that the next event goes into.
-    pub(crate) fn segment(&self) -> u64 {
-        self.segments[self.segments.len() - 1]
-    }
-
-    pub(crate) fn is_new(&self) -> bool {
-        self.size == 0
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        self.size >= SEGMENT_BYTES
-    }
-
-    pub(crate) fn append(&mut self, event: &Event) -> Result<(), Error> {
-        let bytes = event.encode();
-        let mut record = Vec::with_capacity(HEADER_BYTES + bytes.len());
-        let len = u32::try_from(bytes.len()).expect("a rollout has less than 4 GiB of tokens");
-        record.extend_from_slice(&len.to_le_bytes());
-        record.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
-        record.extend_from_slice(&bytes);
-        let path = segment_path(&self.directory, self.segment());
-        if let Err(source) = self.file.write_all(&record) {
-            // Half a record would make everything after it unreadable.
-            let _ = self.file.set_len(self.size);
-            return Err(io_error(&path, source));
+    /// Writes what follows in the log; with `sync` it is on disk when this returns.
+    ///
+    /// After an error the files end where they ended before, as far as the system allows.
+    pub(crate) fn write(
+        &mut self,
+        chunks: &[Chunk],
+        order: &[u8],
+        sync: bool,
+    ) -> Result<(), Error> {
+        if !order.is_empty() {
+            let path = self.directory.join("order.log");
+            let written = self.order.write_all(order).and_then(|()| self.order.sync_data());
+            written.map_err(|source| io_error(&path, source))?;
         }
-        self.size += record.len() as u64;
+        for chunk in chunks {
+            if chunk.segment != self.segment {
+                let path = segment_path(&self.directory, self.segment);
+                self.file.set_len(self.size).map_err(|source| io_error(&path, source))?;
+                self.sync()?;
+                self.file = open_segment(&self.directory, chunk.segment, self.spares.pop())?;
+                (self.segment, self.size) = (chunk.segment, 0);
+            }
+            if let Err(source) = self.file.write_all(&chunk.bytes) {
+                let _ = self.file.set_len(self.size); // at the latest the next start cuts the torn end off
+                return Err(io_error(&segment_path(&self.directory, self.segment), source));
+            }
+            self.size += chunk.bytes.len() as u64;
+        }
+        if sync { self.sync() } else { Ok(()) }
+    }
+
+    fn sync(&mut self) -> Result<(), Error> {
+        let path = segment_path(&self.directory, self.segment);
+        self.file.sync_data().map_err(|source| io_error(&path, source))?;
+        let mut record = [0; 20];
+        record[..8].copy_from_slice(&self.segment.to_le_bytes());
+        record[8..16].copy_from_slice(&self.size.to_le_bytes());
+        let check = crc32fast::hash(&record[..16]);
+        record[16..].copy_from_slice(&check.to_le_bytes());
+        let rewind = self.synced.seek(SeekFrom::Start(0));
+        let written = rewind.and_then(|_| self.synced.write_all(&record));
+        written.map_err(|source| io_error(&self.directory.join("synced"), source))
+    }
+
+    /// Lets a segment go that nothing needs.
+    pub(crate) fn remove(&mut self, segment: u64) -> Result<(), Error> {
+        let path = segment_path(&self.directory, segment);
+        let spare = spare_path(&self.directory, segment);
+        let is_wanted = self.spares.len() < MAX_SPARES;
+        let remove = || {
+            if is_wanted {
+                fs::rename(&path, &spare)?;
+            } else {
+                fs::remove_file(&path)?;
+            }
+            File::open(&self.directory)?.sync_all() // or a later one could be gone and this one back
+        };
+        remove().map_err(|source| io_error(&path, source))?;
+        if is_wanted {
+            self.spares.push(spare);
+        }
         Ok(())
     }
 
-    pub(crate) fn sync(&self) -> Result<(), Error> {
-        self.file
-            .sync_data()
-            .map_err(|source| io_error(&segment_path(&self.directory, self.segment()), source))
+    /// The record of the order.
+    pub(crate) fn read_order(&self) -> Result<Vec<u8>, Error> {
+        let path = self.directory.join("order.log");
+        fs::read(&path).map_err(|source| io_error(&path, source))
     }
 
-    /// Closes the segment and begins the next one.
-    pub(crate) fn rotate(&mut self) -> Result<(), Error> {
-        self.sync()?;
-        let next = self.segment() + 1;
-        (self.file, self.size) = open_segment(&self.directory, next)?;
-        self.segments.push(next);
-        Ok(())
-    }
-
-    /// Removes the segments before `oldest_needed`, never the open one.
-    pub(crate) fn remove_before(&mut self, oldest_needed: u64) -> Result<(), Error> {
-        while self.segments.len() > 1 && self.segments[0] < oldest_needed {
-            let path = segment_path(&self.directory, self.segments[0]);
-            fs::remove_file(&path).map_err(|source| io_error(&path, source))?;
-            self.segments.remove(0);
-        }
-        Ok(())
-    }
-
-    /// Size of all segments.
-    pub(crate) fn bytes_on_disk(&self) -> u64 {
-        let closed = self.segments[..self.segments.len() - 1].iter();
-        closed
-            .filter_map(|&n| fs::metadata(segment_path(&self.directory, n)).ok())
-            .map(|m| m.len())
-            .sum::<u64>()
-            + self.size
+    pub(crate) fn order_path(&self) -> PathBuf {
+        self.directory.join("order.log")
     }
 }
 
 /// Gives the events of all whole records to `replay`; returns where the last of them ends.
-fn read_records(bytes: &[u8], mut replay: impl FnMut(Event)) -> usize {
+fn read_events(bytes: &[u8], segment: u64, mut replay: impl FnMut(Place, Event<'static>)) -> usize {
     let mut at = 0;
-    while let Some((len, crc)) = header(&bytes[at..]) {
-        let start = at + HEADER_BYTES;
-        let Some(payload) = bytes.get(start..start + len) else { break };
-        if crc32fast::hash(payload) != crc {
-            break;
-        }
-        let Some(event) = Event::decode(payload) else { break };
-        replay(event);
-        at = start + len;
+    while let Some(body) = frame::read(bytes, segment, at) {
+        let Some(event) = Event::decode(&bytes[body.clone()]) else { break };
+        replay(Place { segment, bytes: (body.end - at) as u64 }, event);
+        at = body.end;
     }
     at
 }
 
-fn header(bytes: &[u8]) -> Option<(usize, u32)> {
-    let (len, rest) = bytes.split_first_chunk::<4>()?;
-    let (crc, _) = rest.split_first_chunk::<4>()?;
-    Some((u32::from_le_bytes(*len) as usize, u32::from_le_bytes(*crc)))
+fn read_synced(file: &mut File) -> Option<(u64, u64)> {
+    let mut bytes = [0; 20];
+    file.read_exact(&mut bytes).ok()?;
+    let (place, check) = bytes.split_at(16);
+    (crc32fast::hash(place).to_le_bytes() == check).then_some(())?;
+    let (segment, offset) = place.split_at(8);
+    Some((
+        u64::from_le_bytes(segment.try_into().ok()?),
+        u64::from_le_bytes(offset.try_into().ok()?),
+    ))
 }
 
-/// Whether the bytes after the last whole record are one that was cut short, not a damaged one.
-fn is_torn(rest: &[u8]) -> bool {
-    header(rest).is_none_or(|(len, _)| rest.len() < HEADER_BYTES + len)
-}
-
-fn list_segments(directory: &Path) -> Result<Vec<u64>, Error> {
+/// Numbers in the names of files, rising.
+fn list(directory: &Path, prefix: &str, suffix: &str) -> Result<Vec<u64>, Error> {
     let entries = fs::read_dir(directory).map_err(|source| io_error(directory, source))?;
-    let mut segments = Vec::new();
+    let mut numbers = Vec::new();
     for entry in entries {
         let entry = entry.map_err(|source| io_error(directory, source))?;
         let name = entry.file_name().into_string().unwrap_or_default();
-        if let Some(number) =
-            name.strip_prefix("segment-").and_then(|rest| rest.strip_suffix(".log"))
-        {
-            segments.extend(number.parse::<u64>().ok());
-        }
+        let number = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix));
+        numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
     }
-    segments.sort_unstable();
-    Ok(segments)
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 fn segment_path(directory: &Path, number: u64) -> PathBuf {
     directory.join(format!("segment-{number:08}.log"))
 }
 
-fn open_segment(directory: &Path, number: u64) -> Result<(File, u64), Error> {
+fn spare_path(directory: &Path, number: u64) -> PathBuf {
+    directory.join(format!("spare-{number:08}"))
+}
+
+fn open_file(path: &Path) -> Result<File, Error> {
+    let options = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path);
+    options.map_err(|source| io_error(path, source))
+}
+
+/// Opens a segment for writing at its beginning; a new one may be made of a spare one.
+fn open_segment(directory: &Path, number: u64, spare: Option<PathBuf>) -> Result<File, Error> {
     let path = segment_path(directory, number);
     let open = || {
-        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        if let Some(spare) = spare {
+            fs::rename(spare, &path)?;
+        }
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
         File::open(directory)?.sync_all()?;
-        let size = file.metadata()?.len();
-        Ok((file, size))
+        Ok(file)
     };
     open().map_err(|source| io_error(&path, source))
 }
 
+/// Opens the record of the order and cuts off what no acknowledgement names.
+fn open_order(directory: &Path, len: u64) -> Result<File, Error> {
+    let path = directory.join("order.log");
+    let open = || {
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let there = file.metadata()?.len();
+        file.set_len(len.min(there))?;
+        Ok((file, there))
+    };
+    let (file, there) = open().map_err(|source| io_error(&path, source))?;
+    if there < len {
+        return Err(Error::Damaged { path, offset: there });
+    }
+    Ok(file)
+}
+
+fn set_len(path: &Path, len: u64) -> Result<(), Error> {
+    let cut = || OpenOptions::new().write(true).open(path)?.set_len(len);
+    cut().map_err(|source| io_error(path, source))
+}
+
 fn lock(path: &Path) -> Result<File, Error> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
-    let file = file.map_err(|source| io_error(path, source))?;
+    let file = open_file(path)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(Error::Locked(path.to_owned())),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmcore.cli.recipes import load_recipe
 from glmcore.cli.verb import add_verb
+from glmcore.errors import ConfigError
 
 if TYPE_CHECKING:
     from glmcore.recipe import Recipe
@@ -101,7 +102,7 @@ def _print_stages(recipe: "Recipe") -> None:
 def _train(args: argparse.Namespace) -> None:
     recipe = _recipe_or_print(args)
     if recipe is None:
-        _print_stages(_load_recipe(args.settings))
+        _print_stages(load_recipe(args.settings))
     else:
         from glmcore import train
         from glmcore.data import prepare

@@ -28,11 +28,17 @@ ROLLOUTS_PER_MICRO_BATCH = 32
 """Rollouts whose logits are in memory at once."""
 
 
+def checkpoint_name(progress: Progress) -> str:
+    """What the buffer calls the checkpoint with this progress."""
+    return f"stage {progress.stage_index} step {progress.step}"
+
+
 class SynchronousLoop:
     """Reinforcement learning in which every rollout comes from the weights that it trains.
 
     Consumed groups are acknowledged only after a checkpoint that contains their update, so a run that is killed
-    finds them in the buffer again and repeats exactly the updates that it lost.
+    finds them in the buffer again and repeats exactly the updates that it lost. The buffer knows beforehand what a
+    checkpoint will contain, so a kill right after it repeats nothing.
     """
 
     def __init__(
@@ -103,10 +109,11 @@ class SynchronousLoop:
                 bar.advance(1, reward=figures["reward_mean"])
 
     def _save(self, step: int) -> None:
-        self.store.save(Progress(self.stage_index, step), self.model, self.optimizer)
+        progress = Progress(self.stage_index, step)
+        self.buffer.prepare(self._unacknowledged, checkpoint_name(progress))
+        self.store.save(progress, self.model, self.optimizer)
         self.store.wait()
-        for lease in self._unacknowledged:
-            lease.ack()
+        self.buffer.ack(self._unacknowledged, checkpoint_name(progress))
         self._unacknowledged.clear()
 
     def _collect(self, problems: Sequence[Problem], step: int) -> None:
@@ -118,7 +125,7 @@ class SynchronousLoop:
         for group in left:
             self.buffer.discard(group.group_id)
         size = config.rollouts_per_group
-        group_ids = [self.buffer.admit(problem.id, size, version) for problem in problems]
+        group_ids = [self.buffer.admit(problem.id, size, version, sync=False) for problem in problems]
         rollouts = self.worker.roll_out(
             [problem for problem in problems for _ in range(size)],
             [rollout_seed(self.seed, step, g, r) for g in range(len(problems)) for r in range(size)],
@@ -126,6 +133,7 @@ class SynchronousLoop:
         rollout_ids = [rid for group_id in group_ids for rid in self.buffer.rollouts(group_id)]
         for rollout_id, rollout in zip(rollout_ids, rollouts, strict=True):
             self._record(rollout_id, rollout, version)
+        self.buffer.flush()
 
     def _record(self, rollout_id: int, rollout: Rollout, version: int) -> None:
         prompt = np.asarray(rollout.prompt_ids, np.int32)
@@ -134,7 +142,7 @@ class SynchronousLoop:
         self.buffer.append_tokens(rollout_id, prompt, np.zeros(len(prompt), np.uint8), zeros, version)
         logprobs = np.asarray(rollout.generation.logprobs, np.float32)
         self.buffer.append_tokens(rollout_id, answer, np.ones(len(answer), np.uint8), logprobs, version)
-        self.buffer.finish(rollout_id, rollout.reward, rollout.generation.finish_reason)
+        self.buffer.finish(rollout_id, rollout.reward, rollout.generation.finish_reason, sync=False)
 
     def _update(self, samples: list[Sample], step: int) -> dict[str, float]:
         """Optimise on the samples of a step, group by group share; gives the mean figures of the updates."""

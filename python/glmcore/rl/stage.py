@@ -13,7 +13,7 @@ from glmcore.model.glm import Glm
 from glmcore.progress import say
 from glmcore.recipe import Recipe
 from glmcore.rl.evaluate import RewardEstimate, evaluate
-from glmcore.rl.loop import SynchronousLoop
+from glmcore.rl.loop import SynchronousLoop, checkpoint_name
 from glmcore.rl.reference import reference_policy
 from glmcore.rl.rollout import Rollout, RolloutWorker
 from glmcore.rl.sync import WeightSync
@@ -66,6 +66,7 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
         max_staleness=0,
         groups_per_step=config.groups_per_step,
     ) as buffer:
+        buffer.recover(checkpoint_name(progress))
         loop = SynchronousLoop(
             config,
             model,
