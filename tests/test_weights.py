@@ -274,7 +274,7 @@ def test_what_cannot_be_saved_leaves_nothing(tmp_path):
 
 
 def test_the_python_of_the_guide_runs(capsys):
-    guide = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    guide = (Path(__file__).parents[1] / "docs" / "pretrained.md").read_text()
     for code in re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL):
-        exec(compile(code, "models.md", "exec"), {})
+        exec(compile(code, "pretrained.md", "exec"), {})
     assert capsys.readouterr().out == "355.23B, 32.1B of them active\n"
