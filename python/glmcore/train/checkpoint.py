@@ -135,8 +135,7 @@ class CheckpointStore:
         told = Manifest({}, {}, asdict(progress), self._num_ranks, frozen)
 
         def publish(written: Manifest) -> None:
-            replace(told, files=written.files, tensors=written.tensors).write(temporary)
-            self._publish(temporary, path)
+            self._publish(replace(told, files=written.files, tensors=written.tensors), temporary, path)
 
         state = {**_state(model, optimizer), **random_state.tensors(self._rank)}
         writer = Writer(temporary, publish)
@@ -222,9 +221,10 @@ class CheckpointStore:
             if not here:
                 raise CheckpointError(f"{path}: tensor {name!r} is not part of the recipe's model")
 
-    def _publish(self, temporary: Path, path: Path) -> None:
+    def _publish(self, manifest: Manifest, temporary: Path, path: Path) -> None:
         """Give a written checkpoint its name and remove what need not stay."""
         try:
+            manifest.write(temporary)
             if path.exists():  # a damaged one, which was not resumed from
                 remove_directory(path)
             fsync(temporary)
