@@ -57,7 +57,7 @@ def test_help_is_quick():
         (["train", "nano", "run.directory=x"], "unknown key 'run.directory'"),
         (["train", "nano", "model.hidden_size=wide"], "model.hidden_size: "),
         (["train", "nano", "train.stages.0.num_tokens=0"], "train.stages.0.num_tokens: "),
-        (["train", "nano", "train.stages.9.num_tokens=1"], "is not a position in a list of 4"),
+        (["train", "nano", "train.stages.9.num_tokens=1"], "is not a position in a list of 6"),
         (["train", "nano", "rl.tasks=['sudoku']"], "not in corpus.problems"),
         (["train", "nowhere.toml"], "no recipe 'nowhere.toml'"),
         (["train", "run.seed=1"], "no recipe given"),

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from glmcore.cli import main
 from glmcore.data import manifest
 from glmcore.data.shards import TokenShards
+from glmcore.data.tokenize import held_out_distance
 from glmcore.recipe import RECIPES, Recipe
 from glmcore.train.rows import mixture_sources
 
@@ -33,6 +36,13 @@ def train(directory: Path, *arguments: str) -> int:
     return main(["train", str(TINY), f"run.dir={directory}", *FULL, *arguments])
 
 
+@pytest.fixture(scope="module")
+def finished(directory) -> Path:
+    """The same run, all of its stages done."""
+    assert train(directory) == 0
+    return directory
+
+
 def test_stages_run_one_by_one_in_their_order(directory, capsys):
     assert train(directory, "--stage", "nowhere") == 1
     assert "no stage 'nowhere': the recipe has general, repository, sft" in capsys.readouterr().err
@@ -48,9 +58,9 @@ def test_stages_run_one_by_one_in_their_order(directory, capsys):
     assert len((directory / "metrics.jsonl").read_text().splitlines()) == len(records) == 12
 
 
-def test_every_record_is_in_tensorboard_once(directory):
-    records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    board = EventAccumulator(str(directory / "tensorboard"))
+def test_every_record_is_in_tensorboard_once(finished):
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    board = EventAccumulator(str(finished / "tensorboard"))
     board.Reload()
     shown = [(event.step, event.value) for event in board.Scalars("loss")]
     assert shown == [(line, pytest.approx(record["loss"])) for line, record in enumerate(records, start=1)]
@@ -60,11 +70,11 @@ def test_every_record_is_in_tensorboard_once(directory):
     assert len(board.Scalars("validation_loss/prose")) == 2
 
 
-def test_held_out_documents_are_in_no_mixture(directory):
-    recipe = Recipe.load([directory / "recipe.toml"])
+def test_held_out_documents_are_in_no_mixture(finished):
+    recipe = Recipe.load([finished / "recipe.toml"])
 
     class Run:
-        shards = directory / "shards"
+        shards = finished / "shards"
 
     told = manifest.read(Run.shards)
     for name in recipe.train.stages[0].mixture:
@@ -76,19 +86,55 @@ def test_held_out_documents_are_in_no_mixture(directory):
         assert not any(tuple(ids.tolist()) in texts for ids in held)
 
 
-def test_fill_in_the_middle_acts_on_the_built_in_code(directory):
-    lines = (directory / "corpus" / "code.jsonl").read_text(encoding="utf-8").splitlines()
+@given(num_documents=st.integers(0, 500), share=st.floats(0, 0.5))
+def test_at_least_one_document_is_held_out_and_never_all(num_documents, share):
+    every = held_out_distance(num_documents, share)
+    held = [i for i in range(num_documents) if every and i % every == every // 2]
+    assert bool(held) == (share > 0 and num_documents > 1)
+    assert len(held) <= max(1, 0.75 * num_documents)
+
+
+def test_own_sources_hold_out_documents_of_all_buckets_together(tmp_path):
+    lines = [json.dumps({"text": f"document {i} of forty", "quality": i % 2}) for i in range(40)]
+    (tmp_path / "web.jsonl").write_text("\n".join(lines))
+    (tmp_path / "recipe.toml").write_text(
+        f"""
+[run]
+dir = "{tmp_path}/run"
+num_threads = 1
+[tokenizer]
+vocab_size = 300
+[held_out]
+share = 0.25
+[[data.sources]]
+name = "web"
+paths = ["{tmp_path}/web.jsonl"]
+fields = {{ quality = "quality" }}
+buckets = [{{ name = "low", min_quality = 0.0, epochs = 1.0 }}, {{ name = "high", min_quality = 0.5, epochs = 2.0 }}]
+"""
+    )
+    assert main(["data", "prepare", str(tmp_path / "recipe.toml")]) == 0
+    shards = tmp_path / "run" / "shards"
+    told = manifest.read(shards)
+    sizes = {g.bucket: len(TokenShards.open(g.files)) for g in manifest.groups(shards, told, "web")}
+    assert sizes["held_out"] == 10
+    assert sizes["low"] + sizes["high"] == 30
+    assert told["sources"][0]["documents"] == 40
+
+
+def test_fill_in_the_middle_acts_on_the_built_in_code(finished):
+    lines = (finished / "corpus" / "code.jsonl").read_text(encoding="utf-8").splitlines()
     assert all("middle" in json.loads(line) for line in lines)
 
 
-def test_the_report_has_the_held_out_loss_and_the_share_of_the_peak(directory, capsys):
-    assert main(["report", str(directory), "--json"]) == 0
+def test_the_report_has_the_held_out_loss_and_the_share_of_the_peak(finished, capsys):
+    assert main(["report", str(finished), "--json"]) == 0
     general, repository, _ = json.loads(capsys.readouterr().out)["stages"]
     assert set(general["validation_loss"]) == {"prose", "code"}
     assert set(repository["validation_loss"]) == {"repository", "reasoning"}
     assert 0 < general["mfu"] < 2  # a loaded machine may be slower while the peak is measured
-    assert (directory / "blocks-repository.jsonl").exists()
-    assert json.loads((directory / "stations.json").read_text())["peak_flops"]
+    assert (finished / "blocks-repository.jsonl").exists()
+    assert json.loads((finished / "stations.json").read_text())["peak_flops"]
 
 
 @pytest.mark.parametrize("name", ["glm-4.5", "glm-4.5-air", "glm-4.6", "nano"])

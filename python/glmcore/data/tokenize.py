@@ -120,7 +120,9 @@ def tokenize(job: TokenizeJob) -> dict[str, Any]:
 
 def held_out_distance(num_documents: int, share: float) -> int:
     """One document in so many is held out, at least one of two or more; 0 for none."""
-    return min(round(1 / share), num_documents) if share > 0 and num_documents > 1 else 0
+    if share == 0 or num_documents < 2:
+        return 0
+    return round(1 / share) if share * num_documents > 1 else num_documents
 
 
 def shard_name(part: str, bucket: str | None) -> str:
