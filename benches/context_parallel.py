@@ -3,17 +3,20 @@
 The first table is attention forwards and backwards for each rank's queries in turn, in one process: CPU time of the
 slowest rank over that of the mean, with the shares of `share_tokens` and with the usual ones (rank r has the r-th and
 the r-th last of 2 C chunks of the row, whatever documents are in it), interleaved; and the same ratio counted in keys
-that queries see. Documents are log-normal, web-like (median 600 tokens, mean 1,160) or agentic (median 4,000, mean 12,000).
+that queries see. Documents are log-normal, web-like (median 600 tokens, mean 1,160) or agentic (4,000 and 12,000).
 
 The second table is a training step of a small model on one row with one process and with two that speak through gloo:
 CPU time of a rank, and what a forward pass keeps for the backward pass.
 
+The third table is attention to a row of one document in one process: peak resident memory above that before it.
+
     python benches/context_parallel.py
-    python benches/context_parallel.py --tokens 32768
+    python benches/context_parallel.py --tokens 32768 --long 4096 8192 16384 32768
 """
 
 import argparse
 import os
+import resource
 import socket
 import time
 
@@ -22,6 +25,7 @@ import torch
 import torch.multiprocessing as mp
 
 from glmcore.model.config import GlmConfig
+from glmcore.model.documents import attend_within_documents
 from glmcore.model.glm import Glm
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.parallel.config import ParallelConfig
@@ -73,10 +77,12 @@ def seconds_of(share: Share, bounds: np.ndarray) -> float:
 
 
 def visible_keys(share: Share, bounds: np.ndarray) -> int:
+    """Keys that a rank's queries see, summed."""
     return int((share.tokens - bounds[np.repeat(share.document, share.ends - share.starts)] + 1).sum())
 
 
 def evenness(num_tokens: int, num_ranks: int) -> None:
+    """Print the first table."""
     print(f"attention of {num_tokens} tokens on {num_ranks} ranks: slowest over mean, CPU time (keys that queries see)")
     for kind in DOCUMENTS:
         bounds = row_of(kind, num_tokens)
@@ -135,6 +141,7 @@ def step(rank: int, num_ranks: int, port: int, num_tokens: int, results) -> None
 
 
 def steps(num_tokens: int) -> None:
+    """Print the second table."""
     print(f"a training step of {num_tokens} tokens: CPU seconds of the slowest rank, MiB kept for the backward pass")
     context = mp.get_context("spawn")
     for num_ranks in (1, 2):
@@ -153,14 +160,43 @@ def steps(num_tokens: int) -> None:
         print(f"  {num_ranks} ranks: {max(s for s, _ in found):.2f} s, {max(b for _, b in found) / 2**20:.0f} MiB")
 
 
+def long_row(num_tokens: int, results) -> None:
+    """Attention forwards and backwards over one document, in a process of its own."""
+    torch.set_num_threads(1)
+    parts = [torch.randn(num_tokens, heads, 32, requires_grad=True) for heads in (4, 2, 2)]
+    used = []
+    for length in (64, num_tokens):  # the short one loads the code
+        layout = DocumentLayout.from_cu_seqlens(np.array([0, length]))
+        started = time.process_time()
+        attend_within_documents(*(part[:length] for part in parts), layout).sum().backward()
+        used.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    results.put((used[1] - used[0], time.process_time() - started))
+
+
+def long_rows(lengths: list[int]) -> None:
+    """Print the third table."""
+    print("attention to one document in one process, 4 query and 2 key-value heads of 32 channels, float32")
+    context = mp.get_context("spawn")
+    for num_tokens in lengths:
+        results = context.Queue()
+        process = context.Process(target=long_row, args=(num_tokens, results))
+        process.start()
+        mebibytes, seconds = results.get()
+        process.join()
+        print(f"  {num_tokens:>6} tokens: peak {mebibytes:.0f} MiB, {seconds:.1f} s of CPU time")
+
+
 def main() -> None:
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--tokens", type=int, default=8192, help="of a row of the first and second table")
     parser.add_argument("--ranks", type=int, default=8, help="of the first table")
+    parser.add_argument("--long", type=int, nargs="*", default=[4096, 8192], help="tokens of the third table")
     args = parser.parse_args()
     torch.set_num_threads(1)
     evenness(args.tokens, args.ranks)
     steps(args.tokens)
+    long_rows(args.long)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,13 @@ def check_operator(ranks: Ranks) -> tuple[bool, bool]:
     return torch.equal(*results), all(map(torch.equal, *grads))
 
 
+def has_the_same_gradients_checkpointed(fields: dict, case: tuple, mode: str, ranks: Ranks) -> bool:
+    """Whether a step in which blocks are computed again for the backward pass gives the same bits."""
+    plain, again = random_model(fields), random_model(fields).set_activation_checkpointing(mode)
+    grads, others = (gradients_of_step(model, *case, ranks)["grads"] for model in (plain, again))
+    return all(np.array_equal(others[name], grad) for name, grad in grads.items())
+
+
 def everything(rank: int, fields: dict, cases: list, long_batch: PackedBatch) -> dict:
     """All that the tests look at, so that processes are started once."""
     ranks = Ranks(ParallelConfig(context=dist.get_world_size()))
@@ -130,5 +137,8 @@ def everything(rank: int, fields: dict, cases: list, long_batch: PackedBatch) ->
         "logits": [logits_of(random_model(fields), batches[0], ranks) for batches, _ in cases],
         "saved_bytes": saved_bytes(random_model(fields), long_batch, ranks),
         "bfloat16": attention_in_bfloat16([150, 9, 33], ranks),
+        "checkpointed": [
+            has_the_same_gradients_checkpointed(fields, cases[3], mode, ranks) for mode in ("selective", "full")
+        ],
         "operator": check_operator(ranks) if dist.get_world_size() == 2 else (True, True),
     }

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from oracles import attention
 from oracles import fp8_product as oracle
 
 from glmcore import kernels
-from glmcore.errors import Fp8Error
+from glmcore.errors import ConfigError, Fp8Error
 from glmcore.fp8 import (
     Float8Linear,
     cuda,
@@ -20,6 +21,7 @@ from glmcore.fp8 import (
 )
 from glmcore.model.documents import attend_within_documents
 from glmcore.model.layout import DocumentLayout
+from glmcore.model.runs import Runs, attend, attend_backward
 
 pytestmark = [
     pytest.mark.gpu,
@@ -145,6 +147,30 @@ def test_torch_finds_no_fault(name):
         "fp8_linear": (x, codes(weight).cuda(), scale.cuda()),
     }
     torch.library.opcheck(getattr(torch.ops.glmcore, name).default, arguments[name])
+
+
+@pytest.mark.parametrize("runs", [[(300, 0)], [(1, 700), (128, 128), (77, 0), (200, 1000)]], ids=["small1", "small4"])
+def test_attention_of_runs_and_its_gradients_are_within_the_rounding_of_bfloat16(runs):
+    generator = torch.Generator().manual_seed(0)
+    num_queries, num_keys = [own for own, _ in runs], [own + before for own, before in runs]
+    sizes = [(sum(num_queries), 12), (sum(num_keys), 2), (sum(num_keys), 2), (sum(num_queries), 12)]
+    *inputs, grad = (torch.randn(*size, 128, generator=generator).bfloat16() for size in sizes)
+    exact = [x.double().requires_grad_() for x in inputs]
+    expected = attention.attention_of_runs(*exact, num_queries, num_keys)
+    expected_grads = torch.autograd.grad(expected, exact, grad.double())
+    plan = Runs.of(np.array(num_queries), np.array(num_keys)).to(torch.device("cuda"))
+    on_gpu = [x.cuda() for x in inputs]
+    mixed, log_sum = attend(*on_gpu, plan)
+    grads = attend_backward(grad.cuda(), *on_gpu, mixed, log_sum, plan)
+    for got, true in zip((mixed, *grads), (expected, *expected_grads), strict=True):
+        # Shares of keys, results and inner products of gradients are rounded to 2^-9 each; errors partly cancel.
+        assert (got.cpu() - true).norm() < 2**-7 * true.norm()
+
+
+def test_attention_of_runs_refuses_float32_on_a_gpu():
+    x = torch.zeros(4, 2, 64, device="cuda")
+    with pytest.raises(ConfigError, match=r"bfloat16 or float16, not torch\.float32"):
+        attend(x, x, x, Runs.of(np.array([4]), np.array([4])).to(x.device))
 
 
 @pytest.mark.parametrize("lengths", [[40, 9, 200, 1], [512] * 4], ids=str)

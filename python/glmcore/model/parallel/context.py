@@ -9,6 +9,7 @@ Shapes: T tokens of the batch, t = T / C of a rank, N documents, S keys that a r
 G key-value heads, c channels of a head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -157,7 +158,7 @@ def _attend_backward(
     seen_key, seen_value = _gather(key_value, key_place, group).chunk(2, dim=1)
     runs = Runs(cu_queries, cu_keys, max_queries, max_keys)
     grad_query, *grad_seen = attend_backward(grad, query, seen_key, seen_value, mixed, log_sum, runs)
-    return grad_query, _sum_where_they_are(torch.cat(grad_seen, dim=1), key_value, key_place, group)
+    return grad_query, _sum_where_they_are(grad_seen, key_value, key_place, group)
 
 
 @_attend_backward.register_fake
@@ -188,12 +189,16 @@ def _gather(key_value: Tensor, key_place: Tensor, group: str) -> Tensor:
     return shared.index_select(0, key_place)
 
 
-def _sum_where_they_are(grad_seen: Tensor, key_value: Tensor, key_place: Tensor, group: str) -> Tensor:
-    """The opposite of `_gather`: sums of gradients over all runs of all ranks, [t, 2G, c]; adds in float32 or wider."""
+def _sum_where_they_are(grad_seen: Sequence[Tensor], key_value: Tensor, key_place: Tensor, group: str) -> Tensor:
+    """The opposite of `_gather`: sums of the gradients of keys and of values [S, G, c] over all runs of all ranks.
+
+    They are added up in float32 or wider. Gives [t, 2G, c].
+    """
     ranks = _resolve_process_group(group)  # pyright: ignore[reportArgumentType]  # a str with a name
     wide = torch.promote_types(key_value.dtype, torch.float32)
-    shared = grad_seen.new_zeros(len(key_value) * ranks.size(), *key_value.shape[1:], dtype=wide)
-    shared.index_add_(0, key_place, grad_seen.to(wide))
+    shared = key_value.new_zeros(len(key_value) * ranks.size(), *key_value.shape[1:], dtype=wide)
+    for half, grad in zip(shared.chunk(2, dim=1), grad_seen, strict=True):  # one by one: the wide copies are large
+        half.index_add_(0, key_place, grad.to(wide))
     own = shared.new_empty(key_value.shape)
     dist.reduce_scatter_tensor(own, shared, group=ranks)
     return own.to(key_value.dtype)
