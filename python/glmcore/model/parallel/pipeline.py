@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,
@@ -72,12 +73,13 @@ class PipelinedGlm(GlmPart):
         if not has_two_embeddings(self.config) or self.axis.rank not in (0, self.axis.size - 1):
             self._run(micro_batches, backward=True)
             return
-        weight = self.model.embed_tokens.weight
-        before, weight.grad = weight.grad, None  # what earlier runs have left is a sum of both ranks already
+        embedding = self.model.embed_tokens
+        # What earlier runs have left is a sum of both ranks already.
+        before, embedding.weight.grad = embedding.weight.grad, None
         self._run(micro_batches, backward=True)
-        self._add_gradient_of_other(weight)
-        if before is not None and weight.grad is not None:
-            weight.grad += before
+        self._add_gradient_of_other(embedding.weight)
+        if before is not None and embedding.weight.grad is not None:
+            embedding.weight.grad += before
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[MicroBatch]) -> None:
@@ -87,6 +89,9 @@ class PipelinedGlm(GlmPart):
             of_one_size = list(group)
             for start in range(0, len(of_one_size), at_once):
                 self._run(of_one_size[start : start + at_once], backward=False)
+        for stage in self.stages:
+            if isinstance(stage, FSDPModule):
+                stage.reshard()  # without a backward pass, nothing else drops the whole embedding and head
 
     def _run(self, micro_batches: Sequence[MicroBatch], *, backward: bool) -> None:
         sizes = sorted({micro_batch.num_tokens for micro_batch in micro_batches})
@@ -139,7 +144,7 @@ class PipelinedGlm(GlmPart):
         return stages, kind(stages[0], num_micro_batches, _given_loss, scale_grads=False)
 
     @torch.no_grad()
-    def _add_gradient_of_other(self, weight: nn.Parameter) -> None:
+    def _add_gradient_of_other(self, weight: Tensor) -> None:
         """Give the embeddings of the first and the last rank the sum of their gradients, so that they stay equal."""
         if weight.grad is None:  # the last rank's, in a step without multi-token prediction
             weight.grad = torch.zeros_like(weight)

@@ -59,8 +59,8 @@ def ending_together() -> Generator[None, None, None]:
     A process group that is made in the block ends with it.
 
     Raises:
-        RankError: Another process has failed; `is_news` where it died without a word.
-        GlmcoreError: What this process has raised, if it was the first to fail.
+        RankError: This process has failed, or another one; `is_news` in the one that is to say so.
+        GlmcoreError: What was raised in the block, in a process on its own.
     """
     was_initialized = dist.is_initialized()
     try:
@@ -70,7 +70,7 @@ def ending_together() -> Generator[None, None, None]:
             raise
         if not _is_first_to_fail():
             raise RankError(f"rank {process_rank()} stops because another has failed") from error
-        raise type(error)(f"rank {process_rank()}: {error}") from error
+        raise RankError(f"rank {process_rank()}: {error}", is_news=True) from error
     except RuntimeError as error:
         if num_processes() == 1 or not dist.is_initialized() or not _is_about_a_lost_rank(error):
             raise
