@@ -1,7 +1,7 @@
 //! Causal grouped-query attention within the documents of a packed batch, forward and backward.
 //!
 //! Every document sees itself alone. Queries and keys are taken in blocks of 64 tokens with an online softmax, so memory
-//! grows with the length of a document and not with its square (Dao et al., FlashAttention, arXiv:2205.14135; the
+//! grows with the length of a document and not with its square (Dao et al., arXiv:2205.14135; the
 //! backward pass is algorithm 4 there). Blocks begin where the document begins and each document is computed by one
 //! thread for a group of heads, so results do not depend on its neighbours or on the number of threads, to the bit.
 //!

@@ -29,6 +29,7 @@ pub(crate) struct Strided<'a, R> {
 }
 
 /// `c = a b`, or `c += a b` with `ADD`, for `m` by `depth` times `depth` by `n`; `m` and `n` are padded.
+#[expect(clippy::many_single_char_names, reason = "the names of the formula")]
 #[inline(always)]
 pub(crate) fn multiply<R: Real, const FUSED: bool, const ADD: bool>(
     (m, n, depth): (usize, usize, usize),
@@ -42,7 +43,7 @@ pub(crate) fn multiply<R: Real, const FUSED: bool, const ADD: bool>(
             for l in 0..depth {
                 let line: &[R; COLUMNS] =
                     b[l * b_row + j..][..COLUMNS].try_into().expect("of that length");
-                let column = &a.values[i * a.row + l * a.column..][..(ROWS - 1) * a.row + 1];
+                let column = &a.values[i * a.row + l * a.column..][..=(ROWS - 1) * a.row];
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let factor = column[row * a.row];
                     for (sum, &value) in sums.iter_mut().zip(line) {

@@ -1,4 +1,6 @@
 //! Attention beside the formula, written down plainly.
+#![expect(clippy::cast_possible_truncation, reason = "numbers are rounded to float32")]
+#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
 use glmcore_attention::{Element, Error, Gradients, Shape, backward, forward};
 use half::bf16;
@@ -176,7 +178,9 @@ fn bfloat16_is_computed_in_float32_and_rounded_once() {
     let shape = Shape { num_heads: 2, num_kv_heads: 1, head_dim: 32 };
     let mut case = case(&[100, 7], shape);
     for values in [&mut case.query, &mut case.key, &mut case.value, &mut case.grad] {
-        values.iter_mut().for_each(|value| *value = bf16::from_f64(*value).to_f64());
+        for value in values.iter_mut() {
+            *value = bf16::from_f64(*value).to_f64();
+        }
     }
     let [exact, grad_query, grad_key, grad_value] = plain(&case);
     let found = fast(&case, bf16::from_f64, 1);
