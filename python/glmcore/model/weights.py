@@ -97,7 +97,7 @@ def _fill(model: Glm, checkpoint: Checkpoint, check_finite: bool) -> None:
 
 
 def _targets(model: Glm, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """What is to be read, by the names that the checkpoint has: experts one by one or, as transformers may, in stacks."""
+    """What is to be read, by the names in the checkpoint: experts one by one or, as transformers may, in stacks."""
     targets: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:

@@ -40,8 +40,8 @@ class OptimizerConfig(Config):
     momentum: NonNegativeFloat = Field(default=0.95, lt=1)
     """Muon's momentum."""
     newton_schulz: Literal["float32", "bfloat16"] = "float32"
-    """Type in which Muon orthogonalises. `bfloat16` is what GPUs are fast in and what the published implementations use;
-    it also halves what ranks send each other. `float32` gives every layout the same bits on a CPU."""
+    """Type in which Muon orthogonalises. `bfloat16` is what GPUs are fast in and what published implementations use; it
+    also halves what ranks send each other. `float32` gives every layout the same bits on a CPU."""
     adam_betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm. Not published for GLM-4.5."""
