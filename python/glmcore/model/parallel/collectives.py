@@ -16,7 +16,7 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        return x.view_as(x)
+        return x.detach()  # not a view: FSDP hangs hooks on what a block gives, which a view could lose
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -49,7 +49,7 @@ class _ShareGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, num_ranks: int) -> Tensor:
         ctx.num_ranks = num_ranks
-        return x.view_as(x)
+        return x.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
