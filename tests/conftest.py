@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from glmcore.model.config import GlmConfig
+from glmcore.model.glm import Glm, Output
+from glmcore.model.layout import DocumentLayout
 from glmcore.model.parallel.config import ParallelConfig
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.packing import PackedBatch
@@ -49,6 +51,12 @@ def batch_of(lengths: list[int], seed: int = 0) -> PackedBatch:
         cu_seqlens=cu_seqlens,
         max_seqlen=max(lengths),
     )
+
+
+def output_of(model: Glm, batch: PackedBatch, *, with_mtp: bool) -> Output:
+    """Forward pass of a packed batch."""
+    ids, positions = (torch.from_numpy(part.astype(np.int64)) for part in (batch.input_ids, batch.position_ids))
+    return model(ids, positions, DocumentLayout.from_cu_seqlens(batch.cu_seqlens), with_mtp=with_mtp)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ALONE, TINY
+from conftest import ALONE, TINY, output_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,7 +33,7 @@ from glmcore.train.config import OptimizerConfig
 from glmcore.train.loss import IGNORED
 from glmcore.train.optim import Optimizer
 from glmcore.train.schedule import LossWeights
-from glmcore.train.step import run_batch, train_step
+from glmcore.train.step import train_step
 
 GLM46 = GlmConfig(**preset_values("glm-4.6"))
 STAGE = StageLoad("general", 4_096, 15 * 10**12, 64 << 20, 240_000)
@@ -141,7 +141,7 @@ def test_what_is_kept_for_the_backward_pass_is_counted_byte_by_byte(config, chec
 
     batch = rows(config, 4, 256, seed=0)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output, _ = run_batch(model, batch, with_mtp=True)
+        output = output_of(model, batch, with_mtp=True)
     width = dtype.itemsize
     counts = count_parameters(config)
     expected = counts.num_dense_layers * kept_by_layer(config, width, checkpointing, dense=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ALONE, TINY
+from conftest import ALONE, TINY, output_of
 from distributed import run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,14 +27,13 @@ from glmcore.model.glm import Glm
 from glmcore.model.parallel.config import ParallelConfig
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.train.checkpoint import CheckpointStore
-from glmcore.train.config import SpikeConfig, TrainConfig, ValidationConfig
+from glmcore.train.config import CheckpointConfig, SpikeConfig, TrainConfig, ValidationConfig
 from glmcore.train.loop import StageLoop
 from glmcore.train.optim import Optimizer
 from glmcore.train.peak import batch_flops, measure_peak_flops
 from glmcore.train.rows import BlockStarts, packed_rows
 from glmcore.train.schedule import TrainPlan
 from glmcore.train.spikes import SpikeGuard
-from glmcore.train.step import run_batch
 from glmcore.train.validation import Validation
 
 PAD = 0
@@ -77,14 +76,14 @@ def run(
     plan = TrainPlan(config)
     model = Glm(GlmConfig(**TINY)).init_weights(seed=1)
     optimizer = Optimizer(model, config.optimizer)
-    store = CheckpointStore(folder / "checkpoints", config.checkpoint.keep)
+    store = CheckpointStore(folder / "checkpoints", config.checkpoint)
     found = store.latest()
     if found:
-        store.load(found[1], model, optimizer)
+        store.load(found, model, optimizer)
     if spoil:
         with torch.no_grad():
             model.model.embed_tokens.weight[POISON] = math.nan
-    first = found[0].step + 1 if found else 1
+    first = found.progress.step + 1 if found else 1
     folder.mkdir(exist_ok=True)
     metrics = MetricLog(folder / "metrics.jsonl")
     metrics.truncate_after("general", first - 1)
@@ -194,8 +193,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_documents(tmp_path
     assert (told["stage"], told["loss"]) == ("general", "nan")
     records = MetricLog(tmp_path / "run" / "metrics.jsonl").read()
     assert [record["step"] for record in records] == list(range(1, told["step"]))
-    found = CheckpointStore(tmp_path / "run" / "checkpoints", 2).latest()
-    assert found is None or found[0].step < told["step"]
+    found = CheckpointStore(tmp_path / "run" / "checkpoints", CheckpointConfig()).latest()
+    assert found is None or found.progress.step < told["step"]
 
 
 def test_the_validation_loss_is_the_mean_over_the_tokens_of_each_source(sources):
@@ -210,7 +209,7 @@ def test_the_validation_loss_is_the_mean_over_the_tokens_of_each_source(sources)
         rows = packed_rows(stage, [source], num_rows=5, seed=0, pad_id=PAD)
         batch = rows.batch(0, 5)
         with torch.no_grad():
-            output, _ = run_batch(model, batch, with_mtp=False)
+            output = output_of(model, batch, with_mtp=False)
             expected = F.cross_entropy(model.logits(output.hidden), torch.from_numpy(batch.labels).long())
         assert losses[source.name] == pytest.approx(float(expected), rel=1e-12)
     few = Validation.of(ValidationConfig(max_rows=10_000), stage, sources, PAD)

@@ -28,7 +28,7 @@ class Memory:
     head: float
     """Gradients of the output head, which the losses form in the forward pass."""
     working: float
-    """Logits of a chunk, or what one block needs to go back, whichever is more."""
+    """Logits of a chunk, or what one block needs to go back beyond `head`, whichever is more."""
     gathered: float
     """Weights of two blocks and of the embedding and head in the type of computation, gradients of one block."""
     reserved: float
@@ -55,15 +55,16 @@ def peak_memory(
     tokens = load.rows_per_micro_batch * load.sequence_length / layout.context
     in_flight = min(layout.pipeline, load.num_micro_batches)
     kept = _kept(model, counts, layout, load)
+    losses = 1 + model.num_nextn_predict_layers
+    head = losses * model.vocab_size / layout.tensor * model.hidden_size * FLOAT32
+    backward = tokens * _backward_of_block(model, load, layout.tensor) - head  # blocks follow when the head is through
     return Memory(
         weights=FLOAT32 * (matrices + rest),
         gradients=FLOAT32 * (matrices + rest),
         optimizer=FLOAT32 * (matrices + 2 * rest),
         activations=tokens * in_flight * kept,
-        head=(1 + model.num_nextn_predict_layers) * model.vocab_size / layout.tensor * model.hidden_size * FLOAT32,
-        working=max(
-            _logits(model, tokens, load, layout.tensor), tokens * _backward_of_block(model, load, layout.tensor)
-        ),
+        head=head,
+        working=max(_logits(model, tokens, load, layout.tensor), backward),
         gathered=0.0 if layout.num_ranks == 1 else _gathered(counts, layout, load),
         reserved=assumptions.reserved_gb * 1e9,
     )
