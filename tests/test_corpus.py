@@ -60,7 +60,7 @@ TINY = Path(__file__).parent / "tiny.toml"
 
 
 def prepare(run, path):
-    return main(["data", "prepare", str(TINY), f"run.dir={run}", f'corpus.path="{path}"'])
+    return main(["data", "prepare", str(TINY), f"run.dir={run}", f'corpus.path="{path}"', "held_out.share=0.0"])
 
 
 def test_a_users_files_of_every_kind_are_read(tmp_path):
