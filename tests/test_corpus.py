@@ -60,7 +60,7 @@ TINY = Path(__file__).parent / "tiny.toml"
 
 
 def prepare(run, path):
-    return main(["data", "prepare", str(TINY), f"run.dir={run}", f'corpus.path="{path}"', "held_out.share=0.0"])
+    return main(["data", "prepare", str(TINY), f"run.dir={run}", f'corpus.path="{path}"'])
 
 
 def test_a_users_files_of_every_kind_are_read(tmp_path):
@@ -81,10 +81,9 @@ def test_a_users_files_of_every_kind_are_read(tmp_path):
     assert told == [("b.jsonl", "invalid_json"), ("b.jsonl", "missing_field"), ("c.txt", "invalid_utf8")]
     [user] = [source for source in manifest.read(run / "shards")["sources"] if source["name"] == "user"]
     assert (user["kind"], user["records"], user["documents"]) == ("mixed", 6, 3)
-    shard = TokenShards.open([run / "shards" / "user.tokens"])
-    learned = [(shard.loss_mask(number) == 1).mean() for number in range(3)]
-    assert learned[0] == learned[1] == 1
-    assert 0 < learned[2] < 1
+    shard = TokenShards.open([run / "shards" / name for name in ("user.tokens", "user.held_out.tokens")])
+    learned = sorted((shard.loss_mask(number) == 1).mean() for number in range(3))
+    assert 0 < learned[0] < learned[1] == learned[2] == 1
     (files / "a.md").write_text("# Title\nanother text")
     assert prepare(run, files) == 0
     assert next(read_documents(run / "corpus" / "user.jsonl")).plain_text == "# Title\nanother text"

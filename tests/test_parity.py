@@ -190,7 +190,8 @@ def test_bfloat16_is_as_near_to_float64_as_its_rounding_lets_it_be_and_so_is_the
     # What is wrong is above the bound, by far.
     assert relative(torch.zeros_like(ours), expected) > 5 * bound
     assert relative(ours.roll(1, dims=1), expected) > 5 * bound
-    assert count == 1 or relative(ours.roll(1, dims=0), expected) > 2 * bound
+    if relative(expected.roll(1, dims=0), expected) > 3 * bound:  # unless neighbouring tokens are alike
+        assert relative(ours.roll(1, dims=0), expected) > 2 * bound
 
 
 def logits_of(model: Glm, text: Tensor) -> Tensor:

@@ -70,8 +70,9 @@ def train_stages(run: RunDirectory, only: str | None = None, ranks: Ranks | None
     for index, stage in enumerate(config.stages):  # a kill can fall between a stage's last checkpoint and its record
         if Progress(index, plan.stages[index].num_steps) <= progress and not run.station_done(stage.name):
             record_stage(run, stage, metrics)
-    chosen = range(progress.stage_index, len(config.stages)) if only is None else [_startable(plan, only, progress)]
-    if progress >= Progress(chosen[-1], plan.stages[chosen[-1]].num_steps):
+    wanted = range(len(config.stages)) if only is None else [_startable(plan, only, progress)]
+    unfinished = [index for index in wanted if progress < Progress(index, plan.stages[index].num_steps)]
+    if not unfinished:
         return
     model = new_model(run, ranks)
     optimizer = Optimizer(model, config.optimizer)
@@ -80,11 +81,9 @@ def train_stages(run: RunDirectory, only: str | None = None, ranks: Ranks | None
             say(f"resuming {config.stages[progress.stage_index].name} after step {progress.step}")
         store.load(found, model, optimizer)
     peak = peak_flops(run, ranks)
-    for index in chosen:
+    for index in unfinished:
         stage = config.stages[index]
         first_step = progress.step + 1 if index == progress.stage_index else 1
-        if first_step > plan.stages[index].num_steps:
-            continue
         if stage.kind == "sft" and first_step == 1:
             optimizer = Optimizer(model, config.optimizer)
         if ranks.is_first:
