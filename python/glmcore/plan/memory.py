@@ -30,7 +30,8 @@ class Memory:
     working: float
     """Logits of a chunk, or what one block needs to go back beyond `head`, whichever is more."""
     gathered: float
-    """Weights of two blocks and of the embedding and head in the type of computation, gradients of one block."""
+    """Weights of two blocks and of the embedding and head in the type of computation, gradients of one block; in a
+    pipeline weights and gradients of the whole stage."""
     reserved: float
 
     @property
@@ -114,7 +115,16 @@ def _logits(model: GlmConfig, tokens: float, load: Load, tensor: int) -> float:
 
 
 def _gathered(counts: ParameterCounts, layout: ParallelConfig, load: Load) -> float:
-    """FSDP gathers the next block while one is at work, and holds the root's weights between the passes."""
+    """FSDP gathers the next block while one is at work, and holds the root's weights between the passes.
+
+    In a pipeline a rank has its whole stage gathered, gradients too, until the end of the step
+    (`torch.distributed.pipelining` sums them over data ranks once).
+    """
+    if layout.pipeline > 1:
+        experts = counts.component("routed_experts") / (layout.expert * layout.tensor)
+        body = counts.body + counts.mtp - counts.component("routed_experts")
+        stage = (experts + body / layout.tensor) / layout.pipeline + counts.embeddings / layout.tensor / 2
+        return stage * (load.width + FLOAT32)
 
     def block(layer: LayerCounts) -> float:
         return (layer.total - layer.routed_experts) / layout.tensor + layer.routed_experts / (

@@ -147,15 +147,15 @@ class StepModel:
         return num_layers * self.links.context.gather(gathered / self.layout.tensor)
 
     def _sharding(self, load: Load) -> float:
-        """Weights are gathered for both passes of each micro-batch, and its gradients summed."""
+        """Weights are gathered for both passes of each micro-batch, and its gradients summed; in a pipeline once."""
         counts, layout, links = self.counts, self.layout, self.links
         experts = counts.component("routed_experts") / (layout.expert * layout.tensor * layout.pipeline)
         others = (counts.total - counts.component("routed_experts")) / (layout.tensor * layout.pipeline)
         seconds = 0.0
         for parameters, link in ((experts, links.expert_shard), (others, links.shard)):
-            gathering = 2 * link.gather(parameters * BF16)
-            summing = link.gather(parameters * FLOAT32)
-            seconds += load.num_micro_batches * (gathering + summing)
+            gathering = load.num_micro_batches * 2 * link.gather(parameters * BF16)
+            sums = load.num_micro_batches if layout.pipeline == 1 else 1
+            seconds += gathering + sums * link.gather(parameters * FLOAT32)
             seconds += links.replicas.all_reduce(parameters / link.size * FLOAT32)
         return seconds
 
