@@ -53,7 +53,7 @@ def gradients_of_step(model: Glm, batches: list[PackedBatch], weights: LossWeigh
         name: parameter.grad.double() for name, parameter in model.named_parameters() if parameter.grad is not None
     }
     grads = {name: ranks.sum_over_batch(grad).numpy() for name, grad in grads.items()}
-    return {"loss": result.loss, "mtp_loss": result.mtp_loss, "load": result.load.numpy(), "grads": grads}
+    return {"loss": result.loss, "mtp_loss": result.mtp_loss, "load": result.routers.share.numpy(), "grads": grads}
 
 
 def forward(model: Glm, batch: PackedBatch, ranks: Ranks) -> tuple[Output, DocumentLayout | ContextLayout]:

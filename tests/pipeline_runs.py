@@ -71,7 +71,7 @@ def train(case: Case) -> Trace:
         batches = batches_of(step, case.num_micro_batches)[data.rank :: data.size]
         result = train_step(model, batches, case.weights, ranks)
         losses.append((result.loss, result.mtp_loss, optimizer.step(0.01)))
-        loads.append(result.load.numpy())
+        loads.append(result.routers.share.numpy())
     validation.append(evaluate(model, held_out, ranks))
     return Trace(losses, loads, weights_of(model), validation)
 
@@ -106,7 +106,7 @@ def train_with_another_split(rank: int, cases: list[Case], directory: Path) -> T
         figures = (result.loss, result.mtp_loss, optimizer.step(0.01))
         store.save(Progress(0, number + 1), model, optimizer)
         store.wait()
-    return Trace([figures], [result.load.numpy()], weights_of(model), [])
+    return Trace([figures], [result.routers.share.numpy()], weights_of(model), [])
 
 
 def train_all(rank: int, cases: list[Case]) -> list[Trace]:

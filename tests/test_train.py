@@ -140,7 +140,7 @@ def test_micro_batches_give_the_gradients_of_the_whole_step():
         model = Glm(GlmConfig(**TINY)).init_weights(0).double()
         result = train_step(model, batches, WEIGHTS, ALONE)
         gradients.append([parameter.grad for parameter in model.parameters()])
-        assert torch.allclose(result.load.sum(-1), torch.ones(len(result.load)))
+        assert torch.allclose(result.routers.share.sum(-1), torch.ones(len(result.routers.share)))
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 

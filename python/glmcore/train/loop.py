@@ -5,12 +5,12 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from glmcore.data.prefetch import Loader, Rows
 from glmcore.metrics import MetricLog
 from glmcore.model.flops import training_flops
 from glmcore.model.glm import Glm
+from glmcore.model.moe import RouterFigures
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.packing import PackedBatch
 from glmcore.progress import progress
@@ -135,7 +135,7 @@ class StageLoop:
             "seconds": seconds,
             **self._mfu(batches, seconds),
             **memory_figures(),
-            **self._load_figures(result.load, number),
+            **self._load_figures(result.routers, number),
         }
 
     def _mfu(self, batches: list[PackedBatch], seconds: float) -> dict[str, float]:
@@ -145,17 +145,17 @@ class StageLoop:
         own = sum(batch_flops(self.flops, batch) for batch in batches) / self.ranks.axis("context").size
         return {"mfu": self.ranks.sum(own) / (seconds * self.peak_flops * self.ranks.config.num_ranks)}
 
-    def _load_figures(self, load: Tensor, number: int) -> dict[str, Any]:
-        """How the experts share the tokens; `load` is [layers, E], its rows summing to 1."""
-        if not len(load):
+    def _load_figures(self, routers: RouterFigures, number: int) -> dict[str, Any]:
+        """How the experts share the tokens."""
+        if not len(routers.share):
             return {}
         figures: dict[str, Any] = {
-            "max_violation": float((load.amax(-1) * load.shape[-1] - 1).max()),
-            "dead_experts": int((load == 0).sum()),
+            "max_violation": float(routers.max_violation.max()),
+            "dead_experts": int(routers.num_dead.sum()),
         }
         every = self.config.log_load_every_steps
         if every and (number % every == 0 or number == 1):
-            figures["expert_load"] = [[round(share, 5) for share in layer] for layer in load.tolist()]
+            figures["expert_load"] = [[round(share, 5) for share in layer] for layer in routers.share.tolist()]
         return figures
 
     def _validation_figures(self, number: int) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from glmcore.model.glm import Glm
-from glmcore.model.moe import update_correction_bias
+from glmcore.model.moe import RouterFigures, router_figures, update_correction_bias
 from glmcore.model.parallel.pipeline import PipelinedGlm
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.packing import PackedBatch
@@ -23,8 +22,8 @@ class StepResult:
     """Mean next-token cross-entropy in nats over the tokens that carry a loss."""
     mtp_loss: float
     """The same for the token after the next one; NaN without an MTP layer."""
-    load: Tensor
-    """Share of the routed tokens of each expert, float32 [layers, E]; rows sum to 1."""
+    routers: RouterFigures
+    """How evenly the experts of each layer that ran were loaded."""
 
 
 def train_step(model: Glm, batches: Sequence[PackedBatch], weights: LossWeights, ranks: Ranks) -> StepResult:
@@ -48,7 +47,7 @@ def train_step(model: Glm, batches: Sequence[PackedBatch], weights: LossWeights,
         if row < len(loads):  # a step may do without the MTP layer
             update_correction_bias(router, loads[row], weights.bias_update_rate)
     loss, mtp_loss = objective.losses()
-    return StepResult(loss, mtp_loss, loads / loads.sum(-1, keepdim=True).clamp(min=1))
+    return StepResult(loss, mtp_loss, router_figures(loads))
 
 
 @torch.no_grad()
