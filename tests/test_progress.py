@@ -43,3 +43,13 @@ def test_on_a_terminal_there_is_a_moving_bar_with_rate():
     assert "\x1b[" in shown
     assert "tokens/s" in shown
     assert "loss 1.5" in shown
+
+
+def test_slow_work_has_a_rate_too(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    with progress("train rl", total=60, unit="steps") as bar:
+        now[0] = 100.0
+        bar.advance(37)
+    assert "0.37/s" in capsys.readouterr().err

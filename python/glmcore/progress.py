@@ -66,9 +66,9 @@ class _Lines(ProgressBar):
         parts = [f"{self.title:<22}", f"{self.done:>11,}"]
         if self.total:
             left = max(self.total - self.done, 0) / max(self.rate, 1e-9)
-            parts += [f"/ {self.total:,} {self.unit}", f"{self.rate:,.0f}/s", f"eta {left:.0f}s"]
+            parts += [f"/ {self.total:,} {self.unit}", f"{_rate(self.rate)}/s", f"eta {left:.0f}s"]
         else:
-            parts += [self.unit, f"{self.rate:,.0f}/s"]
+            parts += [self.unit, f"{_rate(self.rate)}/s"]
         parts += [f"{name} {value:.4g}" for name, value in self._values.items()]
         print("  ".join(parts), file=sys.stderr, flush=True)
 
@@ -94,10 +94,15 @@ class _RichBar(ProgressBar):
 
     def _show(self, values: dict[str, float]) -> None:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        self._rich.update(self._task, completed=self.done, figures=f"{self.rate:,.0f} {self.unit}/s  {shown}")
+        self._rich.update(self._task, completed=self.done, figures=f"{_rate(self.rate)} {self.unit}/s  {shown}")
 
     def close(self) -> None:
         self._rich.stop()
+
+
+def _rate(rate: float) -> str:
+    """Two digits at least: steps of minutes have a rate too."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 @contextmanager
