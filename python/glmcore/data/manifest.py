@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from glmcore.data.config import HELD_OUT
-from glmcore.data.shards import TokenShards
 from glmcore.durable import write_file
 from glmcore.errors import DataError
 
@@ -100,8 +99,3 @@ def groups(directory: Path, manifest: dict[str, Any], source: str) -> list[Shard
         if files:
             result.append(ShardGroup(source, bucket, times, files, sum(shard["tokens"] for shard in shards)))
     return result
-
-
-def open_group(group: ShardGroup) -> TokenShards:
-    """The documents of a group."""
-    return TokenShards.open(group.files)
