@@ -1,3 +1,4 @@
+import asyncio
 import os
 import shutil
 import struct
@@ -296,6 +297,16 @@ def test_a_pool_gives_each_program_a_fresh_sandbox_and_leaves_nothing_behind():
 def test_many_runs_one_after_the_other_all_succeed():
     with SandboxPool(QUICK) as pool:
         assert [pool.run(Job(["true"])).exit_code for _ in range(30)] == [0] * 30
+
+
+@SHUT_IN
+def test_programs_of_one_event_loop_run_beside_each_other():
+    async def both(pool: SandboxPool) -> list[bytes]:
+        jobs = [Job(["python3", "-c", f"print({number})"]) for number in range(3)]
+        return [result.stdout for result in await asyncio.gather(*(pool.run_async(job) for job in jobs))]
+
+    with SandboxPool(QUICK) as pool:
+        assert asyncio.run(both(pool)) == [b"0\n", b"1\n", b"2\n"]
 
 
 def test_a_machine_without_bubblewrap_is_told_what_to_do(monkeypatch, tmp_path):

@@ -46,7 +46,9 @@ class Descriptors(NamedTuple):
     """Contents of `/etc/passwd` and `/etc/group`."""
 
 
-def command(launcher: Sequence[str], limits: Limits, read_only: Sequence[str], descriptors: Descriptors) -> list[str]:
+def command(
+    bwrap: str, launcher: Sequence[str], limits: Limits, read_only: Sequence[str], descriptors: Descriptors
+) -> list[str]:
     """The sandbox's own arguments and the launcher's.
 
     Inside there is a user without powers that cannot make namespaces of its own, alone with its processes and without
@@ -54,13 +56,14 @@ def command(launcher: Sequence[str], limits: Limits, read_only: Sequence[str], d
     in memory of a bounded size; the rest is read-only and nearly empty.
 
     Args:
+        bwrap: The program; see `find_bwrap`.
         launcher: What runs inside.
         limits: Sizes.
         read_only: Folders that can be read.
         descriptors: Open in the process that runs the command.
     """
     size = str(limits.disk_bytes)
-    args = [find_bwrap(), "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    args = [bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     args += ["--unshare-cgroup-try", "--disable-userns", "--cap-drop", "ALL", "--uid", "1000", "--gid", "1000"]
     args += ["--die-with-parent", "--new-session", "--hostname", "sandbox", "--clearenv"]
     for name, value in (("PATH", search_path()), ("HOME", "/work"), ("LANG", "C.UTF-8"), ("TMPDIR", "/tmp")):

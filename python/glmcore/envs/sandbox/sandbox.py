@@ -53,16 +53,16 @@ class BubblewrapSandbox:
     def __init__(self, config: SandboxConfig) -> None:
         self.config = config
         self.limits = config.limits
-        number = next(_number)
+        number, bwrap = next(_number), bubblewrap.find_bwrap()
         self._group = ControlGroup(f"{os.getpid()}-{number}", self.limits) if config.memory == "cgroup" else None
         try:
-            self._start(number)
+            self._start(number, bwrap)
         except BaseException:
             if self._group is not None:
                 self._group.remove()
             raise
 
-    def _start(self, number: int) -> None:
+    def _start(self, number: int, bwrap: str) -> None:
         """Start bubblewrap, which makes the sandbox and then waits until it is in its control group."""
         job, self._job = os.pipe()
         self._answer, answer = os.pipe()
@@ -70,6 +70,7 @@ class BubblewrapSandbox:
         told, info = os.pipe()
         given = [job, answer, go, info, *map(_file, (filter_program(), *bubblewrap.identity_files()))]
         args = bubblewrap.command(
+            bwrap,
             [bubblewrap.python(), "-I", "-S", "-c", _LAUNCHER, str(job), str(answer)],
             self.limits,
             self.config.read_only,
