@@ -22,6 +22,7 @@ from glmcore.model.glm import Glm
 from glmcore.model.parallel.config import ParallelConfig
 from glmcore.model.presets import preset_values
 from glmcore.packing import PackedBatch
+from glmcore.plan import memory, step_time
 from glmcore.plan.activations import kept_at_the_end, kept_by_layer, kept_by_mtp
 from glmcore.plan.hardware import GPUS, Assumptions
 from glmcore.plan.layouts import describe, layouts
@@ -29,8 +30,10 @@ from glmcore.plan.links import Link
 from glmcore.plan.memory import peak_memory
 from glmcore.plan.planner import Planner, StageLoad
 from glmcore.plan.step_time import Load, newton_schulz_operations
+from glmcore.train import loss
 from glmcore.train.config import OptimizerConfig
 from glmcore.train.loss import IGNORED
+from glmcore.train.muon import NEWTON_SCHULZ_STEPS
 from glmcore.train.optim import Optimizer
 from glmcore.train.schedule import LossWeights
 from glmcore.train.step import train_step
@@ -167,7 +170,7 @@ def test_every_layout_has_all_gpus_and_divides_what_it_splits(num_gpus, length, 
     for layout in found:
         assert layout.num_ranks == num_gpus
         assert rows_per_step % layout.data == 0
-        assert length % (2 * layout.context) == 0
+        assert length % layout.context == 0
         assert GLM46.num_key_value_heads % layout.tensor == 0
         assert GLM46.n_routed_experts % (layout.expert * layout.tensor) == 0
         assert layout.pipeline <= GLM46.num_hidden_layers
@@ -213,6 +216,21 @@ def test_what_does_not_fit_says_by_how_much():
 def test_a_layout_of_other_ranks_is_refused():
     with pytest.raises(ConfigError, match="64 ranks, --gpus is 1024"):
         planner().plan(STAGE, ParallelConfig(data=64), 1)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"tensor": 16, "data": 64}, "tensor=16 does not divide num_key_value_heads 8"),
+        ({"data": 64, "tensor": 4, "expert": 64, "context": 4}, "does not divide n_routed_experts 160"),
+        ({"pipeline": 128, "data": 8}, "pipeline=128 exceeds num_hidden_layers 92"),
+        ({"data": 1024}, "data=1024 does not divide rows of a step 16,383"),
+    ],
+)
+def test_a_layout_that_does_not_divide_is_refused_with_what(layout, message):
+    stage = StageLoad("general", 4_096, 10**9, 16_383 * 4_096 if layout == {"data": 1024} else 64 << 20, 1)
+    with pytest.raises(ConfigError, match=message):
+        planner().plan(stage, ParallelConfig(**layout), 1)
 
 
 def test_collectives_take_what_their_bytes_take():
@@ -272,3 +290,8 @@ def test_planning_needs_no_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_what_the_planner_takes_from_the_trainer_is_what_the_trainer_does():
+    assert (memory.CHUNK_BYTES, memory.MIN_CHUNK_TOKENS) == (loss.CHUNK_BYTES, loss.MIN_CHUNK_TOKENS)
+    assert step_time.NEWTON_SCHULZ_STEPS == NEWTON_SCHULZ_STEPS

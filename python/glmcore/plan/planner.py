@@ -1,17 +1,16 @@
 """The plan of a recipe on a number of GPUs: what fits, how long each stage takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from glmcore.errors import ConfigError
-from glmcore.model.config import GlmConfig
+from glmcore.model.config import Checkpointing, GlmConfig
 from glmcore.model.counts import count_parameters
 from glmcore.model.flops import training_flops
 from glmcore.model.parallel.config import ParallelConfig
-from glmcore.plan.activations import Checkpointing
 from glmcore.plan.hardware import Assumptions, Gpu
-from glmcore.plan.layouts import describe, layouts
+from glmcore.plan.layouts import describe, layouts, misfit
 from glmcore.plan.memory import Memory, peak_memory
 from glmcore.plan.step_time import Load, StepModel, StepTime
 from glmcore.train.config import TrainConfig
@@ -125,17 +124,17 @@ class Planner:
         """The `keep` fastest candidates of a stage that fit, on one layout or on all.
 
         Raises:
-            ConfigError: `layout` does not have `num_gpus` ranks.
+            ConfigError: `layout` does not have `num_gpus` ranks, or does not divide the model or the step.
         """
-        if layout is not None and layout.num_ranks != self.num_gpus:
-            raise ConfigError(f"the layout {describe(layout)} has {layout.num_ranks} ranks, --gpus is {self.num_gpus}")
+        if layout is None:
+            tried: Iterable[ParallelConfig] = layouts(
+                self.model, self.num_gpus, stage.sequence_length, stage.rows_per_step
+            )
+        else:
+            self._check(layout, stage)
+            tried = [layout]
         found: list[Candidate] = []
         least: float | None = None
-        tried = (
-            [layout]
-            if layout is not None
-            else layouts(self.model, self.num_gpus, stage.sequence_length, stage.rows_per_step)
-        )
         for each in tried:
             best = min(self._candidates(stage, each), key=lambda candidate: candidate.time.total, default=None)
             if best is not None:
@@ -145,6 +144,13 @@ class Planner:
                 least = needed if least is None else min(least, needed)
         found.sort(key=lambda candidate: candidate.time.total)
         return StagePlan(stage, self._flops_per_token(stage), tuple(found[:keep]), least)
+
+    def _check(self, layout: ParallelConfig, stage: StageLoad) -> None:
+        if layout.num_ranks != self.num_gpus:
+            raise ConfigError(f"the layout {describe(layout)} has {layout.num_ranks} ranks, --gpus is {self.num_gpus}")
+        reason = misfit(self.model, layout, stage.sequence_length, stage.rows_per_step)
+        if reason is not None:
+            raise ConfigError(f"stage {stage.name!r}: {reason}")
 
     def _candidates(self, stage: StageLoad, layout: ParallelConfig) -> list[Candidate]:
         """Every way to keep activations, each with the most rows at once that fit."""
