@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
-from glmcore.train.shards import local_box
+from glmcore.model.parallel.placement import local_box
 
 
 def tiny_model(**fields: object) -> Glm:

@@ -18,12 +18,12 @@ from torch.distributed.tensor import DTensor
 from glmcore.errors import CheckpointError, ConfigError, RunError
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
+from glmcore.model.parallel.placement import local_part
 from glmcore.recipe import Recipe
 from glmcore.rundir import open_run
 from glmcore.train.checkpoint import CheckpointStore, Progress, load_weights
 from glmcore.train.config import CheckpointConfig, OptimizerConfig
 from glmcore.train.optim import Optimizer
-from glmcore.train.shards import local
 
 KEEP_ALL = CheckpointConfig(keep_last=1000)
 
@@ -214,7 +214,7 @@ def load_on_ranks(
     return [
         name
         for name, tensor in tensors.items()
-        if not torch.equal(local(tensor), local(local_of(expected[name], tensor)))
+        if not torch.equal(local_part(tensor), local_part(local_of(expected[name], tensor)))
     ]
 
 
@@ -278,7 +278,7 @@ def train_to_the_end(rank: int, directory: Path, num_ranks: int, steps: int) -> 
         norms.append(train(model, optimizer, step))
         store.save(Progress(0, step + 1), model, optimizer, {"norms": norms})
     store.wait()
-    result = {name: local(tensor).detach() for name, tensor in everything(model, optimizer).items()}
+    result = {name: local_part(tensor).detach() for name, tensor in everything(model, optimizer).items()}
     return {**result, "norms": torch.tensor(norms, dtype=torch.float64)}
 
 

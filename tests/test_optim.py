@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import lay_out, local_of, random_gradients, tiny_model
 
+from glmcore.model.parallel.placement import Box, local_part
 from glmcore.train.assignment import Stack, assign
 from glmcore.train.config import OptimizerConfig
 from glmcore.train.muon import orthogonalize
 from glmcore.train.optim import Optimizer
-from glmcore.train.shards import Box, local
 
 CONFIG = OptimizerConfig(max_grad_norm=0.5)
 UNEVEN = {"n_routed_experts": 6, "hidden_size": 40, "intermediate_size": 56}
@@ -46,7 +46,7 @@ def largest_difference_from_one_process(rank: int, layout: str, num_ranks: int, 
     ours = {**dict(model.named_parameters()), **optimizer.state_tensors()}
     errors, ragged = {}, {}
     for name, tensor in ours.items():
-        mine, theirs = local(tensor.detach()), local(local_of(expected[name].detach(), tensor))
+        mine, theirs = local_part(tensor.detach()), local_part(local_of(expected[name].detach(), tensor))
         if not torch.equal(mine, theirs):
             relative = float(((mine - theirs) / theirs).abs().max())
             rule = name.removeprefix("mean.").removeprefix("square.")

@@ -4,21 +4,16 @@ import functools
 import os
 import shutil
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from glmcore.errors import ConfigError
+from glmcore.model.config import Checkpointing
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-Checkpointing = Literal["none", "selective", "full"]
-"""What a block keeps for its backward pass: all that autograd asks for; the results of matrix products and attention,
-everything else being computed again; its input alone, all of it being computed again."""
-
-CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
 
 _COSTLY = (
     "aten::mm",

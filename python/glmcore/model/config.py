@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from typing_extensions import Self
@@ -11,6 +11,10 @@ from glmcore.config import Config
 from glmcore.errors import CheckpointError
 from glmcore.model.config_json import config_json, fields_of
 from glmcore.model.presets import preset_values
+
+Checkpointing = Literal["none", "selective", "full"]
+"""What a block keeps for its backward pass: all that autograd asks for; the results of matrix products and attention,
+everything else being computed again; its input alone, all of it being computed again. Gradients are the same."""
 
 
 class GlmConfig(Config):

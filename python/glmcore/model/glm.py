@@ -5,6 +5,7 @@ Shapes: T tokens of a packed batch, D hidden size, V vocabulary, B sequences bei
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,8 @@ from typing_extensions import Self
 
 from glmcore.errors import ConfigError
 from glmcore.model.attention import Attention, KeyValueCache, Layout
-from glmcore.model.blocks import CHECKPOINTING, Checkpointing, compile_block, run_block
-from glmcore.model.config import GlmConfig
+from glmcore.model.blocks import compile_block, run_block
+from glmcore.model.config import Checkpointing, GlmConfig
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.moe import MixtureOfExperts, Mlp, Router, Routing
 from glmcore.model.norm import RMSNorm
@@ -175,8 +176,9 @@ class Glm(nn.Module):
         Raises:
             ConfigError: There is no such mode.
         """
-        if mode not in CHECKPOINTING:
-            raise ConfigError(f"activation checkpointing is {mode!r}, it must be one of {', '.join(CHECKPOINTING)}")
+        if mode not in get_args(Checkpointing):
+            known = ", ".join(get_args(Checkpointing))
+            raise ConfigError(f"activation checkpointing is {mode!r}, it must be one of {known}")
         self.checkpointing = mode
         return self
 

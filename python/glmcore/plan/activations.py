@@ -3,13 +3,9 @@
 Every function gives bytes for one token. `width` is that of a value in the type of computation, 2 or 4 bytes.
 """
 
-from typing import Literal
-
-from glmcore.model.config import GlmConfig
+from glmcore.model.config import Checkpointing, GlmConfig
 
 FLOAT32, INT64 = 4, 8
-Checkpointing = Literal["none", "selective", "full"]
-"""What blocks keep: everything, the results of products and attention, or their inputs alone."""
 
 
 def kept_by_layer(

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from glmcore.model.config import GlmConfig
+from glmcore.model.config import Checkpointing, GlmConfig
 from glmcore.model.counts import LayerCounts, ParameterCounts, count_parameters
 from glmcore.model.parallel.config import ParallelConfig
-from glmcore.plan.activations import Checkpointing
 from glmcore.plan.hardware import Assumptions, Gpu
 from glmcore.plan.links import Links
 

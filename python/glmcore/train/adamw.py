@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from glmcore.train.shards import local, local_gradient
+from glmcore.model.parallel.placement import local_part
+from glmcore.train.gradients import local_gradient
 
 EPS = 1e-8
 
@@ -41,7 +42,7 @@ class AdamW:
             grad = local_gradient(parameter)
             if grad is None or not grad.numel():
                 continue
-            row = (local(parameter), grad, local(self.mean[name]), local(self.square[name]))
+            row = (local_part(parameter), grad, local_part(self.mean[name]), local_part(self.square[name]))
             for column, tensor in zip(alike[parameter.dtype, grad.device, parameter.dim() >= 2], row, strict=True):
                 column.append(tensor)
         for (_, device, is_matrix), (parameters, grads, means, squares) in alike.items():

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from glmcore.errors import ConfigError
-from glmcore.train.shards import Box
+from glmcore.model.parallel.placement import Box
 
 
 @dataclass(frozen=True)

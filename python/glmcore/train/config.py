@@ -19,6 +19,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from glmcore.config import Config
+from glmcore.model.config import Checkpointing
 
 
 def _whole(value: Any) -> Any:
@@ -210,9 +211,8 @@ class ComputeConfig(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and of the weights that meet them. Weights, their gradients summed over micro-batches and
     ranks, and the optimiser stay in float32, and so do the routers."""
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What blocks compute again in the backward pass instead of keeping it: nothing; all but matrix products and
-    attention; all. The bits are the same."""
+    activation_checkpointing: Checkpointing = "none"
+    """What blocks keep for the backward pass; the rest is computed again, with the same bits."""
     compile: bool = False
     """Compile blocks with `torch.compile`."""
 

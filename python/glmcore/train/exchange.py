@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from glmcore.model.parallel.placement import Box
 from glmcore.train.assignment import Unit, nearest, sources
-from glmcore.train.shards import Box
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from glmcore.train.shards import Box, local_box
+from glmcore.model.parallel.placement import Box, local_box
 
 _MAX_DIMS = 4
 

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from glmcore.model.parallel.placement import Box, local_part
 from glmcore.train.assignment import Stack, assign
 from glmcore.train.exchange import Exchange
+from glmcore.train.gradients import local_gradient
 from glmcore.train.holdings import Holdings
-from glmcore.train.shards import Box, local, local_gradient
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic that moves all singular values into about [0.7, 1.2]."""
@@ -126,7 +127,7 @@ class Muon:
         by_scale: dict[float, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
         for name, update in updates.items():
             parameters, changes = by_scale[UPDATE_RMS * max(self.stacks[name].matrix) ** 0.5]
-            parameters.append(local(self.parameters[name]))
+            parameters.append(local_part(self.parameters[name]))
             changes.append(update)
         for scale, (parameters, changes) in by_scale.items():
             torch._foreach_mul_(parameters, decay)
@@ -140,7 +141,7 @@ class Muon:
         """
         if not grads:
             return
-        momentum = [local(self.momentum[name]) for name in grads]
+        momentum = [local_part(self.momentum[name]) for name in grads]
         values = list(grads.values())
         torch._foreach_mul_(momentum, self.decay)
         torch._foreach_add_(momentum, values, alpha=factor)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from glmcore.train.adamw import AdamW
 from glmcore.train.config import OptimizerConfig
+from glmcore.train.gradients import local_gradient
 from glmcore.train.holdings import Holdings
 from glmcore.train.muon import Muon, is_muon_parameter
 from glmcore.train.norm import global_norm
-from glmcore.train.shards import local_gradient
 
 
 class Optimizer:

@@ -3,7 +3,7 @@
 import torch
 
 from glmcore.errors import ConfigError
-from glmcore.model.blocks import Checkpointing
+from glmcore.model.config import Checkpointing
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.data import shard_weights
 from glmcore.model.parallel.expert import check_expert_split, split_experts

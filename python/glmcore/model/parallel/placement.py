@@ -1,12 +1,42 @@
 """Which part of a sharded tensor a rank holds, and fresh weights that do not depend on how they are sharded."""
 
 import hashlib
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.distributed.tensor.placement_types import Placement
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangular part of a tensor: where it begins and how far it reaches in each dimension."""
+
+    start: tuple[int, ...]
+    size: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Elements inside."""
+        count = 1
+        for length in self.size:
+            count *= length
+        return count
+
+    def intersect(self, other: "Box") -> "Box | None":
+        """What both contain; None where that is nothing."""
+        start = tuple(map(max, self.start, other.start))
+        end = tuple(
+            min(a + m, b + n) for a, m, b, n in zip(self.start, self.size, other.start, other.size, strict=True)
+        )
+        size = tuple(e - s for s, e in zip(start, end, strict=True))
+        return Box(start, size) if min(size, default=1) > 0 else None
+
+    def slices_from(self, origin: tuple[int, ...]) -> tuple[slice, ...]:
+        """Index of this part in a tensor that begins at `origin`."""
+        return tuple(slice(s - o, s - o + n) for s, o, n in zip(self.start, origin, self.size, strict=True))
 
 
 def split(parameter: Tensor, mesh: DeviceMesh, *placements: Shard) -> nn.Parameter:
@@ -19,28 +49,12 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def local_ranges(tensor: DTensor) -> list[tuple[int, int]]:
-    """First index and end, in each dimension, of the part that this rank holds.
-
-    Placements apply from left to right, but for that of FSDP, which cuts what tensor and expert ranks have left of a
-    tensor although it stands before theirs (PyTorch calls it a strided shard).
-    """
-    coordinate = tensor.device_mesh.get_coordinate()
-    assert coordinate is not None, "a parameter's mesh holds this rank"
-    ranges = [(0, size) for size in tensor.shape]
-    placements = list(zip(tensor.placements, coordinate, tensor.device_mesh.shape, strict=True))
-    for placement, index, parts in sorted(placements, key=lambda entry: _is_strided(entry[0])):
-        if placement.is_shard() or _is_strided(placement):
-            dim: int = placement.dim  # pyright: ignore[reportAttributeAccessIssue]
-            start, end = ranges[dim]
-            size = -(-(end - start) // parts)  # as torch.chunk has it: the last parts may be shorter or empty
-            first = min(start + index * size, end)
-            ranges[dim] = (first, min(first + size, end))
-    return ranges
-
-
-def _is_strided(placement: Placement) -> bool:
-    return type(placement).__name__ == "_StridedShard"
+def local_box(tensor: Tensor) -> Box:
+    """Where the local part lies in the whole tensor."""
+    if not isinstance(tensor, DTensor):
+        return Box((0,) * tensor.dim(), tuple(tensor.shape))
+    size, start = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return Box(tuple(start), tuple(size))
 
 
 @torch.no_grad()
@@ -55,14 +69,14 @@ def draw_normal(parameter: Tensor, std: float, key: str) -> None:
         std: Standard deviation.
         key: Other keys have other numbers.
     """
-    ranges = local_ranges(parameter) if isinstance(parameter, DTensor) else [(0, size) for size in parameter.shape]
-    local = local_part(parameter)
+    box, local = local_box(parameter), local_part(parameter)
+    rows, columns = box.slices_from((0,) * parameter.dim())[-2:]
+    first, count = (box.start[0], box.size[0]) if parameter.dim() == 3 else (0, 1)
     if parameter.dim() == 2:
-        ranges, local = [(0, 1), *ranges], local.unsqueeze(0)
-    (first, end), rows, columns = ranges
+        local = local.unsqueeze(0)
     matrix = torch.empty(parameter.shape[-2:], dtype=parameter.dtype)
     generator = torch.Generator()
-    for index in range(first, end):
+    for index in range(first, first + count):
         digest = hashlib.sha256(f"{key} {index}".encode()).digest()
         matrix.normal_(0.0, std, generator=generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True)))
-        local[index - first].copy_(matrix[slice(*rows), slice(*columns)])
+        local[index - first].copy_(matrix[rows, columns])
