@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm, Output
@@ -11,6 +12,9 @@ from glmcore.model.parallel.config import ParallelConfig
 from glmcore.model.parallel.ranks import Ranks
 from glmcore.packing import PackedBatch
 from glmcore.train.loss import IGNORED
+
+settings.register_profile("glmcore", deadline=None)  # a busy machine makes no test fail
+settings.load_profile("glmcore")
 
 TINY = {
     "vocab_size": 64,
