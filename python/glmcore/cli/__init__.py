@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from glmcore.cli import data, models, plan, runs, tokenizer
+from glmcore.cli import data, demo, models, plan, runs, tokenizer
 from glmcore.errors import ConfigError, GlmcoreError, RankError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_verbs(verbs)
     plan.add_verbs(verbs)
     tokenizer.add_verbs(verbs)
+    demo.add_verbs(verbs)
     return parser
 
 

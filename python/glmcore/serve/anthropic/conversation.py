@@ -76,9 +76,7 @@ def _chat_message(message: InputMessage, where: str) -> list[dict[str, Any]]:
             if said:
                 messages.append({"role": message.role, "content": "\n".join(said)})
                 said = []
-            messages.append(
-                {"role": "tool", "tool_call_id": block.tool_use_id, "content": _result(block, place)}
-            )
+            messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": _result(block, place)})
         else:
             said.append(_text(block, place))
     if said or not messages:
@@ -142,4 +140,3 @@ def _document(block: DocumentBlock, where: str) -> str:
 
 def _lines(blocks: Sequence[TextBlock]) -> str:
     return "\n".join(block.text for block in blocks if not block.text.startswith(BILLING_HEADER))
-

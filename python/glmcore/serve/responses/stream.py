@@ -38,7 +38,9 @@ class ResponseStream:
         tells_logprobs: Text parts carry the log-probabilities of their tokens.
     """
 
-    def __init__(self, response: dict[str, Any], *, seals_reasoning: bool = False, tells_logprobs: bool = False) -> None:
+    def __init__(
+        self, response: dict[str, Any], *, seals_reasoning: bool = False, tells_logprobs: bool = False
+    ) -> None:
         self._response = response
         self._seals = seals_reasoning
         self._tells_logprobs = tells_logprobs
