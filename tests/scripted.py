@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -97,7 +98,7 @@ def write_scripted_model(directory: Path, script: Sequence[Reply], context: int 
         for number, reply in enumerate(script):
             end = tokenizer.token_to_id(reply.end)
             chain = [*thought_ids[number], *content_ids[number], end]
-            for token, follower in zip(chain, chain[1:], strict=False):
+            for token, follower in pairwise(chain):
                 head[follower, channel[token]] = FOLLOWS
             for start, first in ((thinks, chain[0]), (thinks_not, content_ids[number][0])):
                 head[first, channel[start]] = BEGINS - (1.0 if number else 0.0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scripted import Reply, tool_call, write_scripted_model
 
 from glmcore.cli import main
-from glmcore.demo.bm25 import B, K1, Bm25, words
+from glmcore.demo.bm25 import K1, B, Bm25, words
 from glmcore.demo.models import LocalModel
 from glmcore.demo.passages import PASSAGE_CHARACTERS, read_passages
 from glmcore.demo.search import Library, cited, search

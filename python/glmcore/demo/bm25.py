@@ -41,11 +41,12 @@ class Bm25:
         Returns:
             Number of the text, from 0, and its score.
         """
-        scores: Counter[int] = Counter()
+        scores: dict[int, float] = {}
         for word in dict.fromkeys(words(query)):
             found = self._postings.get(word, [])
             rarity = math.log1p((len(self._lengths) - len(found) + 0.5) / (len(found) + 0.5))
             for number, times in found:
                 length = 1 - B + B * self._lengths[number] / self._mean_length
-                scores[number] += rarity * times * (K1 + 1) / (times + K1 * length)  # pyright: ignore[reportArgumentType]
+                score = rarity * times * (K1 + 1) / (times + K1 * length)
+                scores[number] = scores.get(number, 0.0) + score
         return sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:limit]

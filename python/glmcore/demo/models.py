@@ -58,9 +58,9 @@ class ServerModel:
 
     def _call(self, path: str, body: Json | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._url + path, data, self._headers)  # noqa: S310 (scheme is checked)
+        request = urllib.request.Request(self._url + path, data, self._headers)
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             said = error.read(2000).decode(errors="replace")

@@ -7,8 +7,8 @@ from pathlib import Path
 from glmcore.errors import DataError
 
 SUFFIXES = frozenset(
-    (".md", ".txt", ".rst", ".tex", ".org", ".adoc", ".html", ".json", ".toml", ".yaml", ".yml", ".csv")
-    + (".py", ".rs", ".c", ".h", ".cpp", ".cu", ".go", ".java", ".js", ".ts", ".sh", ".sql")
+    ".md .txt .rst .tex .org .adoc .html .json .toml .yaml .yml .csv "
+    ".py .rs .c .h .cpp .cu .go .java .js .ts .sh .sql".split()
 )
 """Endings of files that are read in a folder. A file that is named itself is read whatever it is called."""
 PASSAGE_CHARACTERS = 1200

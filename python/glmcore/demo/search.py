@@ -11,7 +11,7 @@ from glmcore.demo.models import ChatModel, Json
 from glmcore.demo.passages import Passage
 
 SYSTEM = """You answer questions from a collection of documents that only your tools can read.
-Search before you answer; search again with other words if you did not find it; open a passage to read what is around it.
+Search before you answer; search again with other words if you found nothing; open a passage to read what is around it.
 Use only what you found. After each statement cite the passages it comes from by their numbers in brackets, like [3].
 If the documents do not tell, say so."""
 SHOWN = 400

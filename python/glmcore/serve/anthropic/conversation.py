@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from glmcore.serve.errors import bad_request
+
 from glmcore.serve.anthropic.schema import (
     CountRequest,
     DocumentBlock,
@@ -16,13 +18,12 @@ from glmcore.serve.anthropic.schema import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from glmcore.serve.errors import bad_request
 from glmcore.serve.sealed import opened
 from glmcore.serve.tool_results import in_call_order
 
 BILLING_HEADER = "x-anthropic-billing-header:"
-"""Opens a system block that Claude Code writes for Anthropic's accounts. It differs in every request, so as a part of the
-prompt it would keep all that follows from being found in the prefix cache."""
+"""Opens a system block that Claude Code writes for Anthropic's accounts. It differs in every request, so as a part of
+the prompt it would keep all that follows from being found in the prefix cache."""
 
 
 def chat_messages(request: CountRequest) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """What a request to the Messages API may hold.
 
-Fields that steer only Anthropic's own services (`metadata`, `cache_control`, `context_management`, `service_tier`, betas)
-are taken and have no effect: clients send them always. Fields that would change the answer are honoured or refused.
+Fields that steer only Anthropic's own services (`metadata`, `cache_control`, `context_management`, `service_tier`,
+betas) are taken and have no effect: clients send them always. Fields that would change the answer are honoured or
+refused.
 
 Source: Anthropic's Messages API reference, and what the clients named in docs/clients.md send.
 """

@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Iterable
 from typing import Any
 
-from glmcore.serve.sealed import sealed
 from glmcore.serve.turn import (
     ContentDelta,
     Finished,
@@ -20,6 +19,8 @@ from glmcore.serve.turn import (
     TurnEvent,
     Usage,
 )
+
+from glmcore.serve.sealed import sealed
 
 Event = dict[str, Any]
 PING: Event = {"type": "ping"}

@@ -31,8 +31,11 @@ def router() -> APIRouter:
 
 
 def content_security_policy(page: str) -> str:
-    """A policy under which only the page's own style and script run, only this server is spoken to, no page frames it,
-    and no text can become HTML or script (Trusted Types)."""
+    """What the browser lets the page do.
+
+    Only its own style and script run, only this server is spoken to, no page frames it, and no text can become HTML or
+    script (Trusted Types).
+    """
     style = " ".join(_hashes(page, "style"))
     script = " ".join(_hashes(page, "script"))
     return "; ".join(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from glmcore.serve.errors import bad_request
+
 from glmcore.serve.responses.schema import (
     ContentPart,
     FunctionCallItem,
@@ -72,7 +73,7 @@ def chat_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
 def _chat_tool(tool: Tool, index: int) -> dict[str, Any]:
     if tool.type != "function":
         raise bad_request(
-            f"tools[{index}] is of type {tool.type!r}: this server runs no tools of its own; turn it off in the client, "
+            f"tools[{index}] is of type {tool.type!r}: this server runs no tools of its own; turn it off in the client "
             "or describe it as a function and run it yourself"
         )
     if not tool.name:

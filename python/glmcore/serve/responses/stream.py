@@ -1,15 +1,14 @@
 """A response as the events of the Responses API.
 
-Order: `response.created`, `response.in_progress`, then for each output item `response.output_item.added`, what it is made
-of, and `response.output_item.done`, at last `response.completed` (or `response.incomplete`) with the whole response.
-Every event has the next `sequence_number`. The answer to a request that does not stream is the response of the last one.
+Order: `response.created`, `response.in_progress`, then for each output item `response.output_item.added`, what it is
+made of, and `response.output_item.done`, at last `response.completed` (or `response.incomplete`) with the whole
+response. Every event has the next `sequence_number`. A request that does not stream gets the response of the last one.
 """
 
 import secrets
 from collections.abc import Iterator
 from typing import Any
 
-from glmcore.serve.sealed import sealed
 from glmcore.serve.turn import (
     ContentDelta,
     Finished,
@@ -18,6 +17,8 @@ from glmcore.serve.turn import (
     ToolCallStart,
     TurnEvent,
 )
+
+from glmcore.serve.sealed import sealed
 
 Event = dict[str, Any]
 TERMINAL = ("response.completed", "response.incomplete", "response.failed")
