@@ -6,10 +6,9 @@ from pathlib import Path
 
 from glmcore.errors import DataError
 
-SUFFIXES = frozenset(
-    ".md .txt .rst .tex .org .adoc .html .json .toml .yaml .yml .csv "
-    ".py .rs .c .h .cpp .cu .go .java .js .ts .sh .sql".split()
-)
+PROSE = (".md", ".txt", ".rst", ".tex", ".org", ".adoc", ".html", ".json", ".toml", ".yaml", ".yml", ".csv")
+CODE = (".py", ".rs", ".c", ".h", ".cpp", ".cu", ".go", ".java", ".js", ".ts", ".sh", ".sql")
+SUFFIXES = frozenset((*PROSE, *CODE))
 """Endings of files that are read in a folder. A file that is named itself is read whatever it is called."""
 PASSAGE_CHARACTERS = 1200
 """A passage ends at the first empty line, or else line, after so many characters."""

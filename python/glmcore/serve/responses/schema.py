@@ -1,8 +1,8 @@
 """What a request to the Responses API may hold.
 
 Fields that steer only OpenAI's own services (`metadata`, `user`, `prompt_cache_key`, `safety_identifier`,
-`service_tier`, `truncation: disabled`, `text.verbosity`, ...) are taken and have no effect: clients send them always. Fields that would
-change the answer are honoured or refused.
+`service_tier`, `truncation: disabled`, `text.verbosity`, ...) are taken and have no effect: clients send them always.
+Fields that would change the answer are honoured or refused.
 
 Source: OpenAI's Responses API reference, and what the clients named in docs/clients.md send.
 """
@@ -133,7 +133,7 @@ class TextConfig(_Open):
 class ResponsesRequest(_Open):
     """A request for a response."""
 
-    model: str
+    model: str | None = None
     input: str | list[Item]
     instructions: str | None = None
     tools: list[Tool] | None = None
