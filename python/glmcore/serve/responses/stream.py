@@ -9,6 +9,8 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
+from glmcore.serve.openai.chunks import chat_logprobs
+from glmcore.serve.sealed import sealed
 from glmcore.serve.turn import (
     ContentDelta,
     Finished,
@@ -17,11 +19,9 @@ from glmcore.serve.turn import (
     ToolCallStart,
     TurnEvent,
 )
-
-from glmcore.serve.sealed import sealed
+from glmcore.tokenizer import Tokenizer
 
 Event = dict[str, Any]
-TERMINAL = ("response.completed", "response.incomplete", "response.failed")
 
 
 def new_id(prefix: str) -> str:
@@ -34,17 +34,16 @@ class ResponseStream:
 
     Args:
         response: The response before its first token, with an empty `output`.
-        max_output_tokens: What the request allowed.
+        tokenizer: Names the tokens whose log-probabilities text parts carry; None if they carry none.
         seals_reasoning: Reasoning items carry `encrypted_content`.
-        tells_logprobs: Text parts carry the log-probabilities of their tokens.
     """
 
     def __init__(
-        self, response: dict[str, Any], *, seals_reasoning: bool = False, tells_logprobs: bool = False
+        self, response: dict[str, Any], tokenizer: Tokenizer | None = None, *, seals_reasoning: bool = False
     ) -> None:
         self._response = response
+        self._tokenizer = tokenizer
         self._seals = seals_reasoning
-        self._tells_logprobs = tells_logprobs
         self._item: dict[str, Any] | None = None
         """The output item that has begun and not ended."""
         self._sequence = 0
@@ -73,7 +72,7 @@ class ResponseStream:
                 yield self._part_event("reasoning_text.delta", delta=text)
             case ContentDelta(text=text, logprobs=logprobs):
                 yield from self._open("message")
-                told = list(logprobs or []) if self._tells_logprobs else []
+                told = chat_logprobs(logprobs, self._tokenizer)["content"] if self._tokenizer else []
                 self._last_part()["text"] += text
                 self._last_part()["logprobs"] += told
                 yield self._part_event("output_text.delta", delta=text, logprobs=told)
