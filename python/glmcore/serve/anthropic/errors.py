@@ -3,10 +3,11 @@
 from typing import Any, Literal
 
 import orjson
-from pydantic import BaseModel
-
 from glmcore.serve.caller import CALLER
 from glmcore.serve.errors import ServeError
+from glmcore.serve.sse import json_answer
+from pydantic import BaseModel
+from starlette.responses import Response
 
 TYPES = {
     "invalid_request": "invalid_request_error",
@@ -57,18 +58,22 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 """What every path of the dialect may answer, for the OpenAPI document."""
 
 
-def error_body(error: ServeError) -> tuple[int, dict[str, Any]]:
-    """Status and body of an answer that is no success."""
+def error_body(error: ServeError) -> dict[str, Any]:
+    """The body of an answer that is no success."""
     caller = CALLER.get()
-    kind = TYPES[error.kind]
-    status = OVERLOADED_STATUS if kind == "overloaded_error" else error.status
-    detail = {"type": kind, "message": error.message}
-    return status, {"type": "error", "error": detail, "request_id": caller.request_id if caller else None}
+    detail = {"type": TYPES[error.kind], "message": error.message}
+    return {"type": "error", "error": detail, "request_id": caller.request_id if caller else None}
+
+
+def error_response(error: ServeError) -> Response:
+    """The response to a request that fails before its answer has begun."""
+    status = OVERLOADED_STATUS if TYPES[error.kind] == "overloaded_error" else error.status
+    return json_answer(error_body(error), status)
 
 
 def error_event(error: ServeError) -> bytes:
     """What ends a stream that fails."""
-    return named_event(error_body(error)[1])
+    return named_event(error_body(error))
 
 
 def named_event(event: dict[str, Any]) -> bytes:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
+from glmcore.serve.config import ServeConfig
+from glmcore.serve.turn import Conversations
 
 PAGE = Path(__file__).parent / "index.html"
 
 
-def router() -> APIRouter:
+def router(_conversations: Conversations, _config: ServeConfig) -> APIRouter:
     """`GET /` and `HEAD /`; Claude Code sends the latter to learn whether a server is there."""
     text = PAGE.read_text(encoding="utf-8")
     headers = {

@@ -5,31 +5,32 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
-from starlette.responses import Response
-
+from glmcore.serve.config import ServeConfig
 from glmcore.serve.errors import ServeError
 from glmcore.serve.openai.errors import RESPONSES
 from glmcore.serve.openai.models import check_model
+from glmcore.serve.sse import EventStream, json_answer
+from glmcore.serve.turn import Answers, Conversations
+from glmcore.serve.whole import whole_answer
+from starlette.responses import Response
+
 from glmcore.serve.responses.request import empty_response, sampling_of, seals_reasoning, tells_logprobs, turn_of
 from glmcore.serve.responses.schema import ResponsesRequest
 from glmcore.serve.responses.stream import ResponseStream
-from glmcore.serve.sse import EventStream
-from glmcore.serve.turn import Answers, Conversations
-from glmcore.serve.whole import json_answer, whole_answer
 
 
-def router(conversations: Conversations) -> APIRouter:
+def router(conversations: Conversations, config: ServeConfig) -> APIRouter:
     """The path of responses."""
     routes = APIRouter(tags=["OpenAI"])
-    limits = conversations.limits
+    limits = config.limits
     streamed = {
         200: {"content": {"text/event-stream": {}}, "description": "The response, or with stream=true its events"}
     }
 
     @routes.post("/v1/responses", responses={**RESPONSES, **streamed}, summary="Answer a list of items")
     async def responses(request: Request, body: ResponsesRequest) -> Response:
-        model = check_model(conversations, body.model)
-        answers = conversations.run(turn_of(body, sampling_of(body), thinks_by_default=limits.thinking))
+        model = check_model(config, body.model)
+        answers = conversations.run(turn_of(body, sampling_of(body), thinks_by_default=config.thinking))
         stream = ResponseStream(
             empty_response(body, model),
             conversations.tokenizer if tells_logprobs(body) else None,
@@ -40,10 +41,10 @@ def router(conversations: Conversations) -> APIRouter:
                 _chunks(stream, answers),
                 answers.aclose,
                 lambda error: b"".join(map(_encoded, stream.fail(_code(error), error.message))),
-                limit_s=limits.timeout_s,
+                limit_s=limits.request_timeout_s,
                 heartbeat_s=limits.heartbeat_s,
             )
-        told = await whole_answer(request, answers, limits.timeout_s)
+        told = await whole_answer(request, answers, limits.request_timeout_s)
         return json_answer([event for each in told for event in stream.feed(each)][-1]["response"])
 
     return routes
