@@ -3,8 +3,6 @@
 import json
 
 import pytest
-from glmcore.serve.errors import ServeError
-from glmcore.serve.turn import ContentDelta, Finished, ThinkingDelta, ToolCallDelta, ToolCallStart, Usage
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -14,12 +12,14 @@ from glmcore.serve.anthropic.conversation import BILLING_HEADER
 from glmcore.serve.anthropic.request import turn_of
 from glmcore.serve.anthropic.schema import CountRequest, MessagesRequest
 from glmcore.serve.anthropic.stream import MessageStream, whole_message
+from glmcore.serve.errors import ServeError
 from glmcore.serve.responses.request import empty_response
 from glmcore.serve.responses.request import turn_of as turn_of_response
 from glmcore.serve.responses.schema import ResponsesRequest
 from glmcore.serve.responses.stream import ResponseStream
 from glmcore.serve.sealed import opened, sealed
 from glmcore.serve.tool_results import in_call_order
+from glmcore.serve.turn import ContentDelta, Finished, ThinkingDelta, ToolCallDelta, ToolCallStart, Usage
 
 SCHEMA = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",

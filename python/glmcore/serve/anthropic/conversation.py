@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from glmcore.serve.errors import bad_request
-
 from glmcore.serve.anthropic.schema import (
     CountRequest,
     DocumentBlock,
@@ -18,6 +16,7 @@ from glmcore.serve.anthropic.schema import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from glmcore.serve.errors import bad_request
 from glmcore.serve.sealed import opened
 from glmcore.serve.tool_results import in_call_order
 

@@ -3,11 +3,12 @@
 from typing import Any, Literal
 
 import orjson
+from pydantic import BaseModel
+from starlette.responses import Response
+
 from glmcore.serve.caller import CALLER
 from glmcore.serve.errors import ServeError
 from glmcore.serve.sse import json_answer
-from pydantic import BaseModel
-from starlette.responses import Response
 
 TYPES = {
     "invalid_request": "invalid_request_error",

@@ -4,11 +4,6 @@ from collections.abc import AsyncIterator
 from itertools import chain
 
 from fastapi import APIRouter, Request
-from glmcore.serve.config import ServeConfig
-from glmcore.serve.openai.models import check_model
-from glmcore.serve.sse import EventStream, json_answer
-from glmcore.serve.turn import Answers, Conversations
-from glmcore.serve.whole import whole_answer
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -17,6 +12,11 @@ from glmcore.serve.anthropic.errors import RESPONSES, error_event, named_event
 from glmcore.serve.anthropic.request import hides_thinking, sampling_of, turn_of
 from glmcore.serve.anthropic.schema import CountRequest, MessagesRequest
 from glmcore.serve.anthropic.stream import PING, MessageStream, whole_message
+from glmcore.serve.config import ServeConfig
+from glmcore.serve.openai.models import check_model
+from glmcore.serve.sse import EventStream, json_answer
+from glmcore.serve.turn import Answers, Conversations
+from glmcore.serve.whole import whole_answer
 
 
 class TokenCount(BaseModel):

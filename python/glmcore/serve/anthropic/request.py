@@ -3,13 +3,12 @@
 import secrets
 from typing import Any
 
-from glmcore.serve.errors import bad_request
-from glmcore.serve.turn import Turn
-
 from glmcore.engine.sampling import SamplingParams
 from glmcore.errors import RequestError
 from glmcore.serve.anthropic.conversation import chat_messages, chat_tools
 from glmcore.serve.anthropic.schema import CountRequest, MessagesRequest, ToolChoice
+from glmcore.serve.errors import bad_request
+from glmcore.serve.turn import Turn
 
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 

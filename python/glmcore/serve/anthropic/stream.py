@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Iterable
 from typing import Any
 
+from glmcore.serve.sealed import sealed
 from glmcore.serve.turn import (
     ContentDelta,
     Finished,
@@ -19,8 +20,6 @@ from glmcore.serve.turn import (
     TurnEvent,
     Usage,
 )
-
-from glmcore.serve.sealed import sealed
 
 Event = dict[str, Any]
 PING: Event = {"type": "ping"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
+
 from glmcore.serve.config import ServeConfig
 from glmcore.serve.turn import Conversations
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from glmcore.serve.errors import bad_request
-
 from glmcore.serve.responses.schema import (
     ContentPart,
     FunctionCallItem,

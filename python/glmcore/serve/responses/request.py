@@ -4,16 +4,15 @@ import secrets
 import time
 from typing import Any
 
-from glmcore.serve.errors import bad_request
-from glmcore.serve.openai.sampling import UNBOUNDED
-from glmcore.serve.turn import ResponseFormat, Turn
-from glmcore.serve.turn import ToolChoice as TurnToolChoice
-
 from glmcore.engine.sampling import SamplingParams
 from glmcore.errors import RequestError
+from glmcore.serve.errors import bad_request
+from glmcore.serve.openai.sampling import UNBOUNDED
 from glmcore.serve.responses.conversation import chat_messages, chat_tools, refuse_what_needs_a_store
 from glmcore.serve.responses.schema import ResponsesRequest, ToolChoice
 from glmcore.serve.responses.stream import new_id
+from glmcore.serve.turn import ResponseFormat, Turn
+from glmcore.serve.turn import ToolChoice as TurnToolChoice
 
 LOGPROBS = "message.output_text.logprobs"
 SEALED_REASONING = "reasoning.encrypted_content"

@@ -5,18 +5,18 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
+from starlette.responses import Response
+
 from glmcore.serve.config import ServeConfig
 from glmcore.serve.errors import ServeError
 from glmcore.serve.openai.errors import RESPONSES
 from glmcore.serve.openai.models import check_model
-from glmcore.serve.sse import EventStream, json_answer
-from glmcore.serve.turn import Answers, Conversations
-from glmcore.serve.whole import whole_answer
-from starlette.responses import Response
-
 from glmcore.serve.responses.request import empty_response, sampling_of, seals_reasoning, tells_logprobs, turn_of
 from glmcore.serve.responses.schema import ResponsesRequest
 from glmcore.serve.responses.stream import ResponseStream
+from glmcore.serve.sse import EventStream, json_answer
+from glmcore.serve.turn import Answers, Conversations
+from glmcore.serve.whole import whole_answer
 
 
 def router(conversations: Conversations, config: ServeConfig) -> APIRouter:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from glmcore.serve.openai.chunks import chat_logprobs
+from glmcore.serve.sealed import sealed
 from glmcore.serve.turn import (
     ContentDelta,
     Finished,
@@ -18,8 +19,6 @@ from glmcore.serve.turn import (
     ToolCallStart,
     TurnEvent,
 )
-
-from glmcore.serve.sealed import sealed
 from glmcore.tokenizer import Tokenizer
 
 Event = dict[str, Any]
