@@ -152,11 +152,11 @@ class ResponseStream:
     def _output_event(self, name: str, item: dict[str, Any]) -> Event:
         return {"type": f"response.{name}", "output_index": len(self._response["output"]) - 1, "item": item}
 
-    def _item_event(self, name: str, **fields: Any) -> Event:
+    def _item_event(self, name: str, /, **fields: Any) -> Event:
         index = len(self._response["output"]) - 1
         return {"type": f"response.{name}", "item_id": self._current["id"], "output_index": index, **fields}
 
-    def _part_event(self, name: str, **fields: Any) -> Event:
+    def _part_event(self, name: str, /, **fields: Any) -> Event:
         return self._item_event(name, content_index=0, **fields)
 
     def _number(self, events: Any) -> list[Event]:
