@@ -11,17 +11,27 @@ from starlette.responses import Response
 
 from glmcore import __version__
 from glmcore.serve import health
+from glmcore.serve.anthropic import errors as anthropic_errors
+from glmcore.serve.anthropic import messages
 from glmcore.serve.config import ServeConfig
 from glmcore.serve.errors import Kind, ServeError, bad_request
 from glmcore.serve.gate import Gate
 from glmcore.serve.openai import chat, completions, models, tokenize
 from glmcore.serve.openai import errors as openai_errors
+from glmcore.serve.page import router as page
+from glmcore.serve.responses import responses
 from glmcore.serve.security import ApiKeys, Doorkeeper, check_exposure
 from glmcore.serve.turn import Conversations
 
-ROUTERS = (chat.router, completions.router, models.router, tokenize.router, health.router)
+ROUTERS = (
+    *(chat.router, completions.router, responses.router, models.router, tokenize.router),
+    *(messages.router, page.router, health.router),
+)
 """Each gives paths: `router(conversations, config)`."""
-ERRORS: tuple[tuple[str, Callable[[ServeError], Response]], ...] = (("/", openai_errors.error_response),)
+ERRORS: tuple[tuple[str, Callable[[ServeError], Response]], ...] = (
+    ("/v1/messages", anthropic_errors.error_response),
+    ("/", openai_errors.error_response),
+)
 """What writes the failures of paths that begin so; the first that fits counts."""
 HTTP_KINDS: dict[int, Kind] = {404: "not_found", 405: "invalid_request", 413: "too_large"}
 

@@ -115,7 +115,7 @@ class _Request:
             remaining_s = self._gate._limits.body_timeout_s - (time.perf_counter() - self._began)
             try:
                 message = await asyncio.wait_for(self._receive(), max(remaining_s, 0.001))
-            except asyncio.TimeoutError:  # noqa: UP041 (they differ before Python 3.11)
+            except asyncio.TimeoutError:
                 raise ServeError(408, "timeout", "the body did not arrive in time", code="timeout") from None
             if message["type"] == "http.disconnect":
                 return False
