@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -14,7 +13,7 @@ from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.serve.app import create_app
 from glmcore.serve.config import ServeConfig
-from glmcore.serve.run import Server, load_app
+from glmcore.serve.run import Server
 from glmcore.serve.security import ApiKeys
 from glmcore.serve.turn import Conversations, TurnLimits
 from glmcore.tokenizer import Tokenizer
@@ -42,14 +41,6 @@ def running(app, config: ServeConfig) -> Iterator[Server]:
     server.should_exit = True
     thread.join(20)
     assert not thread.is_alive(), "the server does not stop"
-
-
-@contextmanager
-def serving(directory: Path, config: ServeConfig | None = None) -> Iterator[Server]:
-    """A checkpoint directory, served."""
-    config = config or settings()
-    with running(load_app(directory, config), config) as server:
-        yield server
 
 
 def random_conversations(tokenizer: Tokenizer, config: ServeConfig, **fields) -> Conversations:

@@ -80,7 +80,7 @@ class AdmittedStream:
         self._meter.saw(delta)
         if self._caller is not None:
             self._caller.completion_tokens += len(delta.token_ids)
-            self._caller.cached_tokens += delta.cached_tokens
+            self._caller.cached_tokens += 0 if delta.index else delta.cached_tokens
         return delta
 
     async def aclose(self) -> None:
