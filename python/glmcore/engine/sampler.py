@@ -8,27 +8,33 @@ Shapes: B sequences of a step, V vocabulary, S slots.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from glmcore.engine.drawing import draw, most_likely
+from glmcore.engine.guide import Grammars, Guide, allowed_tokens
 from glmcore.engine.penalties import Biases, Penalties
 from glmcore.engine.sampling import STREAM_TOKEN, SamplingParams, uniforms
+from glmcore.errors import RequestError
 
 
 @dataclass(frozen=True)
 class Drawn:
     """What a step drew."""
 
-    tokens: list[int]
-    """One a sequence."""
-    logprobs: list[float]
+    tokens: Tensor
+    """int64 [B], on the CPU."""
+    logprobs: Tensor
     """Log-probability of each token in the model's own distribution at the temperature of its sequence (at 1 where that
-    is 0), as a trainer computes it: before biases, penalties, constraints and truncation."""
+    is 0), as a trainer computes it: before biases, penalties, constraints and truncation. float32 or wider [B], on the
+    CPU."""
     top_logprobs: dict[int, dict[int, float]] = field(default_factory=dict)
     """For each place of the batch that asked: the most likely tokens of the same distribution, most likely first."""
+    ended: dict[int, Literal["stop", "abort"]] = field(default_factory=dict)
+    """Places whose constraint ends the text: it is complete and no stop token can tell it, or it failed (`abort`)."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,10 @@ class Sampler:
     Args:
         vocab_size: V.
         device: Where the scores are.
+        grammars: Compiles constraints; without it requests with one are refused.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, vocab_size: int, device: torch.device | str = "cpu", grammars: Grammars | None = None) -> None:
         self.vocab_size = vocab_size
         self.device = torch.device(device)
         self._free: list[int] = []
@@ -69,6 +76,9 @@ class Sampler:
         """top_k, num_top, penalty and edited of `_Rows`, [4, S]."""
         self._penalties = Penalties(vocab_size, self.device)
         self._biases = Biases()
+        self._grammars = grammars
+        self._guides: dict[int, tuple[Guide, frozenset[int]]] = {}
+        """Of each slot with a constraint, with its stop tokens."""
 
     def admit(
         self, params: SamplingParams, prompt_ids: Sequence[int], *, stop_ids: Iterable[int] = (), choice: int = 0
@@ -80,10 +90,16 @@ class Sampler:
             prompt_ids: Its prompt.
             stop_ids: The tokens that end it, which cannot come before `min_tokens`.
             choice: Which of the `n` continuations it is.
+
+        Raises:
+            RequestError: Its constraint cannot be enforced.
         """
+        guide = self._guide(params, stop_ids)
         if not self._free:
             self._grow()
         slot = self._free.pop()
+        if guide is not None:
+            self._guides[slot] = (guide, frozenset(stop_ids))
         self._seeds[slot] = params.seed_of(choice)
         self._steps[slot] = 0
         self._numbers[:, slot] = torch.tensor([params.temperature, params.top_p, params.min_p])
@@ -99,6 +115,7 @@ class Sampler:
         if row >= 0:
             self._penalties.release(row)
         self._biases.drop(slot)
+        self._guides.pop(slot, None)
         self._free.append(slot)
 
     @torch.no_grad()
@@ -126,8 +143,8 @@ class Sampler:
             logprobs[edited] = own.log_softmax(-1).gather(1, tokens[edited, None]).squeeze(1)
             logits[edited] = own
         top = _most_likely(logits, rows.num_top)
-        self._remember(rows, tokens)
-        return Drawn(tokens.tolist(), logprobs.tolist(), top)
+        ended = self._remember(rows, tokens)
+        return Drawn(tokens.cpu(), logprobs.cpu(), top, ended)
 
     def _rows(self, slots: Sequence[int]) -> _Rows:
         places = np.asarray(slots, np.int64)
@@ -145,6 +162,20 @@ class Sampler:
         if len(penalised):
             self._penalties.apply(logits, penalised.to(self.device), rows.penalty[penalised].to(self.device))
 
+        guided = [place for place, slot in enumerate(rows.slots.tolist()) if slot in self._guides]
+        if guided and self._grammars is not None:
+            guides = [self._guides[int(rows.slots[place])][0] for place in guided]
+            forbidden = torch.from_numpy(~allowed_tokens(guides, self._grammars)).to(self.device)
+            index = torch.tensor(guided, device=self.device)
+            logits[index] = logits[index].masked_fill_(forbidden, -torch.inf)
+
+    def _guide(self, params: SamplingParams, stop_ids: Iterable[int]) -> Guide | None:
+        if params.constraint is None:
+            return None
+        if self._grammars is None:
+            raise RequestError("a constraint needs an engine with a tokenizer")
+        return self._grammars.start(params.constraint, stop_ids)
+
     def _choose(self, probability: Tensor, rows: _Rows) -> Tensor:
         """A token of each row, of those that truncation leaves, [B]."""
         uniform = torch.from_numpy(uniforms(self._seeds[rows.slots], self._steps[rows.slots], STREAM_TOKEN))
@@ -161,11 +192,26 @@ class Sampler:
             return kept
         return draw(probability, uniform).index_copy_(0, place, kept)
 
-    def _remember(self, rows: _Rows, tokens: Tensor) -> None:
+    def _remember(self, rows: _Rows, tokens: Tensor) -> dict[int, Literal["stop", "abort"]]:
         self._steps[rows.slots] += 1
         penalised = (rows.penalty >= 0).nonzero().squeeze(1)
         if len(penalised):
             self._penalties.count(rows.penalty[penalised].to(self.device), tokens[penalised.to(self.device)])
+        ended: dict[int, Literal["stop", "abort"]] = {}
+        if not self._guides:
+            return ended
+        for place, slot in enumerate(rows.slots.tolist()):
+            guide, stop_ids = self._guides.get(slot, (None, frozenset()))
+            if guide is None:
+                continue
+            token = int(tokens[place])
+            if token not in stop_ids:
+                guide.consume(token)
+            if guide.failed:
+                ended[place] = "abort"
+            elif guide.is_complete and not stop_ids:
+                ended[place] = "stop"
+        return ended
 
     def _grow(self) -> None:
         held = len(self._seeds)
