@@ -204,7 +204,7 @@ class Conversations:
         from glmcore.serve.reply import Reply
 
         prompt = self.prompt_ids(turn)
-        params = constrained(turn, self.tokenizer)
+        params = constrained(turn, self.tokenizer, self.chat_format)
         stream = self.generate(prompt, params, priority=turn.priority)
         in_thinking = turn.thinking and self.chat_format == "glm-4.7"
         replies = [Reply(index, turn, len(prompt), in_thinking=in_thinking) for index in range(params.n)]
