@@ -72,8 +72,8 @@ def test_claude_code_writes_a_file(tmp_path):
     result = events[-1]
     assert (result["subtype"], result["is_error"], result["result"]) == ("success", False, DONE.content)
     assert result["num_turns"] == 2
-    # The second turn begins as the first did, so most of its prompt is there already.
-    assert result["usage"]["cache_read_input_tokens"] > result["usage"]["input_tokens"]
+    # The second turn begins as the first did: what the first had to compute, the second finds in the cache.
+    assert result["usage"]["cache_read_input_tokens"] > 0.9 * result["usage"]["input_tokens"]
 
 
 def test_mini_swe_agent_finishes_a_task(tmp_path):
