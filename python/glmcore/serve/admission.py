@@ -55,6 +55,8 @@ class AdmittedStream:
         self._deltas: Any = deltas
         self._admission = admission
         self._count = count
+        self._left = count
+        """Answers that have not ended."""
         self._meter = StreamMeter(metrics, prompt_tokens)
         self._caller = CALLER.get()
         if self._caller is not None:
@@ -78,9 +80,12 @@ class AdmittedStream:
         if delta.finish_reason == "abort":
             raise ServeError(503, "unavailable", "the server stopped before the answer was complete")
         self._meter.saw(delta)
+        self._left -= delta.finish_reason is not None
+        if not self._left:
+            self._release("done")
         if self._caller is not None:
             self._caller.completion_tokens += len(delta.token_ids)
-            self._caller.cached_tokens += delta.cached_tokens
+            self._caller.cached_tokens += 0 if delta.index else delta.cached_tokens
         return delta
 
     async def aclose(self) -> None:

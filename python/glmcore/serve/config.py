@@ -1,8 +1,11 @@
 """What a server is told: where it listens, whom it answers, how much it does for them."""
 
+from typing import Literal
+
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from glmcore.config import Config
+from glmcore.engine.config import EngineConfig
 
 
 class ListenConfig(Config):
@@ -60,15 +63,13 @@ class LimitsConfig(Config):
     """Seconds of silence after which a stream sends a sign of life."""
 
 
-class EngineSettings(Config):
-    """How the model is held and run."""
+class ModelConfig(Config):
+    """How the model is held."""
 
-    dtype: str = "auto"
-    """Arithmetic: float32, bfloat16, or auto (float32 on the CPU, bfloat16 on a GPU)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic. float32 is the fastest on most CPUs and adds no rounding of its own."""
     fp8: bool = False
     """Hold in FP8 what FP8 checkpoints have quantised."""
-    max_sequences: PositiveInt = 256
-    """Sequences decoded together; others wait their turn."""
     num_threads: NonNegativeInt = 0
     """Threads of PyTorch; 0 takes every core."""
 
@@ -80,14 +81,15 @@ class ServeConfig(Config):
     """What clients call the model; None for the name of its directory."""
     model_aliases: list[str] = []
     """Other names that mean it; `*` takes any name."""
-    chat_format: str = "glm-4.5"
-    """Format of conversations: glm-4.5 (that of GLM-4.6 too) or glm-4.7."""
+    chat_format: Literal["glm-4.5", "glm-4.7"] = "glm-4.5"
+    """Format of conversations; glm-4.5 is that of GLM-4.6 too."""
     thinking: bool = True
     """Whether answers think where the request does not say."""
     listen: ListenConfig = ListenConfig()
     security: SecurityConfig = SecurityConfig()
     limits: LimitsConfig = LimitsConfig()
-    engine: EngineSettings = EngineSettings()
+    model: ModelConfig = ModelConfig()
+    engine: EngineConfig = EngineConfig()
 
     @property
     def model_names(self) -> list[str]:

@@ -78,7 +78,7 @@ class StreamMeter:
             self._metrics.next_token_s.observe((now - before) / count)
         self._seen[delta.index] = now
         self._metrics.completion_tokens.inc(count)
-        self._metrics.cached_tokens.inc(delta.cached_tokens)
+        self._metrics.cached_tokens.inc(0 if delta.index else delta.cached_tokens)
 
     def end(self, how: str) -> None:
         """The generation has ended."""

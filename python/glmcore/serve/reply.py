@@ -126,6 +126,8 @@ class ContentLogprobs:
         """Tokens not yet given out, each with the place in the text where its delta ends."""
         self._given: int | None = None
         """Place in the text up to which content was told."""
+        self._covered = 0
+        """Place in the text up to which its tokens were given out."""
 
     def push(self, delta: Delta) -> None:
         """Take the tokens of a delta. Those without text belong to the next text that comes."""
@@ -142,11 +144,10 @@ class ContentLogprobs:
             after_thinking = self._text.rfind(THINK_END) + len(THINK_END) if THINK_END in self._text else 0
             start = self._text.find(content, after_thinking)
             self._waiting = [(end, token) for end, token in self._waiting if end > start]
-            self._given = start
+            self._given = self._covered = start
         self._given += len(content)
         taken: list[TokenLogprob] = []
-        place = self._given - len(content)
-        while self._waiting and place < self._given:
-            place = self._waiting[0][0]
-            taken.append(self._waiting.pop(0)[1])
+        while self._waiting and self._covered < self._given:
+            self._covered, token = self._waiting.pop(0)
+            taken.append(token)
         return taken

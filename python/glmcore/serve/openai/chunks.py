@@ -139,7 +139,7 @@ class ChatAnswer:
 def usage_body(usages: Sequence[Usage]) -> dict[str, Any]:
     """Tokens of all answers to one prompt, which is counted once."""
     prompt = max((usage.prompt_tokens for usage in usages), default=0)
-    cached = max((usage.cached_tokens for usage in usages), default=0)
+    cached = min((usage.cached_tokens for usage in usages), default=0)  # the first answer reads what the others find
     completion = sum(usage.completion_tokens for usage in usages)
     reasoning = sum(usage.reasoning_tokens for usage in usages)
     return {

@@ -122,7 +122,7 @@ class TextChoice:
 def usage_of(choices: Sequence[TextChoice]) -> dict[str, Any]:
     """Tokens of all continuations; a prompt is counted once."""
     prompts = {id(choice.prompt): len(choice.prompt) for choice in choices}
-    cached = {id(choice.prompt): choice.cached_tokens for choice in choices}
+    cached = {id(choice.prompt): choice.cached_tokens for choice in reversed(choices)}  # of the first one of each
     prompt, completion = sum(prompts.values()), sum(choice.completion_tokens for choice in choices)
     return {
         "prompt_tokens": prompt,
