@@ -147,7 +147,9 @@ def test_lm_eval_through_completions_and_chat(tmp_path):
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     data = {
-        "choose": [{"question": f"What is {n}?", "choices": [" no", " something else entirely"], "gold": 0} for n in (1, 2)],
+        "choose": [
+            {"question": f"What is {n}?", "choices": [" no", " something else entirely"], "gold": 0} for n in (1, 2)
+        ],
         "greet": [{"question": "Greet me.", "answer": TALK.content}],
     }
     shared = {"output_type": "multiple_choice", "doc_to_text": "{{question}}"}

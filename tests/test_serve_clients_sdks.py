@@ -31,7 +31,11 @@ ARGUMENTS = [{"place": "France", "note": 'of "all", 1'}, {"place": "Spain", "not
 SCHEMA = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
-    "properties": {"place": {"type": "string"}, "note": {"type": "string"}, "n": {"anyOf": [{"const": 1}, {"type": "null"}]}},
+    "properties": {
+        "place": {"type": "string"},
+        "note": {"type": "string"},
+        "n": {"anyOf": [{"const": 1}, {"type": "null"}]},
+    },
     "required": ["place"],
 }
 TOOL = {"name": "look_up", "description": "Looks a capital up.", "input_schema": SCHEMA}
@@ -146,9 +150,7 @@ def test_anthropic_calls_tools_and_reads_their_results(claude):
         tool_choice={"type": "auto", "disable_parallel_tool_use": True},
     )  # fmt: skip
     assert [block.input for block in one.content if block.type == "tool_use"] == ARGUMENTS[:1]
-    none = claude.messages.create(
-        model="glm", max_tokens=200, messages=ASK, tools=[TOOL], tool_choice={"type": "none"}
-    )
+    none = claude.messages.create(model="glm", max_tokens=200, messages=ASK, tools=[TOOL], tool_choice={"type": "none"})
     assert [block.type for block in none.content] == ["text"]
 
 
@@ -211,7 +213,9 @@ def test_anthropic_async(url):
     async def talk():
         async with anthropic.AsyncAnthropic(base_url=url, api_key="none") as client:
             plain, called = await asyncio.gather(
-                client.messages.create(model="glm", max_tokens=200, messages=ASK, system=[{"type": "text", "text": "Hi"}]),
+                client.messages.create(
+                    model="glm", max_tokens=200, messages=ASK, system=[{"type": "text", "text": "Hi"}]
+                ),
                 client.messages.create(model="glm", max_tokens=200, messages=ASK, tools=[TOOL]),
             )
             async with client.messages.stream(model="glm", max_tokens=200, messages=run_the_tool(called)) as stream:
@@ -229,7 +233,9 @@ def test_openai_chat_answers_streams_and_calls_tools(gpt):
     whole = gpt.chat.completions.create(model="glm", messages=ASK)
     assert whole.choices[0].message.content == PLAIN.content
     assert whole.choices[0].message.reasoning_content == PLAIN.thinking
-    chunks = list(gpt.chat.completions.create(model="glm", messages=ASK, stream=True, stream_options={"include_usage": True}))
+    chunks = list(
+        gpt.chat.completions.create(model="glm", messages=ASK, stream=True, stream_options={"include_usage": True})
+    )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == PLAIN.content
     assert chunks[-1].usage.total_tokens == chunks[-1].usage.prompt_tokens + chunks[-1].usage.completion_tokens
     called = gpt.chat.completions.create(model="glm", messages=ASK, tools=[FUNCTION])
