@@ -119,6 +119,23 @@ def test_choices_of_tools_and_thinking(fields, expected):
     assert (turn.tool_choice, turn.parallel_tool_calls, turn.thinking) == expected
 
 
+def test_a_deferred_tool_is_offered_once_a_result_refers_to_it():
+    deferred = {**TOOL, "name": "rare", "defer_loading": True}
+    search = {"type": "tool_use", "id": "t1", "name": "look", "input": {}}
+    found = {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "tool_reference", "tool_name": "rare"}]}
+    later = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": [search]},
+        {"role": "user", "content": [found]},
+    ]
+
+    def offered(**fields):
+        return [tool["function"]["name"] for tool in anthropic_turn(tools=[TOOL, deferred], **fields).tools]
+
+    assert offered() == ["look"]
+    assert offered(messages=later) == ["look", "rare"]
+
+
 def test_a_schema_for_the_answer_is_kept():
     assert anthropic_turn(output_config={"format": {"type": "json_schema", "schema": SCHEMA}}).response_format == SCHEMA
     wanted = {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}}

@@ -71,10 +71,10 @@ def _search(args: argparse.Namespace) -> None:
 
 
 def _model(args: argparse.Namespace) -> Any:
-    from glmcore.cli.models import _checkpoint
+    from glmcore.cli.models import find_checkpoint
     from glmcore.demo.models import LocalModel, ServerModel
 
     if args.url:
         key = os.environ.get(args.key_variable)
         return ServerModel(args.url, args.name, api_key=key, max_tokens=args.max_tokens)
-    return LocalModel(_checkpoint(args.model), max_tokens=args.max_tokens)
+    return LocalModel(find_checkpoint(args.model), max_tokens=args.max_tokens)

@@ -1,6 +1,6 @@
 """A Messages request as the messages and tools that the chat template writes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from glmcore.serve.anthropic.schema import (
@@ -44,13 +44,21 @@ def chat_messages(request: CountRequest) -> list[dict[str, Any]]:
     return in_call_order(messages)
 
 
-def chat_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
-    """Function descriptions; None without tools.
+def chat_tools(request: CountRequest) -> list[dict[str, Any]]:
+    """Descriptions of the tools that the model may call: those that are deferred only once a result refers to them.
 
     Raises:
         ServeError: A tool is one of those that Anthropic runs itself.
     """
-    return [_chat_tool(tool) for tool in tools] if tools else None
+    found = set(_tools_referred_to(request))
+    return [_chat_tool(tool) for tool in request.tools or [] if not tool.defer_loading or tool.name in found]
+
+
+def _tools_referred_to(request: CountRequest) -> Iterator[str]:
+    for message in request.messages:
+        for block in message.content if isinstance(message.content, list) else []:
+            if isinstance(block, ToolResultBlock) and isinstance(block.content, list):
+                yield from (part.tool_name for part in block.content if isinstance(part, ToolReferenceBlock))
 
 
 def _chat_tool(tool: Tool) -> dict[str, Any]:

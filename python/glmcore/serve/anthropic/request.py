@@ -19,18 +19,18 @@ def turn_of(request: CountRequest, params: SamplingParams) -> Turn:
     Raises:
         ServeError: The request asks for what cannot be done.
     """
-    tools = chat_tools(request.tools)
+    tools = chat_tools(request)
     choice = request.tool_choice or ToolChoice(type="auto")
     named = {"name": choice.name} if choice.type == "tool" else None
     if choice.type in ("any", "tool") and not tools:
         raise bad_request(f"tool_choice of type {choice.type!r} needs tools")
-    if named and all(tool["function"]["name"] != choice.name for tool in tools or []):
+    if named and all(tool["function"]["name"] != choice.name for tool in tools):
         raise bad_request(f"tool_choice.name: there is no tool {choice.name!r}")
     schema = request.output_config.format if request.output_config else None
     return Turn(
         messages=chat_messages(request),
         params=params,
-        tools=tools or (),
+        tools=tools,
         tool_choice=named or CHOICES[choice.type],
         parallel_tool_calls=not choice.disable_parallel_tool_use,
         thinking=request.thinking is not None and request.thinking.type != "disabled",

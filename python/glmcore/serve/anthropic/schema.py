@@ -128,6 +128,8 @@ class Tool(_Open):
     type: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    defer_loading: bool = False
+    """The model does not see the tool before a result refers to it."""
 
 
 class ToolChoice(_Open):
