@@ -1,8 +1,9 @@
 """Many streaming clients at once: does the server hold, and how fast is it?
 
-Starts `glmcore serve` on a checkpoint, lets `--clients` connections ask one question after the other for `--seconds`, and
-tells errors, stuck requests, tokens per second, time to the first token and between tokens, and how the memory of the
-server grows. With `--peer` the same clients then ask `transformers serve`, for the same time.
+Starts `glmcore serve` on a checkpoint, lets `--clients` connections ask one question after the other for `--seconds`,
+and tells errors, stuck requests, tokens per second, time to the first token and between tokens, and how the memory of
+the server grows. With `--peer` the same clients then ask `transformers serve` for the same time; both then run random
+weights of the same sizes, whose answers do not end by themselves, so that every answer is as long.
 
     python benches/serve.py runs/nano/export/bf16                  # 200 clients, 300 s
     python benches/serve.py runs/nano/export/bf16 --short --peer   # 16 clients, 20 s each
@@ -12,10 +13,12 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,12 +65,12 @@ async def ask(host: str, port: int, body: bytes, seen: Seen) -> None:
             if "error" in event:
                 seen.errors.append(event["error"]["message"])
                 return
+            seen.tokens += (event.get("usage") or {}).get("completion_tokens", 0)
             choice = event["choices"][0] if event["choices"] else {"delta": {}}
             reason = choice.get("finish_reason") or reason
             if not (choice["delta"].get("content") or choice["delta"].get("reasoning_content")):
                 continue
             now = time.perf_counter()
-            seen.tokens += 1
             (seen.first_s if last is None else seen.next_s).append(now - (began if last is None else last))
             last = now
         if not ended and reason is None:
@@ -84,7 +87,8 @@ async def client(host: str, port: int, number: int, model: str, until: float, ma
     while time.perf_counter() < until:
         turn += 1
         messages = [{"role": "user", "content": QUESTION.format(number, turn)}]
-        body = {"model": model, "messages": messages, "max_tokens": max_tokens, "stream": True, "temperature": 1.0}
+        body = {"model": model, "messages": messages, "max_tokens": max_tokens, "temperature": 1.0}
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
         try:
             await ask(host, port, json.dumps(body).encode(), seen)
         except asyncio.TimeoutError:
@@ -176,6 +180,16 @@ def percentiles(values: list[float]) -> list[float]:
     return [cuts[49], cuts[94], cuts[98]]
 
 
+def with_random_weights(model: Path, directory: Path) -> Path:
+    """A checkpoint like `model` that has learned nothing."""
+    from glmcore.model.config import GlmConfig
+    from glmcore.model.glm import Glm
+
+    shutil.copytree(model, directory, dirs_exist_ok=True)
+    Glm(GlmConfig.from_hf(model / "config.json")).init_weights(seed=0).save_pretrained(directory)
+    return directory
+
+
 def free_port() -> int:
     """A port that nobody listens on."""
     with socket.socket() as probe:
@@ -186,7 +200,7 @@ def free_port() -> int:
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="checkpoint directory")
+    parser.add_argument("model", type=Path, help="checkpoint directory")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--max-tokens", type=int, default=64)
@@ -195,24 +209,19 @@ def main() -> None:
     args = parser.parse_args()
     if args.short:
         args.clients, args.seconds = 16, 20.0
-    print(
-        "| server | clients | s | answers | errors | stuck | tokens/s | tokens per CPU s | first token, ms p50 / p95 / p99",
-        end="",
-    )
-    print(" | next token, ms p50 / p95 / p99 | MiB after a quarter -> at the end |\n" + "| --- " * 11 + "|")
-    here = Path(sys.executable).parent
-    port = free_port()
-    measure(
-        "glmcore",
-        [sys.executable, "-m", "glmcore", "serve", args.model, f"listen.port={port}", "model_name=m"],
-        port,
-        "m",
-        args,
-    )
-    if args.peer:
+    print("| server | clients | s | answers | errors | stuck | tokens/s | tokens per CPU s ", end="")
+    print("| first token, ms p50 / p95 / p99 | next token, ms p50 / p95 / p99 | MiB after a quarter -> at the end |")
+    print("| --- " * 11 + "|")
+    with tempfile.TemporaryDirectory() as scratch:
+        model = with_random_weights(args.model, Path(scratch) / "model") if args.peer else args.model
         port = free_port()
-        command = [str(here / "transformers"), "serve", args.model, "--port", str(port), *TRANSFORMERS_OPTIONS]
-        measure("transformers", command, port, args.model, args)
+        command = [sys.executable, "-m", "glmcore", "serve", str(model), f"listen.port={port}", "model_name=m"]
+        measure("glmcore", command, port, "m", args)
+        if args.peer:
+            port = free_port()
+            peer = str(Path(sys.executable).parent / "transformers")
+            command = [peer, "serve", str(model), "--port", str(port), *TRANSFORMERS_OPTIONS]
+            measure("transformers serve", command, port, str(model), args)
 
 
 if __name__ == "__main__":
