@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 
 from glmcore.engine.engine import Engine
 from glmcore.engine.service import EngineService
@@ -45,7 +44,6 @@ def running(app, config: ServeConfig) -> Iterator[Server]:
 
 def random_conversations(tokenizer: Tokenizer, config: ServeConfig, **fields) -> Conversations:
     """Over a tiny model of random weights, which nearly never ends by itself."""
-    torch.manual_seed(0)
     stop = tokenizer.token_to_id("<|user|>")
     sizes = {
         "vocab_size": tokenizer.vocab_size,
@@ -62,7 +60,7 @@ def random_conversations(tokenizer: Tokenizer, config: ServeConfig, **fields) ->
         "eos_token_id": [stop],
         "pad_token_id": stop,
     }
-    model = Glm(GlmConfig(**{**sizes, **fields}))
+    model = Glm(GlmConfig(**{**sizes, **fields})).init_weights(seed=1)
     engine = Engine(model, [stop], tokenizer=tokenizer, config=config.engine)
     context = min(model.config.max_position_embeddings, engine.cache_tokens)
     limits = TurnLimits.of(config.limits, context)

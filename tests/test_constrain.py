@@ -29,7 +29,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def grammars(tokenizer):
-    return Grammars(tokenizer, tokenizer.vocab_size + 7)  # a model has more tokens than its tokenizer
+    return Grammars(tokenizer, tokenizer.vocab_size + 70)  # a model has more tokens than its tokenizer
 
 
 STOPS = ("<|user|>", "<|observation|>")

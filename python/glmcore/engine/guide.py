@@ -4,7 +4,8 @@ llguidance (extra `glmcore[serve]`) follows the grammar. What is added here: thi
 stop tokens of each request, and tags of the chat format, which come as their tokens or not at all: a tag that was spelt
 out in the text of an argument would end it for whoever reads the reply.
 
-Shapes: R sequences with constraints, W 32-bit words that have a bit a token, V vocabulary.
+Shapes: R sequences with constraints, W 32-bit words with a bit for each token of the tokenizer, V vocabulary of
+the model.
 """
 
 import itertools
@@ -47,10 +48,12 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
-        self.num_words = -(-vocab_size // 32)
+        self.num_words = -(-tokenizer.vocab_size // 32)
         self._compiled: OrderedDict[Constraint, Any] = OrderedDict()
         self._lock = threading.Lock()
         self._engine: Any = None
+        self.executor: Any = None
+        """Threads that fill masks."""
         self._tokens: _Tokens | None = None
 
     def compile(self, constraint: Constraint) -> None:
@@ -82,11 +85,12 @@ class Grammars:
             self._compiled.move_to_end(constraint)
             return self._compiled[constraint]
         try:
-            from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+            from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
         except ImportError:
             raise RequestError("constraints need llguidance: pip install 'glmcore[serve]'") from None
         if self._tokens is None:
             self._tokens = _Tokens(self.tokenizer)
+            self.executor = LLExecutor()
             self._engine = LLTokenizer(
                 _Wrapper(self.tokenizer, self._tokens), n_vocab=self.tokenizer.vocab_size, eos_token=self._tokens.end
             )
@@ -119,8 +123,13 @@ class _Tokens:
         self.opening = tokenizer.encode("\n<think>", special="parse")
         self.tags = [tag.encode() for tag in (*TAGS, *THINK_TAGS)]
         ordinary = [(token, text) for token, text in enumerate(self.bytes) if token not in self.added]
-        rests = {tag[length:] for tag in self.tags for length in range(1, len(tag))}
-        self.completing = {rest: [token for token, text in ordinary if text.startswith(rest)] for rest in rests}
+        self.completing: dict[bytes, list[int]] = {
+            tag[length:]: [] for tag in self.tags for length in range(1, len(tag))
+        }
+        for token, text in ordinary:
+            for length in range(1, min(len(text), max(map(len, self.tags))) + 1):
+                if text[:length] in self.completing:
+                    self.completing[text[:length]].append(token)
         """For each rest of a tag the tokens that begin with it."""
         self.spelling = [token for token, text in ordinary if any(tag in text for tag in self.tags)]
         """Tokens that spell a whole tag."""
@@ -229,15 +238,16 @@ def allowed_tokens(guides: Sequence[Guide], grammars: Grammars) -> npt.NDArray[n
 
     Grammars are asked in parallel and without the GIL.
     """
-    from llguidance import LLExecutor
-
     words = np.zeros((len(guides), grammars.num_words), np.uint32)
     asked = [(guide.matcher, row) for row, guide in enumerate(guides) if guide.matcher is not None]
     if asked:
-        LLExecutor().unsafe_compute_mask_ptr(asked, words.ctypes.data, words.shape[1] * 4, len(words))
+        grammars.executor.unsafe_compute_mask_ptr(asked, words.ctypes.data, words.shape[1] * 4, len(words))
     for guide, row in zip(guides, words, strict=True):
         guide.finish_words(row)
-    return np.unpackbits(words.view(np.uint8), axis=1, bitorder="little", count=grammars.vocab_size).view(np.bool_)
+    known = grammars.tokenizer.vocab_size
+    allowed = np.zeros((len(guides), grammars.vocab_size), np.bool_)
+    allowed[:, :known] = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little", count=known)
+    return allowed
 
 
 def _set_bits(words: npt.NDArray[np.uint32], tokens: Sequence[int], *, on: bool) -> None:

@@ -20,6 +20,8 @@ ToolChoice = Literal["auto", "none", "required"] | Mapping[str, str]
 ResponseFormat = Literal["json_object"] | Mapping[str, Any] | None
 """`json_object` is any JSON object; a mapping is a JSON schema that the content must fit."""
 Reason = Literal["stop", "length", "tool_calls", "stop_sequence"]
+MIN_TEMPERATURE = 1e-3
+"""Below it the most likely token is taken, which is what such a temperature means; scores divided by it overflow."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class Conversations:
         from glmcore.serve.reply import Reply
 
         prompt = self.prompt_ids(turn)
-        params = constrained(turn, self.tokenizer)
+        params = constrained(turn, self.tokenizer, self.chat_format)
         stream = self.generate(prompt, params, priority=turn.priority)
         in_thinking = turn.thinking and self.chat_format == "glm-4.7"
         replies = [Reply(index, turn, len(prompt), in_thinking=in_thinking) for index in range(params.n)]
@@ -222,8 +224,11 @@ class Conversations:
             raise too_long(len(prompt), self.limits.context)
         if params.n > self.limits.max_choices:
             raise bad_request(f"n must be at most {self.limits.max_choices}, got {params.n}", param="n")
+        if not 0.01 <= params.repetition_penalty <= 100:  # beyond, scores overflow: that would end the whole batch
+            raise bad_request("repetition_penalty must be in [0.01, 100]", param="repetition_penalty")
+        heat = params.temperature if params.temperature >= MIN_TEMPERATURE else 0.0
         try:
-            bounded = replace(params, max_tokens=self.room(len(prompt), params.max_tokens))
+            bounded = replace(params, max_tokens=self.room(len(prompt), params.max_tokens), temperature=heat)
         except RequestError as error:
             raise bad_request(str(error)) from None
         self.admission.take(params.n)

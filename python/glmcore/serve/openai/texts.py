@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glmcore.engine.request import Delta
+from glmcore.engine.scoring import TextScores
 from glmcore.tokenizer import Tokenizer
 
 
@@ -48,7 +49,7 @@ class TextChoice:
         self._taken_tokens = 0
         self._ended = False
 
-    def echo(self, scores: Any | None) -> None:
+    def echo(self, scores: TextScores | None) -> None:
         """Begin with the prompt, and with what `EngineService.score` says of it."""
         self._text = self._tokenizer.decode(list(self.prompt))
         for place, token in enumerate(self.prompt if scores is not None else ()):

@@ -78,7 +78,7 @@ _ITEMS = {
 
 def _kind(item: Any) -> str:
     kind = item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", "message")
-    return kind if kind in _ITEMS else "other"
+    return kind if isinstance(kind, str) and kind in _ITEMS else "other"
 
 
 Item = Annotated[
