@@ -14,7 +14,13 @@ from scripted import Reply, tool_call, write_scripted_model
 from glmcore.serve.page.router import PAGE
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 HOSTILE = """# A title
 Words that are **bold**, *leaning* and `code`.
 
@@ -68,7 +74,9 @@ def page(browser, url):
     refused = "the server responded with a status of 400"  # Chromium tells of every refusal; the page shows it
     opened.on("console", lambda message: None if refused in message.text else problems.append(message.text))
     opened.on("pageerror", lambda error: problems.append(str(error)))
-    opened.on("request", lambda request: None if request.url.startswith((url, "data:")) else problems.append(request.url))
+    opened.on(
+        "request", lambda request: None if request.url.startswith((url, "data:")) else problems.append(request.url)
+    )
     opened.goto(url)
     expect(opened.locator("#model")).to_have_text("glm")
     yield opened
@@ -93,7 +101,9 @@ def test_an_answer_is_shown_with_thinking_folded_and_its_rate(page, tmp_path):
     assert thinking.get_attribute("open") is None
     thinking.locator("summary").click()
     assert thinking.locator(".thought").inner_text() == TALK.thinking
-    assert re.match(r"\d+ tokens, [\d.]+ tokens/s, first after \d+\.\d\d s, prompt \d+ tokens", answer.locator(".rate").inner_text())
+    assert re.match(
+        r"\d+ tokens, [\d.]+ tokens/s, first after \d+\.\d\d s, prompt \d+ tokens", answer.locator(".rate").inner_text()
+    )
     assert page.locator("article.user .text").inner_text() == "Hello\nthere"
     page.screenshot(path=tmp_path / "page.png", full_page=True)
 
@@ -103,7 +113,12 @@ def test_markdown_is_drawn_and_html_stays_text(page):
     status(page, "The answer is complete")
     text = page.locator("article.assistant .text")
     assert text.locator("h3").inner_text() == "A title"
-    assert [text.locator(tag).first.inner_text() for tag in ("strong", "em", "li", "td")] == ["bold", "leaning", "one", "1"]
+    assert [text.locator(tag).first.inner_text() for tag in ("strong", "em", "li", "td")] == [
+        "bold",
+        "leaning",
+        "one",
+        "1",
+    ]
     assert text.locator("pre").inner_text().strip() == "<b>kept as text</b>"
     assert text.locator("a").evaluate_all("links => links.map(link => [link.href, link.rel])") == [
         ["https://example.org/", "noopener noreferrer nofollow"]
@@ -193,12 +208,17 @@ def test_a_keyboard_and_a_screen_reader_are_enough(page):
     names = []
     for _ in range(3):
         page.keyboard.press("Shift+Tab")
-        names.append(page.evaluate("document.activeElement.tagName + ' ' + document.activeElement.textContent.slice(0, 8)"))
+        names.append(
+            page.evaluate("document.activeElement.tagName + ' ' + document.activeElement.textContent.slice(0, 8)")
+        )
     assert "SUMMARY Thinking" in names
     log = page.get_by_role("log", name="Conversation")
     assert log.get_attribute("aria-live") == "polite"
     assert log.locator("article.assistant").get_attribute("aria-busy") == "false"
-    assert page.locator("textarea, input, select").evaluate_all("fields => fields.filter(f => !f.labels.length).length") == 0
+    assert (
+        page.locator("textarea, input, select").evaluate_all("fields => fields.filter(f => !f.labels.length).length")
+        == 0
+    )
     page.get_by_role("button", name="Settings").press("Enter")
     expect(page.get_by_role("dialog", name="Settings")).to_be_visible()
     page.keyboard.press("Escape")
