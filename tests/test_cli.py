@@ -17,7 +17,7 @@ from glmcore.cli import main
 TINY = Path(__file__).parent / "tiny.toml"
 
 NO_TORCH = ("glmcore", "glmcore.tokenizer", "glmcore.chat", "glmcore.packing", "glmcore.trajectory", "glmcore.fp8",
-            "glmcore.cli", "glmcore.recipe", "glmcore.data.loader", "glmcore.report")  # fmt: skip
+            "glmcore.cli", "glmcore.serve.config", "glmcore.recipe", "glmcore.data.loader", "glmcore.report")  # fmt: skip
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -36,7 +36,19 @@ def test_help_has_every_verb_with_examples(capsys):
         main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for verb in ("quickstart", "data", "train", "rl", "report", "generate", "chat", "quantize", "tokenizer", "info"):
+    for verb in (
+        "quickstart",
+        "data",
+        "train",
+        "rl",
+        "report",
+        "generate",
+        "chat",
+        "serve",
+        "quantize",
+        "tokenizer",
+        "info",
+    ):
         assert re.search(rf"^ +{verb}\s", text, flags=re.MULTILINE)
         with pytest.raises(SystemExit):
             main([verb, "--help"])

@@ -49,19 +49,21 @@ def _serve(args: argparse.Namespace) -> None:
         return
     try:
         from glmcore.serve.run import serve
+        from glmcore.serve.security import ApiKeys
     except ModuleNotFoundError as error:
         if error.name and error.name.startswith("glmcore"):
             raise
         raise ConfigError(f"serving needs {error.name}: pip install 'glmcore[serve]'") from None
     logging.getLogger("glmcore.serve").setLevel(logging.INFO)
-    serve(directory, config, lambda url: _say_where(url, config))
+    asks_for_key = len(ApiKeys.load(config)) > 0
+    serve(directory, config, lambda url: _say_where(url, config, asks_for_key=asks_for_key))
 
 
-def _say_where(url: str, config: "ServeConfig") -> None:
+def _say_where(url: str, config: "ServeConfig", *, asks_for_key: bool) -> None:
     """What to do next, for people."""
     name = config.model_names[0]
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "What is 3 + 4?"}}]}}'
-    key = " -H 'Authorization: Bearer KEY'" if config.security.keys_file else ""
+    key = " -H 'Authorization: Bearer KEY'" if asks_for_key else ""
     print(
         f"{name} is served at {url}\n"
         f"  OpenAI clients:    base URL {url}/v1\n"
