@@ -28,6 +28,8 @@ from pathlib import Path
 QUESTION = "What is {} + {}? Then count to twenty, one number after the other."
 STUCK_S = 120.0
 """Silence after which a request counts as stuck."""
+CACHE_TOKENS = 65_536
+"""A cache that is full early, so that memory that grows after that is a leak."""
 TRANSFORMERS_OPTIONS = ("--continuous-batching", "--device", "cpu", "--dtype", "float32")
 
 
@@ -215,7 +217,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         model = with_random_weights(args.model, Path(scratch) / "model") if args.peer else args.model
         port = free_port()
-        command = [sys.executable, "-m", "glmcore", "serve", str(model), f"listen.port={port}", "model_name=m"]
+        settings = [f"listen.port={port}", "model_name=m", f"engine.cache_tokens={CACHE_TOKENS}"]
+        command = [sys.executable, "-m", "glmcore", "serve", str(model), *settings]
         measure("glmcore", command, port, "m", args)
         if args.peer:
             port = free_port()

@@ -1,5 +1,6 @@
 """How many answers a server takes on at a time."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -74,8 +75,11 @@ class AdmittedStream:
         except RequestError as error:
             self._release("failed")
             raise bad_request(str(error)) from None
-        except BaseException as error:
-            self._release("done" if isinstance(error, StopAsyncIteration) else "failed")
+        except (StopAsyncIteration, asyncio.CancelledError):
+            self._release("aborted")  # an answer that has ended was released before
+            raise
+        except Exception:
+            self._release("failed")
             raise
         if delta.finish_reason == "abort":
             raise ServeError(503, "unavailable", "the server stopped before the answer was complete")

@@ -22,7 +22,6 @@ from glmcore.serve.security import Doorkeeper
 logger = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/", "/health", "/health/live", "/health/ready"})
 """Answered without a key: they tell nothing and cost nothing."""
-OPEN_PREFIX = "/page/"
 REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -98,7 +97,7 @@ class _Request:
     def _admit(self) -> None:
         path = self._scope["path"]
         client = self._scope.get("client") or ("-", 0)
-        if path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
+        if path in OPEN_PATHS:
             return
         self._caller.key = self._gate._door.admit(self._headers, client[0])
         if self._scope["method"] == "POST":

@@ -55,6 +55,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                http="h11",  # bounds the headers of a request to 64 KiB; httptools takes any number of them
                 timeout_keep_alive=listen.keep_alive_s,
                 timeout_graceful_shutdown=max(1, round(listen.shutdown_s)),
             )
