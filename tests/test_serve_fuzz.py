@@ -145,9 +145,23 @@ def test_a_damaged_body_is_refused(client, path, at, junk):
         b'{"a":' * 100_000,
         b'{"max_tokens": 1' + b"0" * 5000 + b"}",
         b'{"temperature": NaN}',
+        b'{"model": "\\ud800"}',
+        b'{"\\ud800": 1}',
         b'{"prompt": "\\ud800", "messages": [{"role": "user", "content": "\\ud800"}], "input": "\\ud800", "max_tokens": 1}',
     ],
-    ids=["empty", "null", "list", "no utf-8", "deep", "deep objects", "long number", "nan", "lone surrogate"],
+    ids=[
+        "empty",
+        "null",
+        "list",
+        "no utf-8",
+        "deep",
+        "deep objects",
+        "long number",
+        "nan",
+        "half model",
+        "half field",
+        "half texts",
+    ],
 )
 def test_bodies_that_break_parsers_are_refused(client, path, body):
     assert_decent(client.post(path, content=body, headers={"content-type": "application/json"}))

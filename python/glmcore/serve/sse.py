@@ -1,6 +1,7 @@
 """Answers over HTTP that end the work behind them when their reader goes away or the time is up."""
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -21,14 +22,22 @@ class ClientGoneError(Exception):
     """The client has closed its connection: nobody reads the answer."""
 
 
+def encode_json(value: Any) -> bytes:
+    """JSON; half characters that a client has sent, and that come back, are escaped as it escaped them."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value).encode()
+
+
 def json_answer(value: Any, status: int = 200) -> Response:
     """A JSON body."""
-    return Response(orjson.dumps(value), status, media_type="application/json")
+    return Response(encode_json(value), status, media_type="application/json")
 
 
 def data_event(value: Any) -> bytes:
     """An event without a name, as the OpenAI dialects send them."""
-    return b"data: " + orjson.dumps(value) + b"\n\n"
+    return b"data: " + encode_json(value) + b"\n\n"
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, _T], limit_s: float) -> _T:
