@@ -22,5 +22,8 @@ class EngineConfig(Config):
     cache_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Part of the free memory that the cache may come to use, where `cache_tokens` does not say; never more than
     `max_sequences` sequences of the model's context need."""
+    num_draft_tokens: NonNegativeInt = 0
+    """Tokens that the model's MTP layer proposes for each sequence and step. The model then computes them together
+    with the next one and keeps those that it would have drawn: the distribution is the same. 0 for none."""
     reuse_prefixes: bool = True
     """Keep the cache of ended sequences for prompts that begin alike, as long as there is room."""

@@ -11,6 +11,7 @@ import torch
 from glmcore.engine import sequence as own
 from glmcore.engine.blocks import BlockPool
 from glmcore.engine.config import EngineConfig
+from glmcore.engine.drafting import Drafter
 from glmcore.engine.guide import Grammars
 from glmcore.engine.memory import cache_blocks
 from glmcore.engine.request import Delta, EngineStats, Generation
@@ -20,8 +21,9 @@ from glmcore.engine.sampling import SamplingParams
 from glmcore.engine.scheduler import Scheduler
 from glmcore.engine.scoring import TextScores, score_text
 from glmcore.engine.sequence import Part
+from glmcore.engine.speculative import verify
 from glmcore.engine.stopping import TextStream, special_ids
-from glmcore.errors import QueueFullError, RequestError, SyncError
+from glmcore.errors import ConfigError, QueueFullError, RequestError, SyncError
 from glmcore.fp8.bucket import Bucket
 from glmcore.fp8.receiver import WeightReceiver
 from glmcore.model.fp8 import weights_to_fill
@@ -58,10 +60,15 @@ class Engine:
         """Compiles constraints. Other threads may compile ahead, so that `add` takes no time."""
         self.cache_tokens = BLOCK * cache_blocks(model, config)
         """Tokens that the key-value cache holds."""
-        self._runner = Runner(model, self.cache_tokens // BLOCK)
+        if config.num_draft_tokens and model.mtp_layer is None:
+            raise ConfigError("num_draft_tokens needs a model with an MTP layer: this one has none")
+        self._runner = Runner(model, self.cache_tokens // BLOCK, with_mtp=config.num_draft_tokens > 0)
         self._pool = BlockPool(self.cache_tokens // BLOCK, reuse=config.reuse_prefixes)
         self._scheduler = Scheduler(config, self._pool)
         self._sampler = Sampler(model.config.vocab_size, model.lm_head.weight.device, self.grammars)
+        self._drafter = (
+            Drafter(self._runner, self._sampler, config.num_draft_tokens) if config.num_draft_tokens else None
+        )
         self._choices: dict[int, list[own.Sequence]] = {}
         """Sequences of each request that has not ended."""
         self._aborted: list[tuple[int, Delta]] = []
@@ -158,12 +165,46 @@ class Engine:
         if self._asleep:
             raise SyncError("the engine sleeps: call wake() first")
         told = self.take_aborted()
-        parts = self._scheduler.plan()
+        parts = self._scheduler.plan(self._drafter.draft if self._drafter else None)
         if not parts:
             return told
-        logits = self._runner.logits(parts)
+        hidden = self._runner.hidden(parts)
+        if self._drafter:
+            self._drafter.follow(parts, hidden)
         self._runner.copy_blocks(self._scheduler.computed(parts))
-        return told + self._draw(logits, parts)
+        logits = self._runner.logits(parts, hidden)
+        with_drafts = [part for part in parts if part.has_drafts]
+        if with_drafts:
+            drafted = torch.tensor([part.has_drafts for part in parts for _ in range(part.num_scores)])
+            told += self._verify(logits[drafted.to(logits.device)], with_drafts)
+            logits = logits[~drafted.to(logits.device)]
+        return told + self._draw(logits, [part for part in parts if not part.has_drafts])
+
+    def _verify(self, logits: torch.Tensor, parts: list[Part]) -> list[tuple[int, Delta]]:
+        """From scores after the last token and after each draft to tokens, for parts with drafts."""
+        assert self._drafter is not None
+        assert self._drafter.drafts is not None
+        drafts = self._drafter.drafts
+        sequences = [part.members[0] for part in parts]
+        logits = logits.unflatten(0, (len(sequences), -1))
+        slots = [self._slot(sequence) for sequence in sequences]
+        verified = verify(self._sampler, logits, slots, drafts.tokens, drafts.probability)
+        told = []
+        for row, sequence in enumerate(sequences):
+            tokens, tops = verified.tokens[row], verified.top_logprobs[row] or [None] * len(verified.tokens[row])
+            self._generated_tokens += len(tokens)
+            assert sequence.states is not None
+            sequence.states = sequence.states[: len(tokens)]
+            for token, logprob, top in zip(tokens, verified.logprobs[row], tops, strict=True):
+                told.append((sequence.request_id, self._record(sequence, token, logprob, top, None)))
+                if sequence.ended:
+                    break
+                sequence.length += 1
+                sequence.lag += 1
+            else:
+                sequence.length -= 1
+                sequence.lag -= 1
+        return told
 
     def _refuse_mixture(self) -> None:
         if self._torn_by is not None:

@@ -22,10 +22,10 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def block_bytes(model: Glm) -> int:
-    """Bytes of a block in all layers."""
+def block_bytes(model: Glm, *, with_mtp: bool = False) -> int:
+    """Bytes of a block in all layers, with or without the MTP layer."""
     config = model.config
-    values = 2 * config.num_key_value_heads * config.head_dim * BLOCK * config.num_hidden_layers
+    values = 2 * config.num_key_value_heads * config.head_dim * BLOCK * (config.num_hidden_layers + with_mtp)
     return values * model.lm_head.weight.element_size()
 
 
@@ -37,7 +37,7 @@ def cache_blocks(model: Glm, config: EngineConfig) -> int:
     """
     if config.cache_tokens is not None:
         return -(-config.cache_tokens // BLOCK)
-    free, size = free_bytes(model.lm_head.weight.device), block_bytes(model)
+    free, size = free_bytes(model.lm_head.weight.device), block_bytes(model, with_mtp=config.num_draft_tokens > 0)
     most = config.max_sequences * -(-model.config.max_position_embeddings // BLOCK)
     blocks = min(int(free * config.cache_memory_share) // size, most)
     if blocks < 1:

@@ -38,7 +38,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """Parameters of the sequences of a step, each [B]."""
 
     slots: np.ndarray
@@ -52,6 +52,21 @@ class _Rows:
     """Row in the penalties, or -1."""
     edited: Tensor
     """Whether something is drawn from other scores than the model's own."""
+
+    @property
+    def heat(self) -> Tensor:
+        """What scores are divided by, [B]."""
+        return self.temperature.masked_fill(self.temperature == 0, 1.0)
+
+    @property
+    def truncated(self) -> Tensor:
+        """Whether only the most likely tokens can come, bool [B]."""
+        return (self.temperature > 0) & ((self.top_k > 0) | (self.top_p < 1) | (self.min_p > 0))
+
+    def truncate(self, probability: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens that can come in rows `chosen` [R] of `probability` [B, V]; see `most_likely`."""
+        limits = (part[chosen].to(probability.device) for part in (self.top_k, self.top_p, self.min_p))
+        return most_likely(probability[chosen.to(probability.device)], *limits)
 
 
 class Sampler:
@@ -73,7 +88,7 @@ class Sampler:
         self._numbers = torch.zeros(3, 0)
         """Temperature, top_p and min_p, [3, S]."""
         self._counts = torch.zeros(4, 0, dtype=torch.int64)
-        """top_k, num_top, penalty and edited of `_Rows`, [4, S]."""
+        """top_k, num_top, penalty and edited of `Rows`, [4, S]."""
         self._penalties = Penalties(vocab_size, self.device)
         self._biases = Biases()
         self._grammars = grammars
@@ -126,34 +141,44 @@ class Sampler:
             logits: Scores of the model, float32 or wider [B, V]; overwritten.
             slots: Slot of each sequence, distinct, [B].
         """
-        rows = self._rows(slots)
+        rows = self.rows(slots)
         edited = rows.edited.nonzero().squeeze(1).to(self.device)
         own = logits[edited]
         self._edit(logits, rows)
         greedy = (rows.temperature == 0).nonzero().squeeze(1).to(self.device)
-        likeliest = logits[greedy].argmax(-1)
-        heat = rows.temperature.masked_fill(rows.temperature == 0, 1.0)
+        best = logits[greedy].argmax(-1)
+        heat = rows.heat
         if bool((heat != 1).any()):
             logits.div_(heat.to(logits)[:, None])
         probability = logits.softmax(-1)
-        tokens = self._choose(probability, rows).index_copy_(0, greedy, likeliest)
+        tokens = self._choose(probability, rows).index_copy_(0, greedy, best)
         logprobs = probability.gather(1, tokens[:, None]).squeeze(1).log()
         if len(edited):
             own.div_(heat.to(logits)[edited, None])
             logprobs[edited] = own.log_softmax(-1).gather(1, tokens[edited, None]).squeeze(1)
             logits[edited] = own
-        top = _most_likely(logits, rows.num_top)
+        top = likeliest_tokens(logits, rows.num_top)
         ended = self._remember(rows, tokens)
         return Drawn(tokens.cpu(), logprobs.cpu(), top, ended)
 
-    def _rows(self, slots: Sequence[int]) -> _Rows:
+    def rows(self, slots: Sequence[int]) -> Rows:
+        """Parameters of sequences."""
         places = np.asarray(slots, np.int64)
         index = torch.from_numpy(places)
         temperature, top_p, min_p = self._numbers[:, index]
         top_k, num_top, penalty, edited = self._counts[:, index]
-        return _Rows(places, temperature, top_p, min_p, top_k, num_top, penalty, edited)
+        return Rows(places, temperature, top_p, min_p, top_k, num_top, penalty, edited)
 
-    def _edit(self, logits: Tensor, rows: _Rows) -> None:
+    def uniforms(self, rows: Rows, stream: int, ahead: int | np.ndarray = 0) -> Tensor:
+        """Random numbers that decide the next token of each sequence, or the one `ahead` of it, float64 [B]."""
+        numbers = uniforms(self._seeds[rows.slots], self._steps[rows.slots] + ahead, stream)
+        return torch.from_numpy(numbers).to(self.device)
+
+    def advance(self, rows: Rows, count: np.ndarray) -> None:
+        """Note that sequences without edits have drawn so many tokens, [B]."""
+        self._steps[rows.slots] += count
+
+    def _edit(self, logits: Tensor, rows: Rows) -> None:
         """Change the scores, in place, as the parameters say."""
         if not bool(rows.edited.any()):
             return
@@ -176,23 +201,21 @@ class Sampler:
             raise RequestError("a constraint needs an engine with a tokenizer")
         return self._grammars.start(params.constraint, stop_ids)
 
-    def _choose(self, probability: Tensor, rows: _Rows) -> Tensor:
+    def _choose(self, probability: Tensor, rows: Rows) -> Tensor:
         """A token of each row, of those that truncation leaves, [B]."""
-        uniform = torch.from_numpy(uniforms(self._seeds[rows.slots], self._steps[rows.slots], STREAM_TOKEN))
-        uniform = uniform.to(self.device)
-        truncated = (rows.temperature > 0) & ((rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0))
+        uniform = self.uniforms(rows, STREAM_TOKEN)
+        truncated = rows.truncated
         if not bool(truncated.any()):
             return draw(probability, uniform)
         chosen = truncated.nonzero().squeeze(1)
         place = chosen.to(self.device)
-        limits = (part[chosen].to(self.device) for part in (rows.top_k, rows.top_p, rows.min_p))
-        likely, ids = most_likely(probability[place], *limits)
+        likely, ids = rows.truncate(probability, chosen)
         kept = ids.gather(1, draw(likely, uniform[place])[:, None]).squeeze(1)
         if len(chosen) == len(truncated):
             return kept
         return draw(probability, uniform).index_copy_(0, place, kept)
 
-    def _remember(self, rows: _Rows, tokens: Tensor) -> dict[int, Literal["stop", "abort"]]:
+    def _remember(self, rows: Rows, tokens: Tensor) -> dict[int, Literal["stop", "abort"]]:
         self._steps[rows.slots] += 1
         penalised = (rows.penalty >= 0).nonzero().squeeze(1)
         if len(penalised):
@@ -223,7 +246,7 @@ class Sampler:
         self._free += reversed(range(held, held + more))
 
 
-def _most_likely(scores: Tensor, num_top: Tensor) -> dict[int, dict[int, float]]:
+def likeliest_tokens(scores: Tensor, num_top: Tensor) -> dict[int, dict[int, float]]:
     """For each row of `scores` [B, V] with `num_top` [B] above 0, so many tokens and their log-probabilities."""
     asking = num_top.nonzero().squeeze(1)
     if not len(asking):

@@ -1,6 +1,7 @@
 """What the next step computes: which sequences go on, which begin, and which have to give way."""
 
 import heapq
+from collections.abc import Callable
 
 from glmcore.engine.blocks import BlockPool
 from glmcore.engine.config import EngineConfig
@@ -46,13 +47,26 @@ class Scheduler:
         """Let a sequence wait for its turn."""
         heapq.heappush(self._waiting, (sequence.order, sequence))
 
-    def plan(self) -> list[Part]:
-        """The parts of the next step, none if there is nothing to do."""
+    def plan(self, draft: Callable[[list[Sequence]], None] | None = None) -> list[Part]:
+        """The parts of the next step, none if there is nothing to do.
+
+        Args:
+            draft: Gives the running sequences their `drafts`.
+        """
         self._find_room()
+        if draft is not None and self.running:
+            self._find_room_for_drafts()
+            draft(self.running)
         parts = [
-            Part(sequence.token_ids[-1:], sequence.length + 1, sequence.blocks, [sequence]) for sequence in self.running
+            Part(
+                [sequence.token_ids[-1], *sequence.drafts],
+                sequence.length + 1 + len(sequence.drafts),
+                sequence.blocks,
+                [sequence],
+            )
+            for sequence in self.running
         ]
-        budget = self.config.max_step_tokens - len(parts)
+        budget = self.config.max_step_tokens - sum(len(part.tokens) for part in parts)
         self._admit(budget)
         for prefill in sorted(self.prefills, key=lambda prefill: prefill.order):
             if budget <= 0 and parts:
@@ -121,6 +135,13 @@ class Scheduler:
                 else:
                     self._preempt_last()
 
+    def _find_room_for_drafts(self) -> None:
+        """Give running sequences places for drafts, as far as blocks are free."""
+        for sequence in self.running:
+            missing = num_blocks(sequence.length + 1 + self.config.num_draft_tokens) - len(sequence.blocks)
+            if 0 < missing <= self.pool.available:
+                sequence.blocks += self.pool.take(missing)
+
     def _preempt_last(self) -> None:
         last = max([*self.running, *self.prefills], key=lambda held: held.order)
         self.preemptions += 1
@@ -136,6 +157,7 @@ class Scheduler:
 
     def _wait_again(self, sequence: Sequence) -> None:
         sequence.blocks, sequence.length = [], 0
+        sequence.drafts, sequence.states, sequence.lag = [], None, 0
         self.add(sequence)
 
     def _admit(self, budget: int) -> None:
@@ -193,10 +215,10 @@ class Scheduler:
             self.pool.share(full)
             own = self.pool.take(len(rest))
             copies += list(zip(rest, own, strict=True))
-            member.blocks, member.length = full + own, length
+            member.blocks, member.length, member.states = full + own, length, prefill.state
             self.running.append(member)
         first = prefill.members[0]
-        first.blocks, first.length = prefill.blocks, length
+        first.blocks, first.length, first.states = prefill.blocks, length, prefill.state
         self.running.append(first)
         return copies
 
@@ -205,7 +227,7 @@ class Scheduler:
         self._wait_again(member)
 
     def _release(self, sequence: Sequence) -> None:
-        self.pool.remember(sequence.text_ids[: sequence.length], sequence.blocks)
+        self.pool.remember(sequence.text_ids[: sequence.length - sequence.lag], sequence.blocks)
         self.pool.release(sequence.blocks)
         sequence.blocks = []
 

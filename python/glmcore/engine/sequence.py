@@ -3,6 +3,8 @@
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from glmcore.engine.sampling import SamplingParams
 from glmcore.engine.stopping import TextStream
 
@@ -32,6 +34,12 @@ class Sequence:
     cached_tokens: int = 0
     """Prompt tokens that were not computed, until they are told."""
     ended: bool = False
+    drafts: list[int] = field(default_factory=list)
+    """Tokens that may come next, computed together with the last one."""
+    states: Tensor | None = None
+    """Hidden states of the tokens before the newest ones, which the MTP layer has not read yet, [A, D]."""
+    lag: int = 0
+    """Tokens in the cache that the MTP layer has not read."""
 
     @property
     def text_ids(self) -> list[int]:
@@ -49,6 +57,8 @@ class Prefill:
     done: int
     """Tokens that the cache holds."""
     members: list[Sequence]
+    state: Tensor | None = None
+    """Hidden state of the last token that was computed, [1, D]; None before the first."""
 
     @property
     def order(self) -> tuple[int, int]:
@@ -67,3 +77,13 @@ class Part:
     members: SequenceOf[Sequence]
     """Sequences that draw their next token after these; none while a text is not read to its end."""
     prefill: Prefill | None = None
+
+    @property
+    def has_drafts(self) -> bool:
+        """Whether the tokens are the last one of a text and drafts after it."""
+        return self.prefill is None and len(self.tokens) > 1
+
+    @property
+    def num_scores(self) -> int:
+        """Of how many of the last tokens the scores are needed."""
+        return len(self.tokens) if self.prefill is None else min(len(self.members), 1)

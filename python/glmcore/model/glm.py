@@ -95,10 +95,11 @@ class MtpLayer(DecoderLayer):
         next_embedding: Tensor,
         angles: tuple[Tensor, Tensor],
         layout: Layout,
+        cache: PagedCache | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """Hidden states [T, D] that the head turns into logits of token t + 2."""
         x = self.eh_proj(torch.cat((self.enorm(next_embedding), self.hnorm(hidden)), dim=-1))
-        x, routing = super().forward(x, angles, layout)
+        x, routing = super().forward(x, angles, layout, cache)
         return self.shared_head.norm(x), routing
 
 
@@ -273,6 +274,25 @@ class Glm(nn.Module):
         angles = self._angles(position_ids[before])
         states, routing = run_block(self.checkpointing, self.mtp_layer, hidden[before], next_embedding, angles, steps)
         return torch.zeros_like(hidden).index_copy(0, token, states), routing
+
+    def predict_further(
+        self, hidden: Tensor, input_ids: Tensor, position_ids: Tensor, layout: Layout, cache: PagedCache
+    ) -> Tensor:
+        """Run the MTP layer on new tokens of sequences in a cache of its own.
+
+        Args:
+            hidden: State of the token before each one, zero before a first one, [T, D].
+            input_ids: The tokens, int64 [T].
+            position_ids: Their positions, int64 [T].
+            layout: What they are.
+            cache: Of the MTP layer.
+
+        Returns:
+            States that predict the tokens after these, as far as the MTP layer can, [T, D].
+        """
+        assert self.mtp_layer is not None
+        embedding = self.model.embed_tokens(input_ids)
+        return self.mtp_layer(hidden, embedding, self._angles(position_ids), layout, cache)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, [T, V], in float32 or wider."""
