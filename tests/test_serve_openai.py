@@ -250,7 +250,9 @@ def test_an_echoed_prompt_comes_with_its_log_probabilities(server):
     assert echoed["text"].startswith("Good day!")
     assert "".join(told["tokens"]) == echoed["text"]
     assert told["token_logprobs"][0] is told["top_logprobs"][0] is None
-    assert all(echoed["text"].startswith(token, at) for token, at in zip(told["tokens"], told["text_offset"], strict=True))
+    assert all(
+        echoed["text"].startswith(token, at) for token, at in zip(told["tokens"], told["text_offset"], strict=True)
+    )
     assert all(len(top) == 2 for top in told["top_logprobs"][1:])
 
 
@@ -266,7 +268,9 @@ def test_what_lm_eval_asks_for_scores_texts_alike_alone_and_together(server):
         assert alone["logprobs"]["tokens"] == choice["logprobs"]["tokens"]
         assert len(choice["logprobs"]["token_logprobs"]) == len(ids) + 1
         # Batched and single forward passes sum in another order: some 1e-6 in float32 scores up to 100.
-        for one, other in zip(alone["logprobs"]["token_logprobs"][1:], choice["logprobs"]["token_logprobs"][1:], strict=True):
+        for one, other in zip(
+            alone["logprobs"]["token_logprobs"][1:], choice["logprobs"]["token_logprobs"][1:], strict=True
+        ):
             assert one == pytest.approx(other, abs=1e-3)
 
 
