@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from live_server import serving
 from scripted import Reply, tool_call, write_scripted_model
 
 from glmcore.cli import main
@@ -136,5 +137,13 @@ def test_the_command_prints_answer_and_sources(documents, checkpoint, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["sources"] == [{"number": 1, "source": f"{documents}/resume.md:1-4"}]
     assert told["num_turns"] == 2
-    assert main(["demo", "search", "How?", str(documents), "--url", "http://127.0.0.1:9/v1"]) == 1
+
+
+def test_the_command_asks_a_server(documents, checkpoint, capsys):
+    with serving(checkpoint) as url:
+        assert main(["demo", "search", "How does a run resume?", str(documents), "--url", f"{url}/v1"]) == 0
+        assert capsys.readouterr().out == f"{ANSWER}\n[1] {documents}/resume.md:1-4\n"
+        assert main(["demo", "search", "How?", str(documents), "--url", f"{url}/v1", "--name", "other"]) == 1
+        assert "answered 404" in capsys.readouterr().err
+    assert main(["demo", "search", "How?", str(documents), "--url", f"{url}/v1"]) == 1
     assert "cannot reach" in capsys.readouterr().err

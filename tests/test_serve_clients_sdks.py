@@ -324,6 +324,29 @@ def test_openai_responses_refuse_what_needs_a_store(gpt):
         gpt.responses.create(model="glm", input=7)
 
 
+def test_what_a_response_cannot_repeat_is_refused(url):
+    for body in ({"input": "hi", "max_output_tokens": 10**30}, {"input": "hi", "instructions": "\ud800"}):
+        answer = httpx.post(
+            f"{url}/v1/responses", content=json.dumps(body), headers={"content-type": "application/json"}
+        )
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+        assert "what JSON cannot carry" in answer.json()["error"]["message"]
+
+
+def test_an_error_names_the_block_that_is_wrong(url):
+    bodies = {
+        "/v1/messages": {
+            "model": "glm",
+            "max_tokens": 9,
+            "messages": [{"role": "user", "content": [{"type": "hologram"}]}],
+        },
+        "/v1/responses": {"input": [{"role": "user", "content": [{"text": "no type"}]}]},
+    }
+    told = [httpx.post(f"{url}{path}", json=body).json()["error"]["message"] for path, body in bodies.items()]
+    assert told[0].startswith("messages.0.content.list.0: Input tag 'hologram' found using 'type' does not match")
+    assert told[1] == "input.list.0.message.content.list.0.type: Field required"
+
+
 def test_openai_async(url):
     async def talk():
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from glmcore.serve.text_or import TextOr
+
 
 class _Open(BaseModel):
     """An object to which clients add fields of their own."""
@@ -73,7 +75,7 @@ class ToolResultBlock(_Open):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[ResultBlock] | None = None
+    content: TextOr[list[ResultBlock]] | None = None
     is_error: bool | None = None
 
 
@@ -118,7 +120,7 @@ class InputMessage(_Open):
     """One message; `system` among the messages is what coding agents send during a conversation."""
 
     role: Literal["user", "assistant", "system"]
-    content: str | list[ContentBlock]
+    content: TextOr[list[ContentBlock]]
 
 
 class Tool(_Open):
@@ -166,7 +168,7 @@ class CountRequest(_Open):
 
     model: str
     messages: list[InputMessage] = Field(min_length=1)
-    system: str | list[TextBlock] | None = None
+    system: TextOr[list[TextBlock]] | None = None
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from glmcore.serve.config import ServeConfig
-from glmcore.serve.errors import ServeError
+from glmcore.serve.errors import ServeError, bad_request
 from glmcore.serve.openai.errors import RESPONSES
 from glmcore.serve.openai.models import check_model
 from glmcore.serve.responses.request import empty_response, sampling_of, seals_reasoning, tells_logprobs, turn_of
@@ -31,9 +31,11 @@ def router(conversations: Conversations, config: ServeConfig) -> APIRouter:
     @routes.post("/v1/responses", responses={**RESPONSES, **streamed}, summary="Answer a list of items")
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         model = check_model(config, body.model)
+        response = empty_response(body, model)
+        _check_can_be_told(response)
         answers = conversations.run(turn_of(body, sampling_of(body), thinks_by_default=config.thinking))
         stream = ResponseStream(
-            empty_response(body, model),
+            response,
             conversations.tokenizer if tells_logprobs(body) else None,
             namespaces=namespaced(body.tools),
             seals_reasoning=seals_reasoning(body),
@@ -60,6 +62,18 @@ async def _chunks(stream: ResponseStream, answers: Answers) -> AsyncIterator[byt
 
 def _encoded(event: dict[str, Any]) -> bytes:
     return b"event: " + event["type"].encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n"
+
+
+def _check_can_be_told(response: dict[str, Any]) -> None:
+    """Check that what the response repeats of the request can be written.
+
+    Raises:
+        ServeError: It has half of a surrogate pair, or an integer of more than 64 bits.
+    """
+    try:
+        orjson.dumps(response)
+    except TypeError as error:
+        raise bad_request(f"the request holds what JSON cannot carry: {error}") from None
 
 
 def _code(error: ServeError) -> str:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt
 from pydantic import Tag as Named
 
+from glmcore.serve.text_or import TextOr
+
 
 class _Open(BaseModel):
     """An object to which clients add fields of their own."""
@@ -32,7 +34,7 @@ class MessageItem(_Open):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[ContentPart]
+    content: TextOr[list[ContentPart]]
 
 
 class FunctionCallItem(_Open):
@@ -50,7 +52,7 @@ class FunctionCallOutputItem(_Open):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[ContentPart]
+    output: TextOr[list[ContentPart]]
 
 
 class ReasoningItem(_Open):
@@ -137,7 +139,7 @@ class ResponsesRequest(_Open):
     """A request for a response."""
 
     model: str | None = None
-    input: str | list[Item]
+    input: TextOr[list[Item]]
     instructions: str | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice = "auto"
