@@ -178,6 +178,11 @@ def test_special_tokens_in_a_message_stay_text(server):
     ("fields", "param"),
     [
         ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"text": "a"}]}]}, "messages.0.content.0.type"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+        ({"messages": ASK, "stop": [""]}, "stop.0"),
+        ({"messages": ASK, "stop": ["a"] * 17}, "stop"),
+        ({"messages": ASK, "tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
         ({"messages": ASK, "audio": {"voice": "x"}}, "audio"),
         ({"messages": ASK, "temperature": "hot"}, "temperature"),
         ({"messages": ASK, "temperature": 9}, "temperature"),

@@ -1,6 +1,6 @@
 """The server: every dialect behind one gate."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -95,13 +95,26 @@ def _handler(translate: Callable[[Any], ServeError]) -> Callable[[Request, Any],
 
 def _invalid(error: RequestValidationError) -> ServeError:
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")[:200]
+    place = _place(first["loc"][1:], error.body)
     if first["type"] == "extra_forbidden":
         return bad_request(f"this server does not support {place!r}", param=place, code="unsupported_parameter")
     if first["type"] == "json_invalid":
         return bad_request(f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
     message = first["msg"].removeprefix("Value error, ")
     return bad_request(f"{place}: {message}" if place else message, param=place or None)
+
+
+def _place(parts: Sequence[str | int], body: Any) -> str:
+    """The field that is wrong, without what pydantic adds to name the members of a union."""
+    names: list[str] = []
+    for number, part in enumerate(parts):
+        inside = isinstance(body, dict) and part in body
+        if inside or (isinstance(body, list) and isinstance(part, int) and part < len(body)):
+            body = body[part]
+            names.append(str(part))
+        elif isinstance(body, dict) and number == len(parts) - 1:  # a field that is missing
+            names.append(str(part))
+    return ".".join(names)[:200]
 
 
 def _http_error(error: HTTPException) -> ServeError:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, Po
 from typing_extensions import Self
 
 from glmcore.serve.openai.sampling import MAX_LOGPROBS, Body, SamplingBody
+from glmcore.serve.text_or import TextOr
 
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
 
@@ -43,7 +44,7 @@ class ChatMessage(_Loose):
     """One message."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: TextOr[list[ContentPart]] | None = None
     reasoning_content: str | None = None
     """The thinking of an earlier answer."""
     reasoning: str | None = None

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from glmcore.engine.sampling import SamplingParams
 from glmcore.errors import RequestError
 from glmcore.serve.errors import bad_request
+from glmcore.serve.text_or import TextOr
 
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
@@ -49,7 +50,7 @@ class SamplingBody(Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: PositiveInt = 1
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
+    stop: TextOr[Annotated[list[StopString], Field(max_length=MAX_STOPS)]] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -89,7 +90,7 @@ class SamplingBody(Body):
         """
         if self.stream_options is not None and not self.stream:
             raise bad_request("stream_options is for streams: set stream=true", param="stream_options")
-        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        stops = (self.stop,) if isinstance(self.stop, str) and self.stop else tuple(self.stop or ())
         stop_ids = None if self.stop_token_ids is None else self._known(self.stop_token_ids, vocab_size)
         most = UNBOUNDED if max_tokens is None else max_tokens
         try:
