@@ -187,8 +187,10 @@ def with_random_weights(model: Path, directory: Path) -> Path:
     from glmcore.model.config import GlmConfig
     from glmcore.model.glm import Glm
 
-    shutil.copytree(model, directory, dirs_exist_ok=True)
     Glm(GlmConfig.from_hf(model / "config.json")).init_weights(seed=0).save_pretrained(directory)
+    for file in model.glob("*token*"):
+        shutil.copy(file, directory)
+    shutil.copy(model / "chat_template.jinja", directory)
     return directory
 
 
