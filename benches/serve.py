@@ -131,7 +131,8 @@ def cpu_s(pid: int) -> float:
 @contextmanager
 def started(command: list[str], host: str, port: int) -> Iterator[int]:
     """A server process that listens."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # two threads that wait for a busy core spin
+    environment = {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
         deadline = time.perf_counter() + 120
