@@ -8,7 +8,8 @@ import numpy as np
 
 from glmcore.chat import apply_chat_template, parse_reply
 from glmcore.data.reasoning import Problem
-from glmcore.engine.engine import Engine, Generation
+from glmcore.engine.engine import Engine
+from glmcore.engine.request import Generation
 from glmcore.engine.sampling import SamplingParams
 from glmcore.envs.protocol import Environment
 from glmcore.tokenizer import Tokenizer
