@@ -85,4 +85,4 @@ def _judge_reasoning(problem: EvalProblem, content: str) -> Verdict:
         answer = answer.rpartition(_OPEN)[2].partition(_CLOSE)[0].strip()
     judge = problem.judge
     right = score(Problem(problem.id, judge["task"], problem.question, judge["answer"], judge["entry"]), answer)
-    return Verdict(1.0, answer) if right == 1.0 else Verdict(right, answer, "not accepted by the task's verifier")
+    return Verdict(1.0, answer) if right == 1.0 else Verdict(0.0, answer, "not fully accepted by the task's verifier")

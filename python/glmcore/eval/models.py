@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from glmcore.chat import Message, apply_chat_template, parse_reply
@@ -199,9 +198,3 @@ def _asked_wait(response: "httpx.Response", default_s: float) -> float:
         return min(60.0, max(0.0, float(response.headers["retry-after"])))
     except (KeyError, ValueError):
         return default_s
-
-
-def checkpoint_of(path: Path) -> Path:
-    """The checkpoint of a run directory, or `path` itself."""
-    exported = path / "export" / "bf16"
-    return exported if exported.is_dir() else path
