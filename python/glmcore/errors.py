@@ -80,3 +80,11 @@ class RankError(GlmcoreError, RuntimeError):
 
 class SandboxError(GlmcoreError, RuntimeError):
     """A sandbox cannot be made here, or not as asked."""
+
+
+class VerifierError(GlmcoreError, RuntimeError):
+    """Answers of a kind cannot be judged here: a package is missing, or a judging process does not start."""
+
+
+class ServerError(GlmcoreError, RuntimeError):
+    """A server, or an engine behind one, cannot answer now: it is away, too busy or too slow."""
