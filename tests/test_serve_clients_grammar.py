@@ -1,6 +1,7 @@
 """What the dialects of Anthropic and Responses read and write, before any client is there."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from glmcore.serve.responses.request import empty_response
 from glmcore.serve.responses.request import turn_of as turn_of_response
 from glmcore.serve.responses.schema import ResponsesRequest
 from glmcore.serve.responses.stream import ResponseStream
+from glmcore.serve.responses.tools import namespaced
 from glmcore.serve.sealed import opened, sealed
 from glmcore.serve.tool_results import in_call_order
 from glmcore.serve.turn import ContentDelta, Finished, ThinkingDelta, ToolCallDelta, ToolCallStart, Usage
@@ -246,6 +248,24 @@ def test_items_of_a_response_become_a_conversation():
 def test_a_response_that_cannot_be_made_is_refused_with_what_to_do(items, fields, message):
     with pytest.raises(ServeError, match=message):
         response_turn(items, **fields)
+
+
+def test_functions_in_a_namespace_are_called_by_their_joined_name_and_answered_by_both():
+    inner = {"type": "function", "name": "spawn", "parameters": {"type": "object", "properties": {}}}
+    tools = [{"type": "namespace", "name": "agents", "description": "Agents.", "tools": [inner]}]
+    call = {"type": "function_call", "call_id": "c1", "namespace": "agents", "name": "spawn", "arguments": "{}"}
+    request = {"model": "glm", "input": [call, {"role": "user", "content": "hi"}], "tools": tools}
+    turn = response_turn(request["input"], tools=tools)
+    assert [tool["function"]["name"] for tool in turn.tools] == ["agents.spawn"]
+    assert turn.messages[0]["tool_calls"][0]["function"]["name"] == "agents.spawn"
+    body = ResponsesRequest.model_validate(request)
+    stream = ResponseStream(empty_response(body, "glm"), namespaces=namespaced(body.tools))
+    stream.start()
+    for event in told([], [], [{}], "tool_calls"):
+        last = stream.feed(replace(event, name="agents.spawn") if isinstance(event, ToolCallStart) else event)[-1]
+    [item] = last["response"]["output"]
+    assert (item["namespace"], item["name"]) == ("agents", "spawn")
+    assert last["response"]["tools"] == tools
 
 
 def test_allowed_tools_narrow_what_may_be_called():

@@ -8,6 +8,7 @@ from glmcore.serve.anthropic.schema import (
     DocumentBlock,
     ImageBlock,
     InputMessage,
+    RedactedThinkingBlock,
     SearchResultBlock,
     TextBlock,
     ThinkingBlock,
@@ -106,8 +107,10 @@ def _answer(message: InputMessage, where: str) -> dict[str, Any]:
             case ToolUseBlock(id=call_id, name=name, input=arguments):
                 function = {"name": name, "arguments": arguments}
                 calls.append({"id": call_id, "type": "function", "function": function})
-            case _ if block.type != "redacted_thinking":
-                raise bad_request(f"{where}.content.{number}: an assistant's message has no {block.type} block")
+            case RedactedThinkingBlock():
+                pass
+            case _:
+                raise bad_request(f"{where}.content.{number}: only users may send this type of block")
     answer: dict[str, Any] = {"role": "assistant", "content": "\n".join(texts)}
     if thoughts:
         answer["reasoning_content"] = "\n".join(thoughts)

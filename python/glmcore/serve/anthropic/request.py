@@ -8,9 +8,10 @@ from glmcore.errors import RequestError
 from glmcore.serve.anthropic.conversation import chat_messages, chat_tools
 from glmcore.serve.anthropic.schema import CountRequest, MessagesRequest, ToolChoice
 from glmcore.serve.errors import bad_request
+from glmcore.serve.turn import ToolChoice as ToolChoiceOfTurn
 from glmcore.serve.turn import Turn
 
-CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+CHOICES: dict[str, ToolChoiceOfTurn] = {"auto": "auto", "any": "required", "none": "none"}
 
 
 def turn_of(request: CountRequest, params: SamplingParams) -> Turn:
@@ -21,17 +22,16 @@ def turn_of(request: CountRequest, params: SamplingParams) -> Turn:
     """
     tools = chat_tools(request)
     choice = request.tool_choice or ToolChoice(type="auto")
-    named = {"name": choice.name} if choice.type == "tool" else None
     if choice.type in ("any", "tool") and not tools:
         raise bad_request(f"tool_choice of type {choice.type!r} needs tools")
-    if named and all(tool["function"]["name"] != choice.name for tool in tools):
+    if choice.type == "tool" and all(tool["function"]["name"] != choice.name for tool in tools):
         raise bad_request(f"tool_choice.name: there is no tool {choice.name!r}")
     schema = request.output_config.format if request.output_config else None
     return Turn(
         messages=chat_messages(request),
         params=params,
         tools=tools,
-        tool_choice=named or CHOICES[choice.type],
+        tool_choice={"name": str(choice.name)} if choice.type == "tool" else CHOICES[choice.type],
         parallel_tool_calls=not choice.disable_parallel_tool_use,
         thinking=request.thinking is not None and request.thinking.type != "disabled",
         response_format=None if schema is None else schema.schema_,

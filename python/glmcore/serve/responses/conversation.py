@@ -12,8 +12,8 @@ from glmcore.serve.responses.schema import (
     MessageItem,
     ReasoningItem,
     ResponsesRequest,
-    Tool,
 )
+from glmcore.serve.responses.tools import joined
 from glmcore.serve.sealed import opened
 from glmcore.serve.tool_results import in_call_order
 
@@ -60,28 +60,6 @@ def chat_messages(request: ResponsesRequest) -> list[dict[str, Any]]:
     return in_call_order(messages)
 
 
-def chat_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
-    """Function descriptions; None without tools.
-
-    Raises:
-        ServeError: A tool is no function.
-    """
-    return [_chat_tool(tool, index) for index, tool in enumerate(tools)] if tools else None
-
-
-def _chat_tool(tool: Tool, index: int) -> dict[str, Any]:
-    if tool.type != "function":
-        raise bad_request(
-            f"tools[{index}] is of type {tool.type!r}: this server runs no tools of its own; turn it off in the client "
-            "or describe it as a function and run it yourself"
-        )
-    if not tool.name:
-        raise bad_request(f"tools[{index}] has no name")
-    described = {} if tool.description is None else {"description": tool.description}
-    parameters = tool.parameters or {"type": "object", "properties": {}}
-    return {"type": "function", "function": {"name": tool.name, **described, "parameters": parameters}}
-
-
 def _add(messages: list[dict[str, Any]], item: Item, where: str) -> None:
     """Add an item; reasoning, text and calls that follow one another are one answer."""
     match item:
@@ -92,7 +70,7 @@ def _add(messages: list[dict[str, Any]], item: Item, where: str) -> None:
             spoken_by = "system" if role == "developer" else role
             messages.append({"role": spoken_by, "content": _text(content, where)})
         case FunctionCallItem():
-            function = {"name": item.name, "arguments": item.arguments or "{}"}
+            function = {"name": joined(item.namespace, item.name), "arguments": item.arguments or "{}"}
             call = {"id": item.call_id, "type": "function", "function": function}
             _open_answer(messages).setdefault("tool_calls", []).append(call)
         case FunctionCallOutputItem(call_id=call_id, output=output):

@@ -8,9 +8,10 @@ from glmcore.engine.sampling import SamplingParams
 from glmcore.errors import RequestError
 from glmcore.serve.errors import bad_request
 from glmcore.serve.openai.sampling import UNBOUNDED
-from glmcore.serve.responses.conversation import chat_messages, chat_tools, refuse_what_needs_a_store
+from glmcore.serve.responses.conversation import chat_messages, refuse_what_needs_a_store
 from glmcore.serve.responses.schema import ResponsesRequest, ToolChoice
 from glmcore.serve.responses.stream import new_id
+from glmcore.serve.responses.tools import chat_tools, joined
 from glmcore.serve.turn import ResponseFormat, Turn
 from glmcore.serve.turn import ToolChoice as TurnToolChoice
 
@@ -35,7 +36,7 @@ def turn_of(request: ResponsesRequest, params: SamplingParams, *, thinks_by_defa
     return Turn(
         messages=chat_messages(request),
         params=params,
-        tools=tools or (),
+        tools=tools,
         tool_choice=choice,
         parallel_tool_calls=request.parallel_tool_calls is not False,
         thinking=thinks_by_default if effort is None else effort != "none",
@@ -96,7 +97,7 @@ def empty_response(request: ResponsesRequest, model: str) -> dict[str, Any]:
         "temperature": 1.0 if request.temperature is None else request.temperature,
         "text": given["text"] or {"format": {"type": "text"}},
         "tool_choice": given["tool_choice"],
-        "tools": given["tools"] or [],
+        "tools": [tool.model_dump(mode="json", exclude_unset=True) for tool in request.tools or ()],
         "top_logprobs": request.top_logprobs or 0,
         "top_p": 1.0 if request.top_p is None else request.top_p,
         "truncation": "disabled",
@@ -105,20 +106,19 @@ def empty_response(request: ResponsesRequest, model: str) -> dict[str, Any]:
     }
 
 
-def _chosen(
-    choice: ToolChoice, tools: list[dict[str, Any]] | None
-) -> tuple[list[dict[str, Any]] | None, TurnToolChoice]:
+def _chosen(choice: ToolChoice, tools: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], TurnToolChoice]:
     """Tools that may be called, and whether they must be."""
-    names = {tool["function"]["name"] for tool in tools or []}
+    names = {tool["function"]["name"] for tool in tools}
     if choice.type == "function":
-        if choice.name not in names:
-            raise bad_request(f"tool_choice: there is no function {choice.name!r} in tools", param="tool_choice")
-        return tools, {"name": str(choice.name)}
+        name = joined(choice.namespace, str(choice.name))
+        if name not in names:
+            raise bad_request(f"tool_choice: there is no function {name!r} in tools", param="tool_choice")
+        return tools, {"name": name}
     if choice.type == "allowed_tools":
         allowed = {tool.get("name") for tool in choice.tools}
         if not allowed <= names:
             raise bad_request("tool_choice.tools names a tool that is not in tools", param="tool_choice")
-        return [tool for tool in tools or [] if tool["function"]["name"] in allowed], choice.mode
+        return [tool for tool in tools if tool["function"]["name"] in allowed], choice.mode
     raise bad_request(f"tool_choice of type {choice.type!r}: this server runs no tools of its own", param="tool_choice")
 
 

@@ -14,6 +14,7 @@ from glmcore.serve.openai.models import check_model
 from glmcore.serve.responses.request import empty_response, sampling_of, seals_reasoning, tells_logprobs, turn_of
 from glmcore.serve.responses.schema import ResponsesRequest
 from glmcore.serve.responses.stream import ResponseStream
+from glmcore.serve.responses.tools import namespaced
 from glmcore.serve.sse import EventStream, json_answer
 from glmcore.serve.turn import Answers, Conversations
 from glmcore.serve.whole import whole_answer
@@ -34,6 +35,7 @@ def router(conversations: Conversations, config: ServeConfig) -> APIRouter:
         stream = ResponseStream(
             empty_response(body, model),
             conversations.tokenizer if tells_logprobs(body) else None,
+            namespaces=namespaced(body.tools),
             seals_reasoning=seals_reasoning(body),
         )
         if body.stream:

@@ -42,6 +42,7 @@ class FunctionCallItem(_Open):
     call_id: str
     name: str
     arguments: str
+    namespace: str | None = None
 
 
 class FunctionCallOutputItem(_Open):
@@ -91,13 +92,14 @@ Item = Annotated[
 
 
 class Tool(_Open):
-    """A tool; only functions, which the caller runs, can be offered."""
+    """A tool; only functions, which the caller runs, and namespaces of them can be offered."""
 
     type: str
     name: str | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    tools: list["Tool"] = []
 
 
 class ToolChoice(_Open):
@@ -105,6 +107,7 @@ class ToolChoice(_Open):
 
     type: str
     name: str | None = None
+    namespace: str | None = None
     mode: Literal["auto", "required"] = "auto"
     tools: list[dict[str, Any]] = []
 

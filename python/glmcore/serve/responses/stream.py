@@ -6,7 +6,7 @@ response. Every event has the next `sequence_number`. A request that does not st
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from glmcore.serve.openai.chunks import chat_logprobs
@@ -35,14 +35,21 @@ class ResponseStream:
     Args:
         response: The response before its first token, with an empty `output`.
         tokenizer: Names the tokens whose log-probabilities text parts carry; None if they carry none.
+        namespaces: Namespace and name of functions, by the name under which the model calls them.
         seals_reasoning: Reasoning items carry `encrypted_content`.
     """
 
     def __init__(
-        self, response: dict[str, Any], tokenizer: Tokenizer | None = None, *, seals_reasoning: bool = False
+        self,
+        response: dict[str, Any],
+        tokenizer: Tokenizer | None = None,
+        *,
+        namespaces: Mapping[str, tuple[str, str]] = {},
+        seals_reasoning: bool = False,
     ) -> None:
         self._response = response
         self._tokenizer = tokenizer
+        self._namespaces = namespaces
         self._seals = seals_reasoning
         self._item: dict[str, Any] | None = None
         """The output item that has begun and not ended."""
@@ -78,14 +85,18 @@ class ResponseStream:
                 yield self._part_event("output_text.delta", delta=text, logprobs=told)
             case ToolCallStart(id=call_id, name=name):
                 yield from self._close("completed")
-                yield from self._add(
-                    {"id": new_id("fc_"), "type": "function_call", "call_id": call_id, "name": name, "arguments": ""}
-                )
+                yield from self._add(self._call(call_id, name))
             case ToolCallDelta(arguments_json_piece=piece):
                 self._current["arguments"] += piece
                 yield self._item_event("function_call_arguments.delta", delta=piece)
             case Finished():
                 yield from self._finish(event)
+
+    def _call(self, call_id: str, name: str) -> dict[str, Any]:
+        call = {"id": new_id("fc_"), "type": "function_call", "call_id": call_id, "name": name, "arguments": ""}
+        if name in self._namespaces:
+            call["namespace"], call["name"] = self._namespaces[name]
+        return call
 
     def _open(self, kind: str) -> Iterator[Event]:
         """Make the present item one of this kind, with its one part."""
