@@ -155,7 +155,7 @@ def test_where_all_are_damaged_the_run_does_not_begin_anew_in_silence(tmp_path):
         CheckpointStore(tmp_path, KEEP_ALL).latest()
 
 
-def test_a_find_checkpoint_another_model_names_the_tensor(tmp_path):
+def test_a_checkpoint_of_another_model_names_the_tensor(tmp_path):
     saved_three_times(tmp_path)
     store = CheckpointStore(tmp_path, KEEP_ALL)
     saved = store.latest()

@@ -54,7 +54,7 @@ def test_weights_go_into_a_run_and_out_of_it_without_a_changed_bit(bf16, tmp_pat
     assert (back / "tokenizer.json").read_bytes() == (bf16 / "tokenizer.json").read_bytes()
 
 
-def test_one_find_checkpoint_a_run_can_be_named(bf16, tmp_path):
+def test_one_checkpoint_of_a_run_can_be_named(bf16, tmp_path):
     run = converted(bf16, tmp_path / "run", "run", recipe=recipe(tmp_path / "unused"))
     [path] = (run / "checkpoints").iterdir()
     assert same_bits(tensors(converted(path, tmp_path / "back", "bf16")), tensors(bf16))
@@ -199,7 +199,7 @@ def test_a_conversion_that_is_killed_at_any_moment_is_gone_on_with(bf16, tmp_pat
         assert not list(tmp_path.glob(".killed*"))
 
 
-def test_a_find_checkpoint_several_files_is_the_same_in_one(bf16, tmp_path, monkeypatch):
+def test_a_checkpoint_of_several_files_is_the_same_in_one(bf16, tmp_path, monkeypatch):
     run = converted(bf16, tmp_path / "run", "run", recipe=recipe(tmp_path / "unused"))
     monkeypatch.setattr("glmcore.model.weights.MAX_SHARD_BYTES", 1 << 17)
     split = converted(run, tmp_path / "split", "bf16")
@@ -234,7 +234,7 @@ def test_transformers_answers_from_an_export_as_our_engine_does(bf16, tmp_path):
     assert theirs.config.vocab_size == VOCAB_SIZE
 
 
-def test_the_newest_find_checkpoint_a_run_is_taken(bf16, tmp_path):
+def test_the_newest_checkpoint_of_a_run_is_taken(bf16, tmp_path):
     run = converted(bf16, tmp_path / "run", "run", recipe=recipe(tmp_path / "unused"))
     store = CheckpointStore(run / "checkpoints", recipe(run).train.checkpoint)
     saved = store.latest()

@@ -143,7 +143,7 @@ def test_stages_pass_on_bfloat16_where_that_is_the_type_of_the_computation(two_r
     np.testing.assert_allclose(pipeline.losses, without.losses, rtol=2**-8)
 
 
-def test_a_find_checkpoint_one_split_is_gone_on_from_with_another(tmp_path):
+def test_a_checkpoint_of_one_split_is_gone_on_from_with_another(tmp_path):
     splits = [
         {"pipeline": 2, "pipeline_layers": [1, 3]},
         {"pipeline": 2, "pipeline_schedule": "interleaved", "stages_per_rank": 2},

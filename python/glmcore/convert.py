@@ -110,7 +110,7 @@ def _from_run(source: Path, target: Path, to: Form, progress: bool) -> None:
     directory = _run_of(source)
     assert directory is not None  # by the caller
     run = RunDirectory(directory, Recipe.load([directory / "recipe.toml"]), writes=False)
-    path, place = _find_checkpoint(run, source)
+    path, place = _checkpoint_of(run, source)
     stages = run.recipe.train.stages
     config = model_config(run).model_copy(
         update={"rope_theta": stages[min(place.stage_index, len(stages) - 1)].rope_theta}
@@ -140,7 +140,7 @@ def _from_run(source: Path, target: Path, to: Form, progress: bool) -> None:
         raise CheckpointError(f"cannot write {target}: {error.strerror}") from None
 
 
-def _find_checkpoint(run: RunDirectory, source: Path) -> tuple[Path, Progress]:
+def _checkpoint_of(run: RunDirectory, source: Path) -> tuple[Path, Progress]:
     if (source / MANIFEST).is_file():
         return source, Progress(**Manifest.read(source).progress)
     found = CheckpointStore(run.checkpoints, run.recipe.train.checkpoint).latest()
