@@ -91,9 +91,8 @@ class Grammars:
         if self._tokens is None:
             self._tokens = _Tokens(self.tokenizer)
             self.executor = LLExecutor()
-            self._engine = LLTokenizer(
-                _Wrapper(self.tokenizer, self._tokens), n_vocab=self.tokenizer.vocab_size, eos_token=self._tokens.end
-            )
+            wrapper: Any = _Wrapper(self.tokenizer, self._tokens)
+            self._engine = LLTokenizer(wrapper, n_vocab=self.tokenizer.vocab_size, eos_token=self._tokens.end)
         try:
             grammar = lark_of(constraint, self.tokenizer)
         except RecursionError:

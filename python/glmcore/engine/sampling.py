@@ -159,7 +159,8 @@ def uniforms(seeds: npt.NDArray[np.uint64], steps: npt.NDArray[np.int64], stream
         stream: What the number decides.
     """
     start = _mix(seeds + _STREAMS[stream])
-    return (_mix(start + (steps.astype(np.uint64) + np.uint64(1)) * _GAMMA) >> np.uint64(11)) * 2.0**-53
+    bits = _mix(start + (steps.astype(np.uint64) + np.uint64(1)) * _GAMMA)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -74,6 +74,8 @@ class EngineService:
             RequestError: The request cannot be served, at the first step of the iterator; see `Engine.add`.
             SyncError: The engine's weights are a mixture.
         """
+        if params.constraint is not None and self.engine.grammars is not None:
+            await asyncio.to_thread(self.engine.grammars.compile, params.constraint)
         listener = _Listener(asyncio.get_running_loop())
         adding = self._submit(lambda: self._add(prompt_ids, params, priority, listener))
         try:

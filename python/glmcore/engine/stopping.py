@@ -28,6 +28,7 @@ class TextStream:
     ) -> None:
         self._decoder = tokenizer.stream_decoder()
         self._skipped = skipped
+        self._vocab_size = tokenizer.vocab_size
         self._stop = sorted(stop, key=len, reverse=True)
         self._min_tokens = min_tokens
         self._num_tokens = 0
@@ -37,13 +38,9 @@ class TextStream:
         """The stop string that has ended the text."""
 
     def push(self, token_id: int) -> str:
-        """Text that the token makes certain, "" after a stop string.
-
-        Raises:
-            TokenizerError: The id is outside the vocabulary.
-        """
+        """Text that the token makes certain; "" after a stop string, and of tokens that the tokenizer does not have."""
         self._num_tokens += 1
-        if token_id in self._skipped or self.stopped_by is not None:
+        if token_id in self._skipped or token_id >= self._vocab_size or self.stopped_by is not None:
             return ""
         return self._take(self._decoder.push(token_id))
 
