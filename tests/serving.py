@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
 from glmcore.engine.engine import Engine
 from glmcore.engine.service import EngineService
 from glmcore.model.config import GlmConfig

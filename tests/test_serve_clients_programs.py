@@ -100,11 +100,16 @@ def test_mini_swe_agent_finishes_a_task(tmp_path):
     assert log["info"]["model_stats"]["api_calls"] == 2
 
 
+def from_npm(name, package):
+    """A program that is tried where it is installed."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed: npm install -g {package}")
+    return found
+
+
 def test_opencode_writes_a_file(tmp_path):
-    """`npm install -g opencode-ai` brings it."""
-    opencode = shutil.which("opencode")
-    if opencode is None:
-        pytest.skip("opencode is not installed")
+    opencode = from_npm("opencode", "opencode-ai")
     work = tmp_path / "work"
     work.mkdir()
     call = tool_call("bash", command="echo hello > greeting.txt", description="Writes the file")
@@ -116,6 +121,37 @@ def test_opencode_writes_a_file(tmp_path):
         }
         (work / "opencode.json").write_text(json.dumps({"provider": {"local": provider}}))
         said = run([opencode, "run", "-m", "local/glm", "Write hello into greeting.txt"], work)
+    assert DONE.content in said
+    assert (work / "greeting.txt").read_text() == "hello\n"
+
+
+def test_qwen_code_writes_a_file(tmp_path):
+    qwen = from_npm("qwen", "@qwen-code/qwen-code")
+    work = tmp_path / "work"
+    work.mkdir()
+    call = tool_call("run_shell_command", command="echo hello > greeting.txt", is_background="false")
+    with serve_script(tmp_path, call) as url:
+        said = run(
+            [qwen, "-y", "-p", "Write hello into greeting.txt"],
+            work,
+            OPENAI_BASE_URL=f"{url}/v1", OPENAI_API_KEY="none", OPENAI_MODEL="glm",
+        )  # fmt: skip
+    assert DONE.content in said
+    assert (work / "greeting.txt").read_text() == "hello\n"
+
+
+def test_codex_writes_a_file_through_responses(tmp_path):
+    codex = from_npm("codex", "@openai/codex")
+    work = tmp_path / "work"
+    (work / ".codex").mkdir(parents=True)
+    with serve_script(tmp_path, tool_call("exec_command", cmd="echo hello > greeting.txt")) as url:
+        provider = f'name = "local"\nbase_url = "{url}/v1"\nwire_api = "responses"\n'
+        (work / ".codex" / "config.toml").write_text(
+            'model = "glm"\nmodel_provider = "local"\nweb_search = "disabled"\n[model_providers.local]\n' + provider
+        )
+        said = run(
+            [codex, "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "Write hello"], work
+        )
     assert DONE.content in said
     assert (work / "greeting.txt").read_text() == "hello\n"
 

@@ -241,3 +241,44 @@ def test_completions_refuse_what_they_cannot_do(server):
     assert refused(server, "/v1/completions", prompt=[1 << 20])["param"] == "prompt"
     assert refused(server, "/v1/completions", prompt="")["param"] == "prompt"
     assert refused(server, "/v1/completions", prompt=["a"] * 200)["param"] == "prompt"
+
+
+def test_an_echoed_prompt_comes_with_its_log_probabilities(server):
+    body = {"prompt": "Good day!", "temperature": 0, "max_tokens": 6, "logprobs": 2, "echo": True}
+    echoed = server.post("/v1/completions", json=body).json()["choices"][0]
+    told = echoed["logprobs"]
+    assert echoed["text"].startswith("Good day!")
+    assert "".join(told["tokens"]) == echoed["text"]
+    assert told["token_logprobs"][0] is told["top_logprobs"][0] is None
+    assert all(
+        echoed["text"].startswith(token, at) for token, at in zip(told["tokens"], told["text_offset"], strict=True)
+    )
+    assert all(len(top) == 2 for top in told["top_logprobs"][1:])
+
+
+def test_what_lm_eval_asks_for_scores_texts_alike_alone_and_together(server):
+    texts = ["Hello there, how", "The weather in Rome"]
+    ask = {"echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0, "seed": 1234}
+    together = server.post("/v1/completions", json={"prompt": texts, **ask}).json()["choices"]
+    for text, choice in zip(texts, together, strict=True):
+        [alone] = server.post("/v1/completions", json={"prompt": text, **ask}).json()["choices"]
+        ids = server.post("/tokenize", json={"prompt": text}).json()["tokens"]
+        [by_ids] = server.post("/v1/completions", json={"prompt": ids, **ask}).json()["choices"]
+        assert alone["logprobs"] == by_ids["logprobs"]
+        assert alone["logprobs"]["tokens"] == choice["logprobs"]["tokens"]
+        assert len(choice["logprobs"]["token_logprobs"]) == len(ids) + 1
+        # Batched and single forward passes sum in another order: some 1e-6 in float32 scores up to 100.
+        for one, other in zip(
+            alone["logprobs"]["token_logprobs"][1:], choice["logprobs"]["token_logprobs"][1:], strict=True
+        ):
+            assert one == pytest.approx(other, abs=1e-3)
+
+
+def test_a_prompt_can_be_scored_without_generating(server):
+    body = {"prompt": "Good day!", "echo": True, "logprobs": 1, "max_tokens": 0}
+    answer = server.post("/v1/completions", json=body).json()
+    assert answer["choices"][0]["text"] == "Good day!"
+    assert answer["usage"]["completion_tokens"] == 0
+    first, last = chunks(server, "/v1/completions", **body)
+    assert first["choices"][0]["logprobs"] == answer["choices"][0]["logprobs"]
+    assert last["choices"][0]["finish_reason"] == "length"

@@ -1,6 +1,7 @@
 """An answer that is taken apart as it comes is the answer taken apart whole."""
 
 import json
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ def turn(**fields) -> Turn:
 
 def pieces_of(text: str, cuts: list[int]) -> list[str]:
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    return [text[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(places)]
 
 
 def feed(reply: Reply, pieces: list[str], reason: str = "stop", stop: int | str | None = 2) -> list:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from glmcore.config import Config
 from glmcore.engine.config import EngineConfig
@@ -15,7 +15,7 @@ class ListenConfig(Config):
     """Address; one that others can reach needs `security.keys_file` or keys in the environment."""
     port: NonNegativeInt = 8000
     """0 lets the system choose."""
-    allowed_hosts: list[str] = []
+    allowed_hosts: list[str] = Field(default_factory=list[str])
     """Names in the Host header that are answered besides those of this machine; only where no key is asked for."""
     shutdown_s: NonNegativeFloat = 30.0
     """Seconds that requests in flight have to end when the server stops; what is left is aborted."""
@@ -79,7 +79,7 @@ class ServeConfig(Config):
 
     model_name: str | None = None
     """What clients call the model; None for the name of its directory."""
-    model_aliases: list[str] = []
+    model_aliases: list[str] = Field(default_factory=list[str])
     """Other names that mean it; `*` takes any name."""
     chat_format: Literal["glm-4.5", "glm-4.7"] = "glm-4.5"
     """Format of conversations; glm-4.5 is that of GLM-4.6 too."""

@@ -1,4 +1,4 @@
-"""What every request passes before it is parsed: who asks, how often, how much; and what it leaves behind in the log."""
+"""What every request passes before it is parsed: who asks, how often, how much; and what the log keeps of it."""
 
 import asyncio
 import json

@@ -1,6 +1,6 @@
 """A turn of a conversation, whatever dialect asked for it: what to answer, and the answer as it comes."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -264,7 +264,7 @@ class Answers:
         await self._events.aclose()
         await self._stream.aclose()
 
-    async def _read(self) -> Any:
+    async def _read(self) -> AsyncGenerator[TurnEvent, None]:
         try:
             async for delta in self._stream:
                 for event in self._replies[delta.index].feed(delta):

@@ -20,7 +20,7 @@ FINISH_REASONS = {"stop": "stop", "stop_sequence": "stop", "length": "length", "
 
 
 class ChatStream:
-    """Turns the events of a turn into chunks: for each answer one with its role, then its deltas, then one that ends it.
+    """Turns the events of a turn into chunks: for each answer one with its role, its deltas, and one that ends it.
 
     Args:
         head: Fields of every chunk: `created`, `model`.

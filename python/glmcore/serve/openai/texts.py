@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glmcore.engine.request import Delta
+from glmcore.engine.scoring import TextScores
 from glmcore.tokenizer import Tokenizer
 
 
@@ -48,13 +49,14 @@ class TextChoice:
         self._taken_tokens = 0
         self._ended = False
 
-    def echo(self, scores: Any | None) -> None:
+    def echo(self, scores: TextScores | None) -> None:
         """Begin with the prompt, and with what `EngineService.score` says of it."""
         self._text = self._tokenizer.decode(list(self.prompt))
-        for place, token in enumerate(self.prompt if scores is not None else ()):
-            text = self._token_text(token)
-            self._note(text, scores.logprobs[place], scores.top_logprobs[place])
-            self._offset += len(text)
+        if scores is not None:
+            for token, logprob, top in zip(self.prompt, scores.logprobs, scores.top_logprobs, strict=True):
+                text = self._token_text(token)
+                self._note(text, logprob, top)
+                self._offset += len(text)
         self._offset = len(self._text)
 
     def add(self, delta: Delta) -> None:
