@@ -198,7 +198,11 @@ def _code(item: dict[str, Any], seed: int) -> EvalProblem:
 
 def _called_in(source: str) -> str:
     """The function that the first assertion calls."""
-    for node in ast.walk(ast.parse(source)):
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise ValueError(f"the test is no Python: {error.msg}") from None
+    for node in ast.walk(tree):
         if isinstance(node, ast.Assert):
             for part in ast.walk(node.test):
                 if isinstance(part, ast.Call) and isinstance(part.func, ast.Name):

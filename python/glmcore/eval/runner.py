@@ -32,7 +32,7 @@ class RunOptions:
     concurrency: int = 32
     """Answers under way at a time."""
     timeout_s: float = 1_800.0
-    """Most that one answer and its judgement take."""
+    """Most that one answer takes; its judgement has bounds of its own."""
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     show_progress: bool = True
 
@@ -155,7 +155,7 @@ class _Pass:
                 self.num_missing += 1
                 continue
             try:
-                record = await asyncio.wait_for(self._attempt(attempt), self.options.timeout_s)
+                record = await self._attempt(attempt)
             except (ServerError, RequestError, asyncio.TimeoutError) as error:
                 self.num_missing += 1
                 self.failures_in_a_row += 1
@@ -167,7 +167,8 @@ class _Pass:
 
     async def _attempt(self, attempt: _Attempt) -> Record:
         problem, started = attempt.problem, time.perf_counter()
-        answer = await self.model.answer(problem.question, self.sampling, attempt.seed)
+        answering = self.model.answer(problem.question, self.sampling, attempt.seed)
+        answer = await asyncio.wait_for(answering, self.options.timeout_s)
         seconds = time.perf_counter() - started
         verdict = await self.judges.judge(problem, answer.message)
         return Record(
