@@ -31,6 +31,8 @@ CHANGEABLE = frozenset(
         "train.log_load_every_steps",
         "train.tensorboard",
         "rl.checkpoint_every_steps",
+        "rl.ray",
+        "rl.sync_timeout_s",
     }
 )
 """What may be otherwise when a run is gone on with: how the work is spread, saved and watched. Other ranks or threads

@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from typing_extensions import Self
 
 from glmcore.config import Config
+from glmcore.rl.async_config import AsyncConfig, RayConfig
 from glmcore.train.config import OptimizerConfig
 
 
@@ -94,6 +95,35 @@ class RLConfig(Config):
     evaluation_problems: PositiveInt = 512
     """Held-out problems, each sampled once at `temperature`, before and after."""
     checkpoint_every_steps: PositiveInt = 5
+    mode: Literal["sync", "async"] = "sync"
+    """`sync` trains on rollouts of the newest weights alone, sampling and training in turn. `async` does both at the
+    same time, for tasks whose environments are slow."""
+    asynchronous: AsyncConfig = AsyncConfig()
+    backend: Literal["local", "ray"] = "local"
+    """`local` is one process; `ray`, for `async` alone, has engines and environments in actors of a Ray cluster."""
+    ray: RayConfig = RayConfig()
+    replay: str | None = None
+    """Directory of an asynchronous run whose rollouts are trained on again, in its order, to the same weights."""
+    sync_timeout_s: PositiveFloat = 600.0
+    """Most that the new weights may take to reach the engines."""
+
+    @property
+    def max_staleness(self) -> int:
+        """Most optimiser steps between sampling a token and training on it; those on one batch count."""
+        return self.asynchronous.max_staleness if self.mode == "async" else self.updates_per_step - 1
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> Self:
+        if self.max_staleness < self.updates_per_step - 1:
+            raise ValueError(
+                f"asynchronous.max_staleness={self.max_staleness} is less than what "
+                f"updates_per_step={self.updates_per_step} makes of fresh rollouts: {self.updates_per_step - 1}"
+            )
+        if self.backend == "ray" and self.mode == "sync":
+            raise ValueError("backend='ray' samples beside the trainer: set mode='async', max_staleness=0 if need be")
+        if self.replay is not None and self.backend == "ray":
+            raise ValueError("replay samples nothing: leave backend at 'local'")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
