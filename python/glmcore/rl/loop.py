@@ -36,8 +36,8 @@ class BatchSource(Protocol):
         """The groups of a step, to be trained on at `version`; waits for them."""
         ...
 
-    def updated(self, step: int, version: int) -> None:
-        """The step is done: the model now holds the weights of `version`."""
+    def updated(self, step: int, version: int) -> dict[str, Any]:
+        """The step is done: the model now holds the weights of `version`. Gives what to log of their way to engines."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,8 +97,7 @@ class Loop:
         begun = time.perf_counter()
         figures: dict[str, Any] = self.update.run(batch.samples, step)
         train_seconds = time.perf_counter() - begun
-        self.source.updated(step, version + updates)
-        figures |= sample_figures(batch.samples)
+        figures |= sample_figures(batch.samples) | batch.figures | self.source.updated(step, version + updates)
         seconds = time.perf_counter() - started
         tokens = sum(len(sample.ids) for sample in batch.samples)
         metrics.write(
@@ -112,7 +111,6 @@ class Loop:
             seconds=seconds,
             train_seconds=train_seconds,
             trainer_tokens_per_s=tokens / train_seconds,
-            **batch.figures,
             peak_gib=peak_memory_gib(),
         )
         return figures["reward_mean"]

@@ -1,10 +1,12 @@
 """The copy of the policy that samples: block-wise FP8, made anew after every update."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from glmcore.engine.engine import Engine
-from glmcore.fp8.publisher import WeightPublisher
+from glmcore.errors import SyncError
+from glmcore.fp8.publisher import Publication, WeightPublisher
 from glmcore.model.glm import Glm
 
 
@@ -18,11 +20,32 @@ class SyncFigures:
     checksum: str
     """`weights_checksum` of what the engine holds, which is the trainer's."""
 
+    def figures(self) -> dict[str, float | str]:
+        """For the record of a step."""
+        return {
+            "sync_seconds": self.seconds,
+            "sync_bytes": self.num_bytes,
+            "engine_checksum": self.checksum,
+        }
+
+
+class TakesWeights(Protocol):
+    """An engine, or whoever brings weights to engines."""
+
+    def update_weights(self, version: int, buckets: Publication) -> str:
+        """Replace the weights; gives the checksum of what is then held."""
+        ...
+
 
 class WeightSync:
-    """Brings the weights of the trainer's model to an engine in the same process."""
+    """Brings the weights of the trainer's model to the engine or engines that sample.
 
-    def __init__(self, engine: Engine, publisher: WeightPublisher) -> None:
+    Args:
+        engine: Takes them.
+        publisher: Makes the buckets; its `timeout_s` bounds each update.
+    """
+
+    def __init__(self, engine: TakesWeights, publisher: WeightPublisher) -> None:
         self.engine = engine
         self.publisher = publisher
 
@@ -35,4 +58,20 @@ class WeightSync:
         started = time.perf_counter()
         publication = self.publisher.publish(version, model.state_dict())
         checksum = self.engine.update_weights(version, publication)
+        if checksum != publication.checksum:
+            raise SyncError(
+                f"after the update to version {version} an engine holds weights with the checksum {checksum}, "
+                f"the trainer's have {publication.checksum}"
+            )
         return SyncFigures(time.perf_counter() - started, publication.num_bytes, checksum)
+
+
+@dataclass(frozen=True)
+class WeightsByCall:
+    """Takes weights by a function."""
+
+    call: Callable[[int, Publication], str]
+
+    def update_weights(self, version: int, buckets: Publication) -> str:
+        """See `TakesWeights.update_weights`."""
+        return self.call(version, buckets)
