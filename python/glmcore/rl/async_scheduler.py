@@ -27,7 +27,7 @@ class _Left:
 
 
 class RolloutScheduler:
-    """Admits groups and plays their rollouts, in one event loop, until it is cancelled.
+    """Admits groups and plays their rollouts, in one event loop, until it is stopped.
 
     The buffer decides what may be admitted: only groups that will be trained on in time, so nothing that was sampled is
     ever thrown away. An update of the weights interrupts no rollout; what it samples from then on is of the new version.
@@ -59,7 +59,7 @@ class RolloutScheduler:
         self.sampling = SamplingParams(max_tokens=config.max_response_tokens, temperature=config.temperature)
         self.slots = config.asynchronous.environment_slots or config.groups_per_step * config.rollouts_per_group
         self.error: Exception | None = None
-        """Why it ended, if it did by itself."""
+        """Why no further rollout is played: the engine, the buffer or the task source failed."""
         self._version = 0
         self._changed = asyncio.Event()
         self._given: deque[Task] = deque()
@@ -70,6 +70,7 @@ class RolloutScheduler:
         self._admitted = 0
         """Groups admitted so far, which are numbered in this order."""
         self._playing: set[asyncio.Task[None]] = set()
+        self._main: asyncio.Task[None] | None = None
 
     @property
     def num_playing(self) -> int:
@@ -119,12 +120,17 @@ class RolloutScheduler:
         """The buffer may have room again."""
         self._changed.set()
 
-    async def run(self) -> None:
-        """Play rollouts until cancelled.
+    async def start(self) -> None:
+        """Begin to play rollouts."""
+        self._main = asyncio.create_task(self._run())
 
-        Raises:
-            GlmcoreError: The engine, the buffer or the task source failed; `error` has it too.
-        """
+    async def stop(self) -> None:
+        """Break off all rollouts; they stay in the buffer as running."""
+        if self._main is not None:
+            self._main.cancel()
+            await asyncio.gather(self._main, return_exceptions=True)
+
+    async def _run(self) -> None:
         flushing = asyncio.create_task(self._flush())
         try:
             while self.error is None:
@@ -135,10 +141,8 @@ class RolloutScheduler:
                     continue
                 await self._changed.wait()
                 self._changed.clear()
-            raise self.error
-        except GlmcoreError as error:
+        except Exception as error:  # the trainer raises it
             self.error = error
-            raise
         finally:
             flushing.cancel()
             for playing in self._playing:
@@ -200,6 +204,6 @@ class RolloutScheduler:
             try:
                 await asyncio.to_thread(self.buffer.flush)
             except GlmcoreError as error:
-                self.error = error
+                self.error = self.error or error
                 self._changed.set()
                 return

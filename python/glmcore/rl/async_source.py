@@ -1,10 +1,10 @@
 """Batches of asynchronous reinforcement learning: sampling goes on while the trainer trains."""
 
-import concurrent.futures
+import contextlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from glmcore.errors import NotReadyError, SyncError
+from glmcore.errors import NotReadyError
 from glmcore.fp8.publisher import Publication
 from glmcore.model.glm import Glm
 from glmcore.rl.async_scheduler import RolloutScheduler
@@ -20,6 +20,8 @@ from glmcore.trajectory import Lease, TrajectoryBuffer
 
 POLL_SECONDS = 0.5
 """How often a trainer that waits looks whether sampling still goes on."""
+STOP_SECONDS = 10.0
+"""Most that environments may take to be closed when a run stops."""
 
 
 class SamplingSide(Protocol):
@@ -73,7 +75,6 @@ class AsynchronousSource:
         self.sync = sync
         self.record = record
         self.timeline = timeline
-        self._running: concurrent.futures.Future[None] | None = None
         self._training: Any = None
         self._num_tokens = 0
 
@@ -87,7 +88,7 @@ class AsynchronousSource:
         self.sync.push(self.model, version)
         self.scheduler.resume(state)
         self.scheduler.set_version(version)
-        self._running = self.thread.start(self.scheduler.run())
+        self.thread.run(self.scheduler.start())
 
     def batch(self, step: int, version: int) -> Batch:
         """See `BatchSource.batch`."""
@@ -122,16 +123,15 @@ class AsynchronousSource:
 
     def close(self) -> None:
         """Stop sampling. Rollouts that run stay in the buffer as running."""
-        if self._running is not None:
-            self._running.cancel()
-            self._running = None
-        self.thread.close()
+        with contextlib.suppress(TimeoutError):  # an environment that blocks the loop is left behind
+            self.thread.run(self.scheduler.stop(), timeout=STOP_SECONDS)
         self.sampling.close()
+        self.thread.close()
 
     def _take(self, version: int, group_ids: list[int] | None) -> Lease:
         while True:
-            if self._running is not None and self._running.done():
-                self._running.result()  # raises what ended it
+            if self.scheduler.error is not None:
+                raise self.scheduler.error
             try:
                 return self.buffer.take(
                     self.config.groups_per_step, version, timeout=POLL_SECONDS, group_ids=group_ids
@@ -166,15 +166,3 @@ class AsynchronousSource:
             return function()
 
         return self.thread.run(call(), timeout=self.config.sync_timeout_s)
-
-
-def within(thread: LoopThread, coroutine: Any, seconds: float, version: int) -> str:
-    """Wait for engines to take a weight update.
-
-    Raises:
-        SyncError: They did not in time.
-    """
-    try:
-        return thread.run(coroutine, timeout=seconds)
-    except TimeoutError:
-        raise SyncError(f"the engines took longer than {seconds:g} s to load version {version}") from None

@@ -33,10 +33,6 @@ class LoopThread:
             future.cancel()  # the caller was interrupted
             raise
 
-    def start(self, coroutine: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
-        """Let one run."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-
     def call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have the loop call a function."""
         self.loop.call_soon_threadsafe(function, *arguments)
