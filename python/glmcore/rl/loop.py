@@ -14,11 +14,14 @@ from glmcore.progress import progress
 from glmcore.rl.advantage import group_advantages, has_signal
 from glmcore.rl.aggregation import token_weights
 from glmcore.rl.config import RLConfig
+from glmcore.rl.curriculum.course import Course
+from glmcore.rl.evaluation import Evaluator
 from glmcore.rl.logprobs import TokenLogprobs, response_logprobs, shared_response_logprobs
 from glmcore.rl.loss import PolicyTokens, policy_loss
 from glmcore.rl.rollout import Rollout, RolloutWorker, rollout_seed
 from glmcore.rl.shaping import in_loss, shaped_rewards
 from glmcore.rl.sync import WeightSync
+from glmcore.rl.trajectory_log import TrajectoryLog
 from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.loop import peak_memory_gib
 from glmcore.train.optim import Optimizer
@@ -26,6 +29,10 @@ from glmcore.trajectory import Lease, Sample, TrajectoryBuffer
 
 ROLLOUTS_PER_MICRO_BATCH = 32
 """Rollouts whose logits are in memory at once."""
+
+
+SampledGroup = tuple[str, list[float]]
+"""Task and rewards of a group."""
 
 
 def checkpoint_name(progress: Progress) -> str:
@@ -51,10 +58,30 @@ class SynchronousLoop:
         buffer: TrajectoryBuffer,
         store: CheckpointStore,
         *,
+        course: Course,
         stage_index: int,
         seed: int,
         reference: Glm | None = None,
+        evaluator: Evaluator,
+        shown: TrajectoryLog | None = None,
     ) -> None:
+        """Put the parts together.
+
+        Args:
+            config: The RL section of the recipe.
+            model: The policy.
+            optimizer: Of its weights.
+            worker: Samples and judges.
+            sync: Brings the policy's weights to the worker's engine.
+            buffer: Holds the rollouts.
+            store: Of checkpoints.
+            course: Tasks and settings of every step.
+            stage_index: Position of the stage, for the checkpoints.
+            seed: Of the rollouts.
+            reference: The policy of a KL term.
+            evaluator: Answers held-out tasks when it is time.
+            shown: Keeps trajectories to be looked at.
+        """
         self.config = config
         self.model = model
         self.optimizer = optimizer
@@ -62,16 +89,20 @@ class SynchronousLoop:
         self.sync = sync
         self.buffer = buffer
         self.store = store
+        self.course = course
+        self.evaluator = evaluator
+        self.shown = shown
+        self.settings = course.settings(1)
+        """How the present step is sampled."""
         self.stage_index = stage_index
         self.seed = seed
         self.reference = reference
         self._unacknowledged: list[Lease] = []
 
-    def run(self, problems: Sequence[Problem], first_step: int, metrics: MetricLog) -> None:
+    def run(self, first_step: int, metrics: MetricLog) -> None:
         """Run steps `first_step` to the last, counted from 1.
 
         Args:
-            problems: Problems of all steps, `groups_per_step` each.
             first_step: First step to run.
             metrics: Receives a record a step.
         """
@@ -81,13 +112,15 @@ class SynchronousLoop:
             for step in range(first_step, config.num_steps + 1):
                 started = time.perf_counter()
                 synced = self.sync.push(self.model, step - 1)
-                groups = slice((step - 1) * config.groups_per_step, step * config.groups_per_step)
-                self._collect(problems[groups], step)
+                self.settings = self.course.settings(step)
+                self.evaluator.run_if_due(step - 1, self.settings)
+                sampled = self._collect(step)
                 lease = self.buffer.take(config.groups_per_step, policy_version=step - 1)
                 self._unacknowledged.append(lease)
                 samples = lease.samples()
                 figures = self._update(samples, step)
                 figures |= _sample_figures(samples)
+                figures |= self.course.finish_step(step, sampled or _groups(samples), self._held_out_reward)
                 seconds = time.perf_counter() - started
                 tokens = sum(len(sample.ids) for sample in samples)
                 metrics.write(
@@ -107,33 +140,65 @@ class SynchronousLoop:
                     metrics.sync()
                     self._save(step)
                 bar.advance(1, reward=figures["reward_mean"])
+        if config.evaluation is not None:
+            self.sync.push(self.model, config.num_steps)
+            self.evaluator.run_if_due(config.num_steps, self.settings)
+
+    def _held_out_reward(self, temperature: float) -> float:
+        return self.evaluator.held_out_reward(temperature, self.settings.max_response_tokens)
 
     def _save(self, step: int) -> None:
         progress = Progress(self.stage_index, step)
         self.buffer.prepare(self._unacknowledged, checkpoint_name(progress))
-        self.store.save(progress, self.model, self.optimizer)
+        self.store.save(progress, self.model, self.optimizer, extra={"course": self.course.state_dict()})
         self.store.wait()
         self.buffer.ack(self._unacknowledged, checkpoint_name(progress))
         self._unacknowledged.clear()
 
-    def _collect(self, problems: Sequence[Problem], step: int) -> None:
-        """Fill the buffer with the groups of a step, unless an interrupted run has left all of them there."""
+    def _collect(self, step: int) -> list[SampledGroup]:
+        """Fill the buffer with the groups of a step; gives all that were sampled for it, in order.
+
+        Gives none if an interrupted run has left all of them in the buffer. With dynamic sampling they are sampled
+        again, since the buffer does not have those that were dropped.
+        """
         config, version = self.config, step - 1
+        quota = self.course.quota()
         left = [group for group in self.buffer.groups() if group.policy_version == version]
-        if len(left) == len(problems) and all(group.state == "ready" for group in left):
-            return
+        first = self.course.tasks.next(config.groups_per_step if quota is None else quota.wanted())
+        ready = [group.task for group in left if group.state == "ready"]
+        if quota is None and ready == [task.id for task in first]:
+            return []
         for group in left:
             self.buffer.discard(group.group_id)
-        size = config.rollouts_per_group
-        group_ids = [self.buffer.admit(problem.id, size, version, sync=False) for problem in problems]
-        rollouts = self.worker.roll_out(
-            [problem for problem in problems for _ in range(size)],
-            [rollout_seed(self.seed, step, g, r) for g in range(len(problems)) for r in range(size)],
-        )
-        rollout_ids = [rid for group_id in group_ids for rid in self.buffer.rollouts(group_id)]
-        for rollout_id, rollout in zip(rollout_ids, rollouts, strict=True):
-            self._record(rollout_id, rollout, version)
+        sampled = self._roll_out(first, step, 0)
+        kept = [group for group in sampled if quota is None or quota.offer(_rewards(group))]
+        while quota is not None and (more := quota.wanted()):
+            extra = self._roll_out(self.course.tasks.next(more), step, len(sampled))
+            sampled += extra
+            kept += [group for group in extra if quota.offer(_rewards(group))]
+        missing = config.groups_per_step - len(kept)
+        if missing > 0:  # groups of equal rewards, which have no gradient, keep the batch whole
+            kept += [group for group in sampled if not any(group is other for other in kept)][:missing]
+        for group in kept:
+            self._admit(group, version)
         self.buffer.flush()
+        return [(group[0].problem.id, _rewards(group)) for group in sampled]
+
+    def _roll_out(self, tasks: Sequence[Problem], step: int, first_group: int) -> list[list[Rollout]]:
+        """A group of rollouts for each task; `first_group` counts the groups of the step before them."""
+        size = self.config.rollouts_per_group
+        self.worker.temperature = self.settings.temperature
+        self.worker.max_tokens = self.settings.max_response_tokens
+        rollouts = self.worker.roll_out(
+            [task for task in tasks for _ in range(size)],
+            [rollout_seed(self.seed, step, first_group + g, r) for g in range(len(tasks)) for r in range(size)],
+        )
+        return [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
+
+    def _admit(self, group: list[Rollout], version: int) -> None:
+        group_id = self.buffer.admit(group[0].problem.id, len(group), version, sync=False)
+        for rollout_id, rollout in zip(self.buffer.rollouts(group_id), group, strict=True):
+            self._record(rollout_id, rollout, version)
 
     def _record(self, rollout_id: int, rollout: Rollout, version: int) -> None:
         prompt = np.asarray(rollout.prompt_ids, np.int32)
@@ -150,6 +215,12 @@ class SynchronousLoop:
         advantages, counted = self._judge(samples)
         proximal = None if config.updates_per_step == 1 else self._all_logprobs(self.model, samples)
         reference = None if self.reference is None else self._all_logprobs(self.reference, samples)
+        if self.shown is not None and self.shown.is_due(step):
+            chosen = self.shown.choose(samples)
+            logprobs = self._all_logprobs(self.model, [samples[i] for i in chosen])
+            self.shown.record(
+                step, [samples[i] for i in chosen], advantages[chosen], [part.numpy() for part in logprobs]
+            )
         rate = config.learning_rate * min(1.0, step / config.warmup_steps)
         totals: dict[str, float] = {}
         for share in np.array_split(np.arange(len(samples)), config.updates_per_step):
@@ -167,11 +238,11 @@ class SynchronousLoop:
         config = self.config
         lengths = np.array([int(sample.loss_mask.sum()) for sample in samples])
         rewards = np.array([sample.reward for sample in samples])
-        rewards = shaped_rewards(rewards, lengths, config.max_response_tokens, config.loss.overlong)
+        rewards = shaped_rewards(rewards, lengths, self.settings.max_response_tokens, config.loss.overlong)
         group_ids = np.array([sample.group_id for sample in samples])
         counted = in_loss([sample.finish_reason for sample in samples], config.loss.overlong)
         counted &= np.array([sample.failed is None for sample in samples])
-        if config.loss.drop_uniform_groups:
+        if config.loss.drop_uniform_groups or config.dynamic_sampling is not None:
             counted &= has_signal(rewards, group_ids)
         return group_advantages(rewards, group_ids, config.loss.advantage), counted
 
@@ -221,7 +292,19 @@ class SynchronousLoop:
 
     def _logprobs(self, model: Glm, samples: list[Sample]) -> TokenLogprobs:
         logprobs = shared_response_logprobs if self.config.share_prefixes else response_logprobs
-        return logprobs(model, samples, self.config.temperature)
+        return logprobs(model, samples, self.settings.temperature)
+
+
+def _rewards(group: Sequence[Rollout]) -> list[float]:
+    return [rollout.reward for rollout in group]
+
+
+def _groups(samples: Sequence[Sample]) -> list[SampledGroup]:
+    """Task and rewards of the groups of samples, in the order of admission."""
+    groups: dict[int, SampledGroup] = {}
+    for sample in samples:
+        groups.setdefault(sample.group_id, (sample.task, []))[1].append(sample.reward)
+    return [groups[group_id] for group_id in sorted(groups)]
 
 
 def _sample_figures(samples: Sequence[Sample]) -> dict[str, float]:
