@@ -113,7 +113,7 @@ class RLConfig(Config):
     """Whether groups of equal rewards are replaced by further ones."""
     dynamic_temperature: TemperatureConfig | None = None
     """How the temperature follows the reward; None to keep it."""
-    length_stages: list[LengthStageConfig] = []
+    length_stages: list[LengthStageConfig] = Field(default_factory=list[LengthStageConfig])
     """Shorter limits of the first steps, for comparison: GLM-4.5 trains with the longest answers from the start."""
     probe: ProbeConfig = ProbeConfig()
     evaluation: EvaluationConfig | None = None

@@ -6,9 +6,7 @@ from glmcore.config import Config
 
 
 class DistillConfig(Config):
-    """Which answers of the policy become SFT data; the steps are those of rejection sampling in GLM-4.5
-    (arXiv:2508.06471), section 3.1.
-    """
+    """Which answers of the policy become SFT data, by the steps of GLM-4.5 (arXiv:2508.06471), section 3.1."""
 
     num_tasks: PositiveInt = 1_024
     """Training tasks that are answered."""

@@ -219,7 +219,7 @@ class SynchronousLoop:
             chosen = self.shown.choose(samples)
             logprobs = self._all_logprobs(self.model, [samples[i] for i in chosen])
             self.shown.record(
-                step, [samples[i] for i in chosen], advantages[chosen], [part.numpy() for part in logprobs]
+                step, step - 1, [samples[i] for i in chosen], advantages[chosen], [part.numpy() for part in logprobs]
             )
         rate = config.learning_rate * min(1.0, step / config.warmup_steps)
         totals: dict[str, float] = {}

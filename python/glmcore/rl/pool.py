@@ -12,7 +12,7 @@ from glmcore.errors import RunError
 from glmcore.recipe import Recipe
 from glmcore.rl.curriculum.difficulty import PassRecord
 from glmcore.rl.curriculum.source import CurriculumSource
-from glmcore.rl.probe_file import read_probe
+from glmcore.rl.result_file import read_results
 from glmcore.rl.tasks import FixedOrder, TaskSource
 
 
@@ -69,6 +69,15 @@ def task_source(recipe: Recipe, probe: Path) -> TaskSource:
     return CurriculumSource(
         pool.tasks, config.curriculum, records=records, unverified=pool.unverified, seed=recipe.run.seed
     )
+
+
+def read_probe(file: Path) -> dict[str, PassRecord]:
+    """Attempts of each task that an offline pass has decided, by task id.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    return {line["id"]: PassRecord(**line["record"]) for line in read_results(file)}
 
 
 def check_apart(training: Sequence[Problem], held_out: Sequence[Problem], name: str) -> None:

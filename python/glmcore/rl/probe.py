@@ -4,15 +4,15 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from glmcore.data.reasoning import Problem
 from glmcore.progress import progress
 from glmcore.recipe import Recipe
 from glmcore.rl.curriculum.config import DifficultyConfig
 from glmcore.rl.curriculum.difficulty import PassRecord, next_chunk
-from glmcore.rl.pool import Pool, training_pool
-from glmcore.rl.probe_file import ProbeFile, read_probe
+from glmcore.rl.pool import Pool, read_probe, training_pool
+from glmcore.rl.result_file import ResultFile
 from glmcore.rl.rollout import rollout_seed
 from glmcore.rl.stage import load_policy, new_worker
 from glmcore.rundir import RunDirectory, open_run
@@ -53,7 +53,7 @@ def probe(run: RunDirectory[Recipe]) -> dict[str, int]:
         "half_life": difficulty.half_life,
         "seed": config.probe.seed,
     }
-    file = ProbeFile(run.probe, asked)
+    file = ResultFile(run.probe, asked)
 
     def rewards_of(problems: Sequence[Problem], seeds: Sequence[int]) -> list[float]:
         return [rollout.reward for rollout in worker.roll_out(problems, seeds)]
@@ -66,12 +66,12 @@ def probe(run: RunDirectory[Recipe]) -> dict[str, int]:
 
 
 class Results(Protocol):
-    """Where decided tasks go: `ProbeFile`."""
+    """Where decided tasks go: `ResultFile`."""
 
     done: set[str]
     """Ids of decided tasks."""
 
-    def add(self, task_id: str, family: str, record: PassRecord, difficulty: str, *, verified: bool) -> None:
+    def add(self, id_: str, **values: Any) -> None:
         """Record a decided task."""
         ...
 
@@ -110,9 +110,12 @@ def probe_tasks(
                 more = next_chunk(one.record, config)
                 one.left = min(one.left - count, more) or more
                 if not more:
-                    verified = one.task.id not in pool.unverified
-                    kind = one.record.difficulty(config)
-                    results.add(one.task.id, one.task.task, one.record, kind, verified=verified)
+                    results.add(
+                        one.task.id,
+                        difficulty=one.record.difficulty(config),
+                        verified=one.task.id not in pool.unverified,
+                        record=one.record.to_dict(),
+                    )
             still_open = [one for one in opened if one.left]
             bar.advance(len(opened) - len(still_open))
             opened = still_open

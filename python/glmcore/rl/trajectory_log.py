@@ -36,19 +36,25 @@ class TrajectoryLog:
         return np.flatnonzero(np.isin(ids, groups[: self.config.groups]))
 
     def record(
-        self, step: int, samples: Sequence[Sample], advantages: np.ndarray, logprobs: Sequence[np.ndarray]
+        self,
+        step: int,
+        version: int,
+        samples: Sequence[Sample],
+        advantages: np.ndarray,
+        logprobs: Sequence[np.ndarray],
     ) -> None:
         """Write what is known of the samples of a step, and remove the oldest steps.
 
         Args:
-            step: Counted from 1; the version that it trains is one less.
+            step: Counted from 1.
+            version: Of the policy that is trained, when the step begins.
             samples: Whole groups.
             advantages: Of each sample, [N].
             logprobs: What the trainer's policy says of each sample's tokens with `loss_mask`, N arrays.
         """
         self.directory.mkdir(exist_ok=True)
         lines = [
-            json.dumps(_line(step, sample, float(advantage), theirs))
+            json.dumps(_line(step, version, sample, float(advantage), theirs))
             for sample, advantage, theirs in zip(samples, advantages, logprobs, strict=True)
         ]
         write_file(self.directory / f"{step:08d}.jsonl", "".join(f"{line}\n" for line in lines))
@@ -56,13 +62,14 @@ class TrajectoryLog:
             old.unlink()
 
 
-def _line(step: int, sample: Sample, advantage: float, logprobs: np.ndarray) -> dict[str, Any]:
+def _line(step: int, version: int, sample: Sample, advantage: float, logprobs: np.ndarray) -> dict[str, Any]:
     sampled = sample.loss_mask != 0
     trainer = np.zeros(len(sample.ids), np.float64)
     trainer[sampled] = logprobs
-    staleness = np.where(sampled, step - 1 - sample.policy_versions, 0)
+    staleness = np.where(sampled, version - sample.policy_versions, 0)
     return {
         "step": step,
+        "version": version,
         "group": sample.group_id,
         "rollout": sample.rollout_id,
         "task": sample.task,

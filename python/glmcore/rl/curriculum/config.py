@@ -91,7 +91,7 @@ class PoolConfig(Config):
 
 
 class DynamicSamplingConfig(Config):
-    """Groups of equal rewards, which teach nothing, are replaced by further ones (DAPO, arXiv:2503.14476, section 3.2)."""
+    """Groups of equal rewards teach nothing and are replaced: DAPO (arXiv:2503.14476), section 3.2."""
 
     max_factor: float = Field(default=4.0, ge=1)
     """Most groups that are sampled for a step, as a multiple of `groups_per_step`; what is then missing is filled with
