@@ -7,6 +7,17 @@ from typing_extensions import Self
 
 from glmcore.config import Config
 from glmcore.rl.async_config import AsyncConfig, RayConfig
+from glmcore.rl.curriculum.config import (
+    CurriculumConfig,
+    DynamicSamplingConfig,
+    LengthStageConfig,
+    PoolConfig,
+    ProbeConfig,
+    TemperatureConfig,
+)
+from glmcore.rl.distill_config import DistillConfig
+from glmcore.rl.evaluation_config import EvaluationConfig
+from glmcore.rl.trajectory_log_config import TrajectoryLogConfig
 from glmcore.train.config import OptimizerConfig
 
 
@@ -124,6 +135,21 @@ class RLConfig(Config):
         if self.replay is not None and self.backend == "ray":
             raise ValueError("replay samples nothing: leave backend at 'local'")
         return self
+    pool: PoolConfig | None = None
+    """A fixed set of tasks; None for new tasks at every step."""
+    curriculum: CurriculumConfig | None = None
+    """Which tasks of the pool come when; None for all in turn."""
+    dynamic_sampling: DynamicSamplingConfig | None = None
+    """Whether groups of equal rewards are replaced by further ones."""
+    dynamic_temperature: TemperatureConfig | None = None
+    """How the temperature follows the reward; None to keep it."""
+    length_stages: list[LengthStageConfig] = Field(default_factory=list[LengthStageConfig])
+    """Shorter limits of the first steps, for comparison: GLM-4.5 trains with the longest answers from the start."""
+    probe: ProbeConfig = ProbeConfig()
+    evaluation: EvaluationConfig | None = None
+    distill: DistillConfig = DistillConfig()
+    trajectory_log: TrajectoryLogConfig | None = TrajectoryLogConfig()
+    """Trajectories kept for `glmcore rl view`; None for none."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -136,4 +162,14 @@ class RLConfig(Config):
             raise ValueError(
                 f"loss.overlong.penalty_tokens={tolerated} exceeds max_response_tokens={self.max_response_tokens}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _curriculum_fits(self) -> Self:
+        if self.curriculum is not None and self.pool is None:
+            raise ValueError("a curriculum chooses from a fixed set of tasks: set pool.num_tasks")
+        steps = [stage.last_step for stage in self.length_stages]
+        lengths = [stage.max_tokens for stage in self.length_stages] + [self.max_response_tokens]
+        if sorted(set(steps)) != steps or sorted(lengths) != lengths:
+            raise ValueError("length_stages must rise in last_step and in max_tokens, up to max_response_tokens")
         return self

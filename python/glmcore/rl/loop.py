@@ -9,13 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from glmcore.errors import RunError
 from glmcore.metrics import MetricLog
 from glmcore.progress import progress
 from glmcore.rl.checkpointing import LoopCheckpoints
 from glmcore.rl.config import RLConfig
+from glmcore.rl.curriculum.course import Course, StepSettings
 from glmcore.rl.update import PolicyUpdate, sample_figures, staleness_histogram
 from glmcore.train.loop import peak_memory_gib
 from glmcore.trajectory import Lease, Sample
+
+
+TaskRewards = tuple[str, list[float]]
+"""Task and rewards of a group; failed rollouts have none."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class Batch:
     """What one step trains on."""
 
     samples: Sequence[Sample]
+    sampled: list[TaskRewards]
+    """Of every group that was sampled for the step, those among them that are not trained on."""
     lease: Lease | None = None
     """Of the buffer that they come from, if they do."""
     figures: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -41,7 +49,19 @@ class BatchSource(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold of the source, plain JSON values."""
+        """What a checkpoint must hold of source and course, plain JSON values."""
+        ...
+
+
+class Examination(Protocol):
+    """Held-out tasks, answered with the newest weights."""
+
+    def run_if_due(self, finished_steps: int, settings: StepSettings) -> None:
+        """Answer the suites that are due after so many steps."""
+        ...
+
+    def held_out_reward(self, temperature: float) -> float:
+        """Mean reward at a temperature, of the weights that sampled last."""
         ...
 
 
@@ -53,6 +73,8 @@ class Loop:
         source: Gives the batches.
         update: Trains on them.
         checkpoints: Keep what was trained.
+        course: Decides between the steps.
+        examination: Held-out tasks that are answered on the way.
         after_step: Called with the number of each finished step, after its checkpoint.
     """
 
@@ -62,12 +84,16 @@ class Loop:
         source: BatchSource,
         update: PolicyUpdate,
         checkpoints: LoopCheckpoints,
+        course: Course,
+        examination: Examination | None = None,
         after_step: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.config = config
         self.source = source
         self.update = update
         self.checkpoints = checkpoints
+        self.course = course
+        self.examination = examination
         self.after_step = after_step
 
     def run(self, first_step: int, metrics: MetricLog) -> None:
@@ -80,24 +106,33 @@ class Loop:
         with progress("train rl", total=config.num_steps, unit="steps") as bar:
             bar.skip(first_step - 1)
             for step in range(first_step, config.num_steps + 1):
+                self._examine(step - 1, self.course.settings(step))
                 reward = self._step(step, metrics)
                 if step % config.checkpoint_every_steps == 0 or step == config.num_steps:
                     metrics.sync()
                     self.checkpoints.save(step, self.source.state_dict())
                 bar.advance(1, reward=reward)
                 self.after_step(step)
+        self._examine(config.num_steps, self.course.settings(config.num_steps))
+
+    def _examine(self, finished_steps: int, settings: StepSettings) -> None:
+        if self.examination is not None:
+            self.examination.run_if_due(finished_steps, settings)
 
     def _step(self, step: int, metrics: MetricLog) -> float:
         """Train one step; gives the mean reward of its rollouts."""
         started = time.perf_counter()
         updates = self.config.updates_per_step
         version = (step - 1) * updates
+        settings = self.course.settings(step)
         batch = self.source.batch(step, version)
         self.checkpoints.used(batch.lease)
         begun = time.perf_counter()
-        figures: dict[str, Any] = self.update.run(batch.samples, step)
+        figures: dict[str, Any] = self.update.run(batch.samples, step, version, settings)
         train_seconds = time.perf_counter() - begun
-        figures |= sample_figures(batch.samples) | batch.figures | self.source.updated(step, version + updates)
+        figures |= sample_figures(batch.samples) | batch.figures
+        figures |= self.course.finish_step(step, batch.sampled, self._held_out_reward)
+        figures |= self.source.updated(step, version + updates)
         seconds = time.perf_counter() - started
         tokens = sum(len(sample.ids) for sample in batch.samples)
         metrics.write(
@@ -114,3 +149,18 @@ class Loop:
             peak_gib=peak_memory_gib(),
         )
         return figures["reward_mean"]
+
+    def _held_out_reward(self, temperature: float) -> float:
+        if self.examination is None:
+            raise RunError("a temperature is chosen on held-out tasks, and there are none")
+        return self.examination.held_out_reward(temperature)
+
+
+def task_rewards(samples: Sequence[Sample]) -> list[TaskRewards]:
+    """Task and rewards of each group, in the order of admission."""
+    groups: dict[int, TaskRewards] = {}
+    for sample in samples:
+        rewards = groups.setdefault(sample.group_id, (sample.task, []))[1]
+        if sample.failed is None:
+            rewards.append(sample.reward)
+    return [groups[group_id] for group_id in sorted(groups)]

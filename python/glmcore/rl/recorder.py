@@ -1,11 +1,12 @@
 """Writes the tokens of an episode into the trajectory buffer as they come."""
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 import numpy.typing as npt
 
+from glmcore.rl.episode_record import Recorder, Row
 from glmcore.trajectory import TrajectoryBuffer
 
 
@@ -54,3 +55,12 @@ class BufferRecorder:
         ends_turn: bool,
     ) -> None:
         self._buffer.append_tokens(self._rollout_id, ids, mask, logprobs, version, ends_turn=ends_turn)
+
+
+def record_row(row: Row, recorder: Recorder) -> None:
+    """Have a conversation taken down that another recorder has taken down."""
+    for start, end in pairwise(row.turns):
+        if row.loss_mask[start]:
+            recorder.answer(row.ids[start:end], row.logprobs[start:end], row.versions[start:end])
+        else:
+            recorder.prompt(row.ids[start:end])

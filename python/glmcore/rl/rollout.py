@@ -16,7 +16,7 @@ from glmcore.rl.episode import Ending, play
 from glmcore.rl.episode_record import Recorder, Row
 from glmcore.rl.lockstep import LockstepEngine
 from glmcore.rl.measured import MeasuredEnvironment
-from glmcore.rl.recorder import BufferRecorder
+from glmcore.rl.recorder import BufferRecorder, record_row
 from glmcore.rl.timeline import Timeline
 from glmcore.tokenizer import Tokenizer
 from glmcore.trajectory import TrajectoryBuffer
@@ -132,6 +132,8 @@ class Rollout:
     ending: Ending
     reply: str
     """Text of the answers, thinking included."""
+    failed: str | None = None
+    """What the environment did wrong, if it did; the reward is then 0."""
 
     @property
     def reward(self) -> float:
@@ -139,9 +141,18 @@ class Rollout:
         return self.ending.reward
 
     @property
-    def num_sampled(self) -> int:
+    def sampled_ids(self) -> list[int]:
         """Tokens that the policy sampled."""
-        return sum(self.row.loss_mask)
+        return [token for token, mask in zip(self.row.ids, self.row.loss_mask, strict=True) if mask]
+
+    def write(self, buffer: TrajectoryBuffer, rollout_id: int) -> None:
+        """Make it that rollout of the buffer."""
+        record_row(self.row, BufferRecorder(buffer, rollout_id))
+        if self.failed is not None:
+            buffer.fail(rollout_id, self.failed, sync=False)
+        else:
+            extra = self.ending.record.to_bytes()
+            buffer.finish(rollout_id, self.reward, self.ending.finish_reason, extra=extra, sync=False)
 
 
 class RolloutWorker:
@@ -169,21 +180,17 @@ class RolloutWorker:
         thinking: bool = True,
     ) -> None:
         self.engine = engine
+        self.new_environment = new_environment
         self.max_tokens = max_tokens
         self.temperature = temperature
         self.lockstep = LockstepEngine(engine)
-        self.player = EpisodePlayer(
-            self.lockstep,
-            tokenizer,
-            new_environment,
-            limits.within(engine.model.config.max_position_embeddings),
-            thinking=thinking,
-        )
+        limits = limits.within(engine.model.config.max_position_embeddings)
+        self.player = EpisodePlayer(self.lockstep, tokenizer, new_environment, limits, thinking=thinking)
 
     @property
-    def sampling(self) -> SamplingParams:
-        """How answers are drawn now."""
-        return SamplingParams(max_tokens=self.max_tokens, temperature=self.temperature)
+    def max_sequences(self) -> int:
+        """Rollouts that the engine decodes together."""
+        return self.engine.config.max_sequences
 
     def roll_out(
         self,
@@ -191,28 +198,17 @@ class RolloutWorker:
         seeds: Sequence[int],
         on_tokens: Callable[[int], None] = lambda _: None,
     ) -> list[Rollout]:
-        """One rollout for each task, in order, the i-th drawn with the i-th seed.
-
-        An environment that fails gives a rollout without reward, `finish_reason` "failed".
-        """
+        """One rollout for each task, in order, the i-th drawn with the i-th seed."""
         self.lockstep.on_tokens = on_tokens
-        return self.lockstep.play([self._play(*each) for each in zip(tasks, seeds, strict=True)])
+        sampling = SamplingParams(max_tokens=self.max_tokens, temperature=self.temperature)
+        return self.lockstep.play([self._play(*each, sampling) for each in zip(tasks, seeds, strict=True)])
 
-    async def _play(self, task: Task, seed: int) -> Rollout:
-        row = Row()
+    async def _play(self, task: Task, seed: int, sampling: SamplingParams) -> Rollout:
+        row, failed = Row(), None
         try:
-            ending = await self.player.play(task, seed, self.sampling, row)
-        except EnvironmentFailure as error:
-            ending = Ending(0.0, "failed", parts={str(error): 0.0})
+            ending = await self.player.play(task, seed, sampling, row)
+        except (EnvironmentFailure, RequestError) as error:
+            ending, failed = Ending(0.0, "failed"), str(error) or type(error).__name__
         sampled = [token for token, mask in zip(row.ids, row.loss_mask, strict=True) if mask]
-        return Rollout(task, row, ending, self.player.tokenizer.decode(sampled, skip_special_tokens=True))
-
-    def play_into(self, buffer: TrajectoryBuffer, attempts: Sequence[Attempt]) -> None:
-        """Play attempts all at a time; what comes of them is in the buffer and on disk.
-
-        Raises:
-            TrajectoryError: The log cannot be written.
-        """
-        sampling = self.sampling
-        self.lockstep.play([play_into(buffer, self.player, attempt, sampling) for attempt in attempts])
-        buffer.flush()
+        reply = self.player.tokenizer.decode(sampled, skip_special_tokens=True)
+        return Rollout(task, row, ending, reply, failed)

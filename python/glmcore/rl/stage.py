@@ -12,11 +12,15 @@ from glmcore.metrics import MetricLog
 from glmcore.model.glm import Glm
 from glmcore.progress import say
 from glmcore.recipe import Recipe
+from glmcore.rl.curriculum.course import Course
 from glmcore.rl.evaluate import RewardEstimate, evaluate
+from glmcore.rl.evaluation import Evaluator
 from glmcore.rl.loop import SynchronousLoop, checkpoint_name
+from glmcore.rl.pool import task_source
 from glmcore.rl.reference import reference_policy
 from glmcore.rl.rollout import Rollout, RolloutWorker
 from glmcore.rl.sync import WeightSync
+from glmcore.rl.trajectory_log import TrajectoryLog
 from glmcore.rundir import RunDirectory, open_run
 from glmcore.tokenizer import Tokenizer
 from glmcore.train.checkpoint import CheckpointStore, Progress, load_weights
@@ -53,8 +57,11 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
         store.load(found, model, optimizer)
     first_step = progress.step + 1 if progress.stage_index == stage_index else 1
 
-    worker = _new_worker(run, model)
+    worker = new_worker(run, model)
     sync = WeightSync(worker.engine, WeightPublisher())
+    course = Course(config, task_source(recipe, run.probe))
+    if found is not None and progress.stage_index == stage_index:
+        course.load_state_dict(found.extra["course"])
     if "before" not in run.stations().get("rl", {}):
         _evaluate(run, worker, sync, model, "before", version=0)
     metrics = MetricLog(run.metrics, run.tensorboard if recipe.train.tensorboard else None)
@@ -75,11 +82,14 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
             sync,
             buffer,
             store,
+            course=course,
             stage_index=stage_index,
             seed=recipe.run.seed,
             reference=None if config.loss.kl == "none" else reference_policy(run, model),
+            evaluator=Evaluator(recipe, run.evaluations, worker),
+            shown=None if config.trajectory_log is None else TrajectoryLog(run.shown, config.trajectory_log),
         )
-        loop.run(_training_problems(recipe), first_step, metrics)
+        loop.run(first_step, metrics)
     metrics.close()
     if "after" not in run.stations()["rl"]:
         _evaluate(run, worker, sync, model, "after", version=config.num_steps)
@@ -105,7 +115,8 @@ def load_policy(run: RunDirectory) -> tuple[Glm, Progress]:
     return model, found.progress
 
 
-def _new_worker(run: RunDirectory, model: Glm) -> RolloutWorker:
+def new_worker(run: RunDirectory, model: Glm) -> RolloutWorker:
+    """An engine with a copy of the model's weights, and what it needs to answer tasks."""
     config = run.recipe.rl
     engine = Engine(copy.deepcopy(model), model.config.eos_token_id)
     return RolloutWorker(
@@ -124,6 +135,7 @@ def _evaluate(
     started = time.perf_counter()
     sync.push(model, version)
     config = run.recipe.rl
+    worker.temperature, worker.max_tokens = config.temperature, config.max_response_tokens
     problems = _held_out_problems(run.recipe)
     estimate, rollouts = evaluate(worker, problems, run.recipe.run.seed, f"evaluate {moment} rl")
     say(f"mean reward on held-out problems {moment} RL: {estimate}")
@@ -152,11 +164,6 @@ def transcript(rollout: Rollout) -> dict[str, object]:
         "answer": rollout.problem.answer,
         "reward": rollout.reward,
     }
-
-
-def _training_problems(recipe: Recipe) -> list[Problem]:
-    count = recipe.rl.num_steps * recipe.rl.groups_per_step
-    return ReasoningEnv.tasks("train", recipe.rl.tasks, count, seed=recipe.run.seed + 1)
 
 
 def _held_out_problems(recipe: Recipe) -> list[Problem]:

@@ -29,6 +29,15 @@ class TaskSource(Protocol):
         """Take note of the rewards of a finished group, whether it is trained on or dropped."""
         ...
 
+    def finish_step(self, step: int, reward: float) -> None:
+        """Take note that a step is done.
+
+        Args:
+            step: Its number, from 1.
+            reward: Mean reward of all that was sampled for it, dropped groups among them.
+        """
+        ...
+
     def figures(self) -> dict[str, float]:
         """What to log of the source after a step."""
         ...
@@ -67,6 +76,9 @@ class FixedOrder:
 
     def observe(self, task_id: str, rewards: Sequence[float]) -> None:
         """Nothing depends on rewards."""
+
+    def finish_step(self, step: int, reward: float) -> None:
+        """Nothing depends on steps."""
 
     def figures(self) -> dict[str, float]:
         """Nothing to log."""

@@ -10,9 +10,11 @@ from glmcore.model.glm import Glm
 from glmcore.rl.advantage import group_advantages, has_signal
 from glmcore.rl.aggregation import token_weights
 from glmcore.rl.config import RLConfig
+from glmcore.rl.curriculum.course import StepSettings
 from glmcore.rl.logprobs import TokenLogprobs, response_logprobs, shared_response_logprobs
 from glmcore.rl.loss import PolicyTokens, policy_loss
 from glmcore.rl.shaping import in_loss, shaped_rewards
+from glmcore.rl.trajectory_log import TrajectoryLog
 from glmcore.train.optim import Optimizer
 from glmcore.trajectory import Sample
 
@@ -28,20 +30,37 @@ class PolicyUpdate:
         model: The policy that is trained.
         optimizer: Of its parameters.
         reference: The policy that a KL term holds on to.
+        shown: Keeps trajectories to be looked at.
     """
 
-    def __init__(self, config: RLConfig, model: Glm, optimizer: Optimizer, reference: Glm | None = None) -> None:
+    def __init__(
+        self,
+        config: RLConfig,
+        model: Glm,
+        optimizer: Optimizer,
+        reference: Glm | None = None,
+        shown: TrajectoryLog | None = None,
+    ) -> None:
         self.config = config
         self.model = model
         self.optimizer = optimizer
         self.reference = reference
+        self.shown = shown
+        self.settings = StepSettings(config.temperature, config.max_response_tokens)
+        """Of the present step."""
 
-    def run(self, samples: Sequence[Sample], step: int) -> dict[str, float]:
+    def run(self, samples: Sequence[Sample], step: int, version: int, settings: StepSettings) -> dict[str, float]:
         """Make `updates_per_step` optimiser steps, each on its share of the groups; gives the means of their figures.
 
         Failed rollouts are left out; if none is left the weights stay as they are.
+
+        Args:
+            samples: Whole groups.
+            step: Counted from 1.
+            version: Of the weights now.
+            settings: That the samples were drawn with.
         """
-        config = self.config
+        config, self.settings = self.config, settings
         rate = config.learning_rate * min(1.0, step / config.warmup_steps)
         usable = [sample for sample in samples if sample.failed is None and sample.loss_mask.any()]
         totals: dict[str, float] = {}
@@ -49,6 +68,7 @@ class PolicyUpdate:
             advantages, counted = self._judge(usable)
             proximal = None if config.updates_per_step == 1 else self._all_logprobs(self.model, usable)
             reference = None if self.reference is None else self._all_logprobs(self.reference, usable)
+            self._show(step, version, usable, advantages)
             for share in np.array_split(np.arange(len(usable)), config.updates_per_step):
                 if not len(share):
                     continue
@@ -66,10 +86,10 @@ class PolicyUpdate:
         config = self.config
         lengths = np.array([int(sample.loss_mask.sum()) for sample in samples])
         rewards = np.array([sample.reward for sample in samples])
-        rewards = shaped_rewards(rewards, lengths, config.max_response_tokens, config.loss.overlong)
+        rewards = shaped_rewards(rewards, lengths, self.settings.max_response_tokens, config.loss.overlong)
         group_ids = np.array([sample.group_id for sample in samples])
         counted = in_loss([sample.finish_reason for sample in samples], config.loss.overlong)
-        if config.loss.drop_uniform_groups:
+        if config.loss.drop_uniform_groups or config.dynamic_sampling is not None:
             counted &= has_signal(rewards, group_ids)
         return group_advantages(rewards, group_ids, config.loss.advantage), counted
 
@@ -122,7 +142,14 @@ class PolicyUpdate:
 
     def _logprobs(self, model: Glm, samples: list[Sample]) -> TokenLogprobs:
         logprobs = shared_response_logprobs if self.config.share_prefixes else response_logprobs
-        return logprobs(model, samples, self.config.temperature)
+        return logprobs(model, samples, self.settings.temperature)
+
+    def _show(self, step: int, version: int, samples: list[Sample], advantages: np.ndarray) -> None:
+        if self.shown is not None and self.shown.is_due(step):
+            chosen = self.shown.choose(samples)
+            kept = [samples[i] for i in chosen]
+            logprobs = [part.numpy() for part in self._all_logprobs(self.model, kept)]
+            self.shown.record(step, version, kept, advantages[chosen], logprobs)
 
 
 def sample_figures(samples: Sequence[Sample]) -> dict[str, float]:
