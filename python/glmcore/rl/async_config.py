@@ -1,5 +1,7 @@
 """The section of a recipe that describes asynchronous reinforcement learning, `[rl.asynchronous]`."""
 
+from typing import Literal
+
 from pydantic import NonNegativeInt, PositiveInt
 
 from glmcore.config import Config
@@ -13,6 +15,9 @@ class AsyncConfig(Config):
     on in time is not begun. 0 is synchronous training."""
     environment_slots: PositiveInt | None = None
     """Rollouts that run at a time; None for those of one step."""
+    order: Literal["deadline", "fifo"] = "deadline"
+    """Which complete groups are trained on first: those that will be too old first, or those admitted first. With
+    `fifo` a slow group holds up those behind it; what a batch consists of then depends on no timing."""
     record_rollouts: bool = True
     """Keep what every step trains on, so that `rl.replay` can repeat the run to the bit."""
 

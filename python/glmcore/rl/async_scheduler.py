@@ -10,8 +10,8 @@ from glmcore.engine.sampling import SamplingParams
 from glmcore.envs.protocol import Task
 from glmcore.errors import BufferFullError, GlmcoreError, RunError, StaleError
 from glmcore.rl.config import RLConfig
+from glmcore.rl.curriculum.course import Course
 from glmcore.rl.rollout import Attempt, Player, play_into, rollout_seed
-from glmcore.rl.tasks import TaskSource
 from glmcore.trajectory import TrajectoryBuffer
 
 Follow = Callable[[int, Coroutine[Any, Any, None]], Coroutine[Any, Any, None]]
@@ -34,7 +34,7 @@ class RolloutScheduler:
 
     Args:
         config: Of the stage.
-        tasks: What is tried.
+        course: Gives the tasks and how they are sampled; its tasks must bear to be asked from two threads.
         player: Plays rollouts.
         buffer: Holds the groups; rollouts that run in it are played again from their beginning.
         seed: Of the run.
@@ -44,19 +44,18 @@ class RolloutScheduler:
     def __init__(
         self,
         config: RLConfig,
-        tasks: TaskSource,
+        course: Course,
         player: Player,
         buffer: TrajectoryBuffer,
         seed: int,
         follow: Follow = lambda _, episode: episode,
     ) -> None:
         self.config = config
-        self.tasks = tasks
+        self.course = course
         self.player = player
         self.buffer = buffer
         self.seed = seed
         self.follow = follow
-        self.sampling = SamplingParams(max_tokens=config.max_response_tokens, temperature=config.temperature)
         self.slots = config.asynchronous.environment_slots or config.groups_per_step * config.rollouts_per_group
         self.error: Exception | None = None
         """Why no further rollout is played: the engine, the buffer or the task source failed."""
@@ -87,7 +86,6 @@ class RolloutScheduler:
             RunError: The buffer has a task that the source does not know.
         """
         if state:
-            self.tasks.load_state_dict(state["tasks"])
             self._given.extend(self._task(task) for task in state["given"])
         self._admitted = int(state.get("admitted", 0))
         groups = self.buffer.groups()
@@ -100,13 +98,11 @@ class RolloutScheduler:
             group = line.group_id
             self.buffer.restart(line.rollout_id)
             place = self.buffer.rollouts(group).index(line.rollout_id)
-            attempt = Attempt(line.rollout_id, self._task(line.task), self._seed(group, place))
-            self._left.append(_Left(attempt, versions[group]))
+            self._left.append(_Left(self._attempt(line.rollout_id, self._task(line.task), group, place), versions[group]))
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint, plain JSON values."""
         return {
-            "tasks": self.tasks.state_dict(),
             "given": [task.id for task in self._given],
             "admitted": self._admitted,
         }
@@ -150,7 +146,9 @@ class RolloutScheduler:
             await asyncio.gather(flushing, *self._playing, return_exceptions=True)
 
     async def _play(self, attempt: Attempt) -> None:
-        await play_into(self.buffer, self.player, attempt, self.sampling)
+        settings = self.course.settings(attempt.step)
+        sampling = SamplingParams(max_tokens=settings.max_response_tokens, temperature=settings.temperature)
+        await play_into(self.buffer, self.player, attempt, sampling)
 
     def _ended(self, playing: asyncio.Task[None]) -> None:
         self._playing.discard(playing)
@@ -179,23 +177,23 @@ class RolloutScheduler:
         self._given.popleft()
         self._admitted = group + 1
         for place, rollout_id in enumerate(self.buffer.rollouts(group)):
-            self._waiting.append(Attempt(rollout_id, task, self._seed(group, place)))
+            self._waiting.append(self._attempt(rollout_id, task, group, place))
 
     def _next_task(self) -> Task:
         if not self._given:
-            self._given.extend(self.tasks.next(self.config.groups_per_step))
+            self._given.extend(self.course.tasks.next(self.config.groups_per_step))
         return self._given[0]
 
     def _task(self, task_id: str) -> Task:
         try:
-            return self.tasks.task(task_id)
+            return self.course.tasks.task(task_id)
         except KeyError:
             raise RunError(f"the buffer has a rollout of task {task_id!r}, which the recipe does not have") from None
 
-    def _seed(self, group: int, place: int) -> int:
-        """That of the same rollout of a synchronous run, where group after group is admitted too."""
+    def _attempt(self, rollout_id: int, task: Task, group: int, place: int) -> Attempt:
+        """With the seed of the same rollout in a synchronous run, where group after group is admitted too."""
         step, number = divmod(group, self.config.groups_per_step)
-        return rollout_seed(self.seed, step + 1, number, place)
+        return Attempt(rollout_id, task, rollout_seed(self.seed, step + 1, number, place), step + 1)
 
     async def _flush(self) -> None:
         """Keep the log on the disk little behind; rollouts that end meanwhile share the next commit."""

@@ -1,7 +1,6 @@
 """Batches of asynchronous reinforcement learning: sampling goes on while the trainer trains."""
 
 import contextlib
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from glmcore.errors import NotReadyError
@@ -10,11 +9,10 @@ from glmcore.model.glm import Glm
 from glmcore.rl.async_scheduler import RolloutScheduler
 from glmcore.rl.async_thread import LoopThread
 from glmcore.rl.config import RLConfig
-from glmcore.rl.loop import Batch
+from glmcore.rl.loop import Batch, task_rewards
 from glmcore.rl.measured import ENGINE, ENVIRONMENT, TRAINER
 from glmcore.rl.replay import BatchRecord
 from glmcore.rl.sync import WeightSync
-from glmcore.rl.task_groups import observe
 from glmcore.rl.timeline import Timeline
 from glmcore.trajectory import Lease, TrajectoryBuffer
 
@@ -94,13 +92,12 @@ class AsynchronousSource:
         """See `BatchSource.batch`."""
         lease = self._take_again(step, version) or self._take(version, None)
         samples = lease.samples()
-        self._in_loop(lambda: observe(self.scheduler.tasks, samples))
         self.thread.call(self.scheduler.batch_taken)
         if self.record is not None:
             self.record.write(step, lease.group_ids, samples)
         self._training = self.timeline.busy(TRAINER, f"step {step}")
         self._training.__enter__()
-        return Batch(samples, lease, self._buffer_figures())
+        return Batch(samples, task_rewards(samples), lease, self._buffer_figures())
 
     def updated(self, step: int, version: int) -> dict[str, Any]:
         """See `BatchSource.updated`: the engines get the weights at once and go on with them."""
@@ -118,8 +115,12 @@ class AsynchronousSource:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """See `BatchSource.state_dict`: the task source, and what the scheduler made of its tasks."""
-        return self._in_loop(self.scheduler.state_dict)
+        """See `BatchSource.state_dict`; the tasks, and what the scheduler has made of them, are of one moment."""
+
+        async def states() -> dict[str, Any]:
+            return {"course": self.scheduler.course.state_dict(), "scheduler": self.scheduler.state_dict()}
+
+        return self.thread.run(states(), timeout=self.config.sync_timeout_s)
 
     def close(self) -> None:
         """Stop sampling. Rollouts that run stay in the buffer as running."""
@@ -158,11 +159,3 @@ class AsynchronousSource:
             "playing": self.scheduler.num_playing,
             "max_staleness_seen": stats["max_staleness_seen"],
         }
-
-    def _in_loop(self, function: Callable[[], Any]) -> Any:
-        """Call where the scheduler calls the task source, which is no place for two threads."""
-
-        async def call() -> Any:
-            return function()
-
-        return self.thread.run(call(), timeout=self.config.sync_timeout_s)

@@ -131,7 +131,9 @@ class Loop:
         figures: dict[str, Any] = self.update.run(batch.samples, step, version, settings)
         train_seconds = time.perf_counter() - begun
         figures |= sample_figures(batch.samples) | batch.figures
-        figures |= self.course.finish_step(step, batch.sampled, self._held_out_reward)
+        judged = [group for group in batch.sampled if group[1]]
+        if judged:
+            figures |= self.course.finish_step(step, judged, self._held_out_reward)
         figures |= self.source.updated(step, version + updates)
         seconds = time.perf_counter() - started
         tokens = sum(len(sample.ids) for sample in batch.samples)

@@ -17,7 +17,8 @@ import numpy as np
 
 from glmcore.durable import write_file
 from glmcore.errors import RunError
-from glmcore.rl.loop import Batch
+from glmcore.rl.curriculum.course import Course
+from glmcore.rl.loop import Batch, task_rewards
 from glmcore.trajectory import Sample
 
 _ARRAYS = ("ids", "loss_mask", "logprobs", "policy_versions", "turns")
@@ -94,14 +95,16 @@ class ReplaySource:
 
     Args:
         record: Of that run.
+        course: Learns from the rewards again.
         num_steps: That are wanted.
 
     Raises:
         RunError: The run has no record of so many steps.
     """
 
-    def __init__(self, record: BatchRecord, num_steps: int) -> None:
+    def __init__(self, record: BatchRecord, course: Course, num_steps: int) -> None:
         self.record = record
+        self.course = course
         if record.steps() < num_steps:
             raise RunError(
                 f"rl.replay: {record.directory} has {record.steps()} recorded steps, {num_steps} are wanted: a run "
@@ -113,7 +116,7 @@ class ReplaySource:
         del version
         found = self.record.read(step)
         assert found is not None, "the constructor has counted the steps"
-        return Batch(found.samples)
+        return Batch(found.samples, task_rewards(found.samples))
 
     def updated(self, step: int, version: int) -> dict[str, Any]:
         """Nobody samples."""
@@ -121,8 +124,8 @@ class ReplaySource:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The record is all there is."""
-        return {}
+        """See `BatchSource.state_dict`."""
+        return {"course": self.course.state_dict()}
 
 
 def _samples(lines: list[list[Any]], body: io.BytesIO) -> list[Sample]:

@@ -94,6 +94,8 @@ class Attempt:
     rollout_id: int
     task: Task
     seed: int
+    step: int
+    """Whose settings it is sampled with."""
 
 
 async def play_into(buffer: TrajectoryBuffer, player: Player, attempt: Attempt, sampling: SamplingParams) -> None:

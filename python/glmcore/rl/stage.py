@@ -12,22 +12,24 @@ from glmcore.metrics import MetricLog
 from glmcore.model.glm import Glm
 from glmcore.progress import say
 from glmcore.recipe import Recipe
-from glmcore.rl.curriculum.course import Course
+from glmcore.rl.checkpointing import LoopCheckpoints, checkpoint_name
+from glmcore.rl.curriculum.course import Course, StepSettings
 from glmcore.rl.evaluate import RewardEstimate, evaluate
 from glmcore.rl.evaluation import Evaluator
-from glmcore.rl.loop import SynchronousLoop, checkpoint_name
+from glmcore.rl.loop import Loop
 from glmcore.rl.pool import task_source
 from glmcore.rl.reference import reference_policy
 from glmcore.rl.rollout import Rollout, RolloutWorker
+from glmcore.rl.sources import Parts, open_source
 from glmcore.rl.sync import WeightSync
 from glmcore.rl.trajectory_log import TrajectoryLog
+from glmcore.rl.update import PolicyUpdate
 from glmcore.rundir import RunDirectory, open_run
 from glmcore.tokenizer import Tokenizer
 from glmcore.train.checkpoint import CheckpointStore, Progress, load_weights
 from glmcore.train.optim import Optimizer
 from glmcore.train.schedule import TrainPlan
 from glmcore.train.stages import configure_torch, new_model
-from glmcore.trajectory import TrajectoryBuffer
 
 SHOWN_SAMPLES = 6
 """Transcripts kept of each evaluation."""
@@ -57,42 +59,34 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
         store.load(found, model, optimizer)
     first_step = progress.step + 1 if progress.stage_index == stage_index else 1
 
-    worker = new_worker(run, model)
-    sync = WeightSync(worker.engine, WeightPublisher())
-    course = Course(config, task_source(recipe, run.probe))
-    if found is not None and progress.stage_index == stage_index:
-        course.load_state_dict(found.extra["course"])
-    if "before" not in run.stations().get("rl", {}):
-        _evaluate(run, worker, sync, model, "before", version=0)
-    metrics = MetricLog(run.metrics, run.tensorboard if recipe.train.tensorboard else None)
-    metrics.truncate_after("rl", first_step - 1)
-    with TrajectoryBuffer.open(
-        str(run.trajectories),
-        # Consumed rollouts stay until the next checkpoint.
-        capacity=(config.checkpoint_every_steps + 1) * config.groups_per_step * config.rollouts_per_group,
-        max_staleness=0,
-        groups_per_step=config.groups_per_step,
-    ) as buffer:
-        buffer.recover(checkpoint_name(progress))
-        loop = SynchronousLoop(
-            config,
-            model,
-            optimizer,
-            worker,
-            sync,
-            buffer,
-            store,
-            course=course,
-            stage_index=stage_index,
-            seed=recipe.run.seed,
-            reference=None if config.loss.kl == "none" else reference_policy(run, model),
-            evaluator=Evaluator(recipe, run.evaluations, worker),
-            shown=None if config.trajectory_log is None else TrajectoryLog(run.shown, config.trajectory_log),
-        )
-        loop.run(first_step, metrics)
-    metrics.close()
-    if "after" not in run.stations()["rl"]:
-        _evaluate(run, worker, sync, model, "after", version=config.num_steps)
+    state = found.extra if found is not None and progress.stage_index == stage_index else {}
+    with open_family(config.environment, config.tasks) as family:
+        worker = new_worker(run, model, family)
+        sync = WeightSync(worker.engine, WeightPublisher(timeout_s=config.sync_timeout_s))
+        course = Course(config, task_source(recipe, run.probe))
+        if state:
+            course.load_state_dict(state["course"])
+        if "before" not in run.stations().get("rl", {}):
+            _evaluate(run, worker, sync, model, "before", version=0)
+        metrics = MetricLog(run.metrics, run.tensorboard if recipe.train.tensorboard else None)
+        metrics.truncate_after("rl", first_step - 1)
+        version = (first_step - 1) * config.updates_per_step
+        parts = Parts(config, recipe.run.seed, model, worker, course, run.path)
+        with open_source(parts, version, checkpoint_name(progress), state) as (source, buffer):
+            reference = None if config.loss.kl == "none" else reference_policy(run, model)
+            shown = None if config.trajectory_log is None else TrajectoryLog(run.shown, config.trajectory_log)
+            loop = Loop(
+                config,
+                source,
+                PolicyUpdate(config, model, optimizer, reference, shown),
+                LoopCheckpoints(store, model, optimizer, stage_index, buffer),
+                course,
+                _Examination(run, worker, sync, model, course),
+            )
+            loop.run(first_step, metrics)
+        metrics.close()
+        if "after" not in run.stations()["rl"]:
+            _evaluate(run, worker, sync, model, "after", version=config.num_steps * config.updates_per_step)
     if "seconds" not in run.stations()["rl"]:
         _record_seconds(run, metrics)
     rewards = run.stations()["rl"]
@@ -115,16 +109,41 @@ def load_policy(run: RunDirectory) -> tuple[Glm, Progress]:
     return model, found.progress
 
 
-def new_worker(run: RunDirectory, model: Glm) -> RolloutWorker:
+class _Examination:
+    """The suites of a recipe, answered by the worker's engine."""
+
+    def __init__(
+        self, run: RunDirectory, worker: RolloutWorker, sync: WeightSync, model: Glm, course: Course
+    ) -> None:
+        self._evaluator = Evaluator(run.recipe, run.evaluations, worker)
+        self._config = run.recipe.rl
+        self._sync = sync
+        self._model = model
+        self._course = course
+
+    def run_if_due(self, finished_steps: int, settings: StepSettings) -> None:
+        if self._evaluator.is_due(finished_steps):
+            self._sync.push(self._model, finished_steps * self._config.updates_per_step)
+            self._evaluator.run_if_due(finished_steps, settings)
+
+    def held_out_reward(self, temperature: float) -> float:
+        """See `Examination.held_out_reward`: in synchronous mode, the only one that asks, the engine has sampled."""
+        longest = self._config.max_response_tokens
+        return self._evaluator.held_out_reward(temperature, longest)
+
+
+def new_worker(run: RunDirectory, model: Glm, family: Family) -> RolloutWorker:
     """An engine with a copy of the model's weights, and what it needs to answer tasks."""
     config = run.recipe.rl
     engine = Engine(copy.deepcopy(model), model.config.eos_token_id)
     return RolloutWorker(
         engine,
         Tokenizer.from_pretrained(str(run.tokenizer)),
-        ReasoningEnv,
+        family.new,
         max_tokens=config.max_response_tokens,
         temperature=config.temperature,
+        limits=config.environment.limits,
+        thinking=config.environment.thinking,
     )
 
 
