@@ -132,6 +132,11 @@ class RLConfig(Config):
             )
         if self.backend == "ray" and self.mode == "sync":
             raise ValueError("backend='ray' samples beside the trainer: set mode='async', max_staleness=0 if need be")
+        if self.mode == "async" and (self.dynamic_sampling is not None or self.dynamic_temperature is not None):
+            raise ValueError(
+                "dynamic_sampling and dynamic_temperature go from batch to batch, which mode='async' samples ahead: "
+                "set mode='sync', or loss.drop_uniform_groups=true"
+            )
         if self.replay is not None and self.backend == "ray":
             raise ValueError("replay samples nothing: leave backend at 'local'")
         return self

@@ -7,6 +7,7 @@ training (`glmcore.rl.async_source`), or recorded by an earlier run (`glmcore.rl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from glmcore.errors import RunError
@@ -60,8 +61,8 @@ class Examination(Protocol):
         """Answer the suites that are due after so many steps."""
         ...
 
-    def held_out_reward(self, temperature: float) -> float:
-        """Mean reward at a temperature, of the weights that sampled last."""
+    def held_out_reward(self, temperature: float, settings: StepSettings) -> float:
+        """Mean reward at a temperature, otherwise sampled as a step, of the weights that sampled last."""
         ...
 
 
@@ -133,7 +134,7 @@ class Loop:
         figures |= sample_figures(batch.samples) | batch.figures
         judged = [group for group in batch.sampled if group[1]]
         if judged:
-            figures |= self.course.finish_step(step, judged, self._held_out_reward)
+            figures |= self.course.finish_step(step, judged, partial(self._held_out_reward, settings))
         figures |= self.source.updated(step, version + updates)
         seconds = time.perf_counter() - started
         tokens = sum(len(sample.ids) for sample in batch.samples)
@@ -152,10 +153,10 @@ class Loop:
         )
         return figures["reward_mean"]
 
-    def _held_out_reward(self, temperature: float) -> float:
+    def _held_out_reward(self, settings: StepSettings, temperature: float) -> float:
         if self.examination is None:
             raise RunError("a temperature is chosen on held-out tasks, and there are none")
-        return self.examination.held_out_reward(temperature)
+        return self.examination.held_out_reward(temperature, settings)
 
 
 def task_rewards(samples: Sequence[Sample]) -> list[TaskRewards]:

@@ -1,11 +1,14 @@
 """The RL stage of a recipe: evaluate, improve, evaluate again."""
 
+import contextlib
 import copy
 import time
 
 from glmcore.data.reasoning import Problem
 from glmcore.engine.engine import Engine
+from glmcore.envs.protocol import Family
 from glmcore.envs.reasoning import ReasoningEnv
+from glmcore.envs.registry import open_family
 from glmcore.errors import RunError
 from glmcore.fp8.publisher import WeightPublisher
 from glmcore.metrics import MetricLog
@@ -60,7 +63,7 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
     first_step = progress.step + 1 if progress.stage_index == stage_index else 1
 
     state = found.extra if found is not None and progress.stage_index == stage_index else {}
-    with open_family(config.environment, config.tasks) as family:
+    with contextlib.closing(open_family(config.environment, config.tasks)) as family:
         worker = new_worker(run, model, family)
         sync = WeightSync(worker.engine, WeightPublisher(timeout_s=config.sync_timeout_s))
         course = Course(config, task_source(recipe, run.probe))
@@ -81,7 +84,7 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
                 PolicyUpdate(config, model, optimizer, reference, shown),
                 LoopCheckpoints(store, model, optimizer, stage_index, buffer),
                 course,
-                _Examination(run, worker, sync, model, course),
+                _Examination(run, worker, sync, model),
             )
             loop.run(first_step, metrics)
         metrics.close()
@@ -113,23 +116,21 @@ class _Examination:
     """The suites of a recipe, answered by the worker's engine."""
 
     def __init__(
-        self, run: RunDirectory, worker: RolloutWorker, sync: WeightSync, model: Glm, course: Course
+        self, run: RunDirectory, worker: RolloutWorker, sync: WeightSync, model: Glm
     ) -> None:
         self._evaluator = Evaluator(run.recipe, run.evaluations, worker)
         self._config = run.recipe.rl
         self._sync = sync
         self._model = model
-        self._course = course
 
     def run_if_due(self, finished_steps: int, settings: StepSettings) -> None:
         if self._evaluator.is_due(finished_steps):
             self._sync.push(self._model, finished_steps * self._config.updates_per_step)
             self._evaluator.run_if_due(finished_steps, settings)
 
-    def held_out_reward(self, temperature: float) -> float:
-        """See `Examination.held_out_reward`: in synchronous mode, the only one that asks, the engine has sampled."""
-        longest = self._config.max_response_tokens
-        return self._evaluator.held_out_reward(temperature, longest)
+    def held_out_reward(self, temperature: float, settings: StepSettings) -> float:
+        """Of the worker's engine, which is the one that samples in the only mode that asks."""
+        return self._evaluator.held_out_reward(temperature, settings.max_response_tokens)
 
 
 def new_worker(run: RunDirectory, model: Glm, family: Family) -> RolloutWorker:
