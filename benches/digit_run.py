@@ -30,7 +30,7 @@ def digit_config(**fields: Any) -> RLConfig:
     """Eight groups of eight rollouts of eight tokens."""
     usual: dict[str, Any] = {
         "tasks": ["digits"],
-        "num_steps": 100,
+        "max_steps": 100,
         "groups_per_step": 8,
         "rollouts_per_group": 8,
         "max_response_tokens": ANSWER_TOKENS,

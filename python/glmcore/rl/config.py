@@ -87,7 +87,7 @@ class RLConfig(Config):
 
     tasks: list[str] = Field(min_length=1)
     """Reasoning tasks to draw problems from."""
-    num_steps: PositiveInt
+    max_steps: PositiveInt
     groups_per_step: PositiveInt = 16
     """Problems of one update."""
     rollouts_per_group: int = Field(default=8, ge=2)

@@ -114,7 +114,7 @@ class Evaluator:
     def is_due(self, step: int) -> bool:
         """Whether it is time to measure what `step` finished steps have led to."""
         config = self.config
-        return config is not None and (step % config.every_steps == 0 or step == self.recipe.rl.num_steps)
+        return config is not None and (step % config.every_steps == 0 or step == self.recipe.rl.max_steps)
 
     def run_if_due(self, step: int, settings: StepSettings) -> list[SuiteResult]:
         """Measure what `step` finished steps have led to, if it is time and not done yet.

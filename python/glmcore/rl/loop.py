@@ -104,17 +104,17 @@ class Loop:
             GlmcoreError: A checkpoint, the buffer's log or a weight update failed; the run can be gone on with.
         """
         config = self.config
-        with progress("train rl", total=config.num_steps, unit="steps") as bar:
+        with progress("train rl", total=config.max_steps, unit="steps") as bar:
             bar.skip(first_step - 1)
-            for step in range(first_step, config.num_steps + 1):
+            for step in range(first_step, config.max_steps + 1):
                 self._examine(step - 1, self.course.settings(step))
                 reward = self._step(step, metrics)
-                if step % config.checkpoint_every_steps == 0 or step == config.num_steps:
+                if step % config.checkpoint_every_steps == 0 or step == config.max_steps:
                     metrics.sync()
                     self.checkpoints.save(step, self.source.state_dict())
                 bar.advance(1, reward=reward)
                 self.after_step(step)
-        self._examine(config.num_steps, self.course.settings(config.num_steps))
+        self._examine(config.max_steps, self.course.settings(config.max_steps))
 
     def _examine(self, finished_steps: int, settings: StepSettings) -> None:
         if self.examination is not None:

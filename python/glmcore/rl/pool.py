@@ -95,7 +95,7 @@ def check_apart(training: Sequence[Problem], held_out: Sequence[Problem], name: 
 
 def _tasks_of_all_steps(recipe: Recipe) -> list[Problem]:
     config = recipe.rl
-    count = config.num_steps * config.groups_per_step
+    count = config.max_steps * config.groups_per_step
     return ReasoningEnv.tasks("train", config.tasks, count, seed=recipe.run.seed + 1)
 
 

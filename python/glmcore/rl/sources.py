@@ -64,7 +64,7 @@ def open_source(
     config = parts.config
     if config.replay is not None:
         _check_replayed(config, Path(config.replay))
-        yield ReplaySource(BatchRecord(Path(config.replay) / "batches"), parts.course, config.num_steps), None
+        yield ReplaySource(BatchRecord(Path(config.replay) / "batches"), parts.course, config.max_steps), None
         return
     with open_buffer(config, parts.directory / "trajectories") as buffer:
         buffer.recover(checkpoint)

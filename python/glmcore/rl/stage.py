@@ -5,6 +5,7 @@ import copy
 import time
 
 from glmcore.data.reasoning import Problem
+from glmcore.data.prepare import prepare
 from glmcore.engine.engine import Engine
 from glmcore.envs.protocol import Family
 from glmcore.envs.reasoning import ReasoningEnv
@@ -32,20 +33,25 @@ from glmcore.tokenizer import Tokenizer
 from glmcore.train.checkpoint import CheckpointStore, Progress, load_weights
 from glmcore.train.optim import Optimizer
 from glmcore.train.schedule import TrainPlan
-from glmcore.train.stages import configure_torch, new_model
+from glmcore.train.stages import configure_torch, new_model, train_stages
 
 SHOWN_SAMPLES = 6
 """Transcripts kept of each evaluation."""
 
 
 def run(recipe: Recipe) -> None:
-    """Run the RL stage of `recipe` on its trained model; goes on where an earlier call stopped.
+    """Run the RL stage of `recipe`, and before it what is left of data and training stages.
+
+    Goes on where an earlier call stopped.
 
     Raises:
-        RunError: The training stages are not finished, or the run directory is in use.
+        RunError: The run directory is in use or belongs to another recipe.
+        DataError: A source cannot be read.
         CheckpointError: All checkpoints are damaged, or one cannot be written.
     """
     with open_run(recipe) as directory:
+        prepare(directory)
+        train_stages(directory)
         reinforce(directory)
 
 
@@ -89,7 +95,7 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
             loop.run(first_step, metrics)
         metrics.close()
         if "after" not in run.stations()["rl"]:
-            _evaluate(run, worker, sync, model, "after", version=config.num_steps * config.updates_per_step)
+            _evaluate(run, worker, sync, model, "after", version=config.max_steps * config.updates_per_step)
     if "seconds" not in run.stations()["rl"]:
         _record_seconds(run, metrics)
     rewards = run.stations()["rl"]
