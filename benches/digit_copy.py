@@ -89,13 +89,14 @@ class DigitEnv:
         self._family = family
         self._task = Item("")
         self._delay = 0.0
+        self.attempt = 0
 
     async def reset(self, task: Item) -> Start:
         """Pose the question."""
         self._task = task
-        attempt = self._family.attempts.get(task.id, 0)
-        self._family.attempts[task.id] = attempt + 1
-        self._delay = delay_of(self._family.latency, task.id, attempt)
+        self.attempt = self._family.attempts.get(task.id, 0)
+        self._family.attempts[task.id] = self.attempt + 1
+        self._delay = delay_of(self._family.latency, task.id, self.attempt)
         return Start([{"role": "user", "content": task.data["digit"]}])
 
     async def step(self, message: Message) -> StepResult:
