@@ -57,6 +57,10 @@ class RequestError(GlmcoreError, ValueError):
     """A generation request cannot be served."""
 
 
+class QueueFullError(RequestError):
+    """Too many requests wait already: try again later."""
+
+
 class RunError(GlmcoreError, RuntimeError):
     """A run cannot start or go on: no disk space, a locked or foreign run directory."""
 
