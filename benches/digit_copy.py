@@ -25,6 +25,9 @@ ANSWER_TOKENS = 8
 VOCAB_SIZE = 292
 """The bytes and the special tokens: every digit is a token of its own."""
 
+COPY_SHARE = 0.3
+"""Share of characters that the prepared model has learnt to say rightly, beyond chance."""
+
 Latency = Callable[[np.random.Generator], float]
 """Seconds that an environment takes."""
 
@@ -144,7 +147,7 @@ def prompt_ids(tokenizer: Tokenizer, digit: str) -> list[int]:
 
 
 def prepared_model(tokenizer: Tokenizer, seed: int = 0, steps: int = 60) -> Glm:
-    """A model that has learnt to answer in digits, any digits: where reinforcement begins."""
+    """A model that answers in digits and has begun to see that the question matters: where reinforcement begins."""
     model = Glm(tiny_config(tokenizer)).init_weights(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     random = np.random.default_rng(seed)
@@ -153,8 +156,10 @@ def prepared_model(tokenizer: Tokenizer, seed: int = 0, steps: int = 60) -> Glm:
         places: list[int] = []
         lengths: list[int] = []
         for _ in range(32):
-            prompt = prompt_ids(tokenizer, str(random.integers(10)))
-            answer = tokenizer.encode("".join(map(str, random.integers(0, 10, ANSWER_TOKENS))))
+            digit = int(random.integers(10))
+            prompt = prompt_ids(tokenizer, str(digit))
+            digits = np.where(random.random(ANSWER_TOKENS) < COPY_SHARE, digit, random.integers(0, 10, ANSWER_TOKENS))
+            answer = tokenizer.encode("".join(map(str, digits)))
             places += range(len(rows) + len(prompt), len(rows) + len(prompt) + len(answer))
             rows += [*prompt, *answer]
             lengths.append(len(prompt) + len(answer))

@@ -50,6 +50,7 @@ def train_digits(
     weights: dict[str, torch.Tensor] | None = None,
     seed: int = 0,
     limits: EpisodeLimits = EpisodeLimits(),  # noqa: B008 (frozen)
+    on_start: Callable[[], None] = lambda: None,
     after_step: Callable[[int], None] = lambda _: None,
 ) -> Glm:
     """Train, or go on with, the run in a directory; gives the model after the last step.
@@ -61,6 +62,7 @@ def train_digits(
         weights: What to begin with; None for those of `prepared_model`.
         seed: Of the rollouts.
         limits: Of an episode.
+        on_start: Called when everything is loaded.
         after_step: Called after every step.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -92,6 +94,7 @@ def train_digits(
     metrics = MetricLog(directory / "metrics.jsonl")
     metrics.truncate_after("rl", progress.step)
     version = progress.step * config.updates_per_step
+    on_start()
     with open_source(parts, version, checkpoint_name(progress), state) as (source, buffer):
         checkpoints = LoopCheckpoints(store, model, optimizer, 0, buffer)
         loop = Loop(config, source, PolicyUpdate(config, model, optimizer), checkpoints, course, after_step=after_step)

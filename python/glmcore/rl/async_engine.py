@@ -10,8 +10,8 @@ from glmcore.fp8.publisher import Publication
 from glmcore.rl.async_scheduler import Follow
 from glmcore.rl.async_thread import LoopThread
 from glmcore.rl.lockstep import LockstepEngine
-from glmcore.rl.measured import MeasuredEngine
-from glmcore.rl.timeline import Timeline
+from glmcore.rl.measured import ENGINE, ENVIRONMENT, MeasuredEngine
+from glmcore.rl.timeline import Timeline, Window
 
 
 class LocalSampling:
@@ -54,6 +54,22 @@ class LocalSampling:
             SyncError: The engine does not hold them, or not in time.
         """
         return within(self.thread, self.engine.update_weights(version, buckets), self.timeout_s, version)
+
+    @property
+    def needs_weights(self) -> bool:
+        """The engine is there from the beginning to the end."""
+        return False
+
+    def utilisation(self, window: Window, slots: int) -> dict[str, float]:
+        """See `SamplingSide.utilisation`."""
+        return {
+            "engine_utilisation": window.utilisation(ENGINE),
+            "slot_utilisation": window.mean_busy(ENVIRONMENT) / slots,
+        }
+
+    def figures(self) -> dict[str, float]:
+        """Nothing else."""
+        return {}
 
     def close(self) -> None:
         """End the engine's thread."""

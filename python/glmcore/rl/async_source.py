@@ -10,10 +10,10 @@ from glmcore.rl.async_scheduler import RolloutScheduler
 from glmcore.rl.async_thread import LoopThread
 from glmcore.rl.config import RLConfig
 from glmcore.rl.loop import Batch, task_rewards
-from glmcore.rl.measured import ENGINE, ENVIRONMENT, TRAINER
+from glmcore.rl.measured import TRAINER
 from glmcore.rl.replay import BatchRecord
 from glmcore.rl.sync import WeightSync
-from glmcore.rl.timeline import Timeline
+from glmcore.rl.timeline import Timeline, Window
 from glmcore.trajectory import Lease, TrajectoryBuffer
 
 POLL_SECONDS = 0.5
@@ -32,6 +32,19 @@ class SamplingSide(Protocol):
     @property
     def num_tokens(self) -> int:
         """Tokens sampled so far."""
+        ...
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether an engine has come that has none."""
+        ...
+
+    def utilisation(self, window: Window, slots: int) -> dict[str, float]:
+        """How busy engines and environments were, each in [0, 1]."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """What else to log."""
         ...
 
     def close(self) -> None:
@@ -110,8 +123,8 @@ class AsynchronousSource:
         return synced.figures() | {
             "engine_tokens_per_s": tokens / (window.window[1] - window.window[0]),
             "trainer_utilisation": window.utilisation(TRAINER),
-            "engine_utilisation": window.utilisation(ENGINE),
-            "slot_utilisation": window.mean_busy(ENVIRONMENT) / self.scheduler.slots,
+            **self.sampling.utilisation(window, self.scheduler.slots),
+            **self.sampling.figures(),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,6 +146,8 @@ class AsynchronousSource:
         while True:
             if self.scheduler.error is not None:
                 raise self.scheduler.error
+            if self.sampling.needs_weights:
+                self.sync.push(self.model, version)
             try:
                 return self.buffer.take(
                     self.config.groups_per_step, version, timeout=POLL_SECONDS, group_ids=group_ids

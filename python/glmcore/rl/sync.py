@@ -1,13 +1,16 @@
 """The copy of the policy that samples: block-wise FP8, made anew after every update."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from glmcore.errors import SyncError
 from glmcore.fp8.publisher import Publication, WeightPublisher
 from glmcore.model.glm import Glm
+
+
+class WeightsLostError(SyncError):
+    """A weight update met an engine that has gone and was replaced: publish again."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +59,16 @@ class WeightSync:
             SyncError: The engine does not hold them, or not in time.
         """
         started = time.perf_counter()
-        publication = self.publisher.publish(version, model.state_dict())
-        checksum = self.engine.update_weights(version, publication)
+        while True:
+            publication = self.publisher.publish(version, model.state_dict())
+            try:
+                checksum = self.engine.update_weights(version, publication)
+            except WeightsLostError:
+                continue
+            break
         if checksum != publication.checksum:
             raise SyncError(
                 f"after the update to version {version} an engine holds weights with the checksum {checksum}, "
                 f"the trainer's have {publication.checksum}"
             )
         return SyncFigures(time.perf_counter() - started, publication.num_bytes, checksum)
-
-
-@dataclass(frozen=True)
-class WeightsByCall:
-    """Takes weights by a function."""
-
-    call: Callable[[int, Publication], str]
-
-    def update_weights(self, version: int, buckets: Publication) -> str:
-        """See `TakesWeights.update_weights`."""
-        return self.call(version, buckets)
