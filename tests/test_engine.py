@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_model import packed, random_model
 
+from glmcore.engine.config import EngineConfig
 from glmcore.engine.engine import Engine
-from glmcore.engine.sampling import SamplingParams, sample
+from glmcore.engine.sampler import sample
+from glmcore.engine.sampling import SamplingParams
 from glmcore.errors import RequestError
 from glmcore.fp8 import WeightPublisher
 
@@ -15,7 +17,7 @@ PROMPT = st.lists(st.integers(0, TINY["vocab_size"] - 1), min_size=1, max_size=4
 
 
 def engine(max_sequences: int = 256) -> Engine:
-    return Engine(random_model(torch.float32), stop_token_ids=[1, 2], max_sequences=max_sequences)
+    return Engine(random_model(torch.float32), [1, 2], config=EngineConfig(max_sequences=max_sequences))
 
 
 @settings(deadline=None, max_examples=15)

@@ -29,6 +29,10 @@ class BufferFullError(TrajectoryError):
     """The trajectory buffer has no room for a group: wait until others are consumed."""
 
 
+class NotReadyError(TrajectoryError):
+    """The groups of a batch were not complete in time: wait longer."""
+
+
 class StaleError(TrajectoryError):
     """A group might be trained on when it is too old: sample it from newer weights."""
 
@@ -51,6 +55,10 @@ class CheckpointError(GlmcoreError, ValueError):
 
 class RequestError(GlmcoreError, ValueError):
     """A generation request cannot be served."""
+
+
+class QueueFullError(RequestError):
+    """Too many requests wait already: try again later."""
 
 
 class RunError(GlmcoreError, RuntimeError):

@@ -1,13 +1,8 @@
-"""How the next token is drawn.
-
-Shapes: B sequences, V vocabulary.
-"""
+"""What a request asks of sampling."""
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from glmcore.errors import RequestError
 
@@ -24,6 +19,8 @@ class SamplingParams:
     """Sample among the most likely tokens whose probabilities reach this sum; 1 for all."""
     seed: int = 0
     """Same seed, same prompt, same weights: same tokens, whatever else is in the batch."""
+    n: int = 1
+    """Continuations to generate. The first is the one that `n=1` gives; each of the others has a seed of its own."""
     stop_token_ids: tuple[int, ...] | None = None
     """Tokens that end the text; None for those of the model's configuration."""
 
@@ -36,41 +33,9 @@ class SamplingParams:
             raise RequestError(f"top_p must be in (0, 1], got {self.top_p}")
         if not 0 <= self.seed < 2**64:
             raise RequestError(f"seed must be in [0, 2**64), got {self.seed}")
+        if self.n < 1:
+            raise RequestError(f"n must be at least 1, got {self.n}")
 
-    def uniforms(self) -> np.ndarray:
-        """The random numbers in [0, 1) that decide each of the tokens, float64 [max_tokens]."""
-        return np.random.Generator(np.random.Philox(key=self.seed)).random(self.max_tokens)
-
-
-def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw a token for each sequence by inverting the cumulative distribution at `uniform`.
-
-    Args:
-        logits: float32 [B, V].
-        uniform: Random numbers in [0, 1), float64 [B].
-        temperature: float32 [B]; 0 takes the most likely token.
-        top_p: float32 [B].
-
-    Returns:
-        Tokens, int64 [B], and their log-probabilities at the given temperature before `top_p`, float32 [B]
-        (at temperature 1 where it is 0).
-    """
-    greedy = temperature == 0
-    logprobs = (logits / temperature.masked_fill(greedy, 1.0)[:, None]).log_softmax(-1)
-    probability = logprobs.double().exp()
-    if bool((top_p < 1).any()):
-        probability = _keep_nucleus(probability, top_p)
-    cumulative = probability.cumsum(-1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-    # Rounding can put the target at the very end of the distribution.
-    token = torch.where(greedy, logits.argmax(-1), token.clamp(max=logits.shape[-1] - 1))
-    return token, logprobs.gather(1, token[:, None]).squeeze(1)
-
-
-def _keep_nucleus(probability: Tensor, top_p: Tensor) -> Tensor:
-    """Zero all but the most likely tokens whose probabilities reach `top_p`; at least one stays."""
-    ordered, index = probability.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered
-    ordered = ordered.masked_fill(before >= top_p[:, None], 0.0)
-    return torch.zeros_like(probability).scatter_(1, index, ordered)
+    def uniforms(self, choice: int = 0) -> np.ndarray:
+        """The random numbers in [0, 1) that decide each of the tokens of a continuation, float64 [max_tokens]."""
+        return np.random.Generator(np.random.Philox(key=self.seed + (choice << 64))).random(self.max_tokens)
