@@ -2,17 +2,16 @@
 
 import time
 
+from glmcore.convert import convert
 from glmcore.data.prepare import prepare
 from glmcore.engine.llm import LLM
 from glmcore.envs.reasoning import ReasoningEnv
-from glmcore.fp8 import quantize_checkpoint
 from glmcore.progress import say
 from glmcore.recipe import Recipe
 from glmcore.report import format_table, summarize, write_report
 from glmcore.rl.rollout import RolloutWorker
-from glmcore.rl.stage import load_policy, reinforce, transcript
+from glmcore.rl.stage import reinforce, transcript
 from glmcore.rundir import RunDirectory, open_run, timed
-from glmcore.tokenizer import Tokenizer
 from glmcore.train.stages import train_stages
 
 NUM_ANSWERS = 3
@@ -49,14 +48,12 @@ def quickstart(recipe: Recipe) -> None:
 
 def export(run: RunDirectory) -> None:
     """Write the final model as bfloat16 and block-FP8 checkpoints and answer held-out problems with the former."""
-    model, _ = load_policy(run)
-    tokenizer = Tokenizer.from_pretrained(str(run.tokenizer))
+    run.export.mkdir(exist_ok=True)
     bf16, fp8 = run.export / "bf16", run.export / "fp8"
     if not bf16.exists():
-        model.save_pretrained(bf16)
-    tokenizer.save(str(bf16))
+        convert(run.path, bf16, "bf16", progress=False)
     if not fp8.exists():
-        quantize_checkpoint(bf16, fp8, progress=False)
+        convert(bf16, fp8, "fp8", progress=False)
     run.record_samples("exported", _answers(run))
 
 
