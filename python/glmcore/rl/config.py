@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from typing_extensions import Self
 
 from glmcore.config import Config
+from glmcore.envs.config import EnvironmentConfig, ReasoningGymConfig
 from glmcore.rl.async_config import AsyncConfig, RayConfig
 from glmcore.rl.curriculum.config import (
     CurriculumConfig,
@@ -85,8 +86,9 @@ class RLConfig(Config):
     not published.
     """
 
-    tasks: list[str] = Field(min_length=1)
-    """Reasoning tasks to draw problems from."""
+    environment: EnvironmentConfig = ReasoningGymConfig()
+    tasks: list[str] = Field(default_factory=list[str])
+    """Parts of the environment to draw tasks from: generators of `reasoning_gym`, categories of `bfcl`, ..."""
     max_steps: PositiveInt
     groups_per_step: PositiveInt = 16
     """Problems of one update."""
@@ -124,6 +126,11 @@ class RLConfig(Config):
         return self.asynchronous.max_staleness if self.mode == "async" else self.updates_per_step - 1
 
     @model_validator(mode="after")
+    def _environment_has_the_tasks(self) -> Self:
+        self.environment.check_tasks(self.tasks)
+        return self
+
+    @model_validator(mode="after")
     def _mode_fits(self) -> Self:
         if self.max_staleness < self.updates_per_step - 1:
             raise ValueError(
@@ -140,6 +147,7 @@ class RLConfig(Config):
         if self.replay is not None and self.backend == "ray":
             raise ValueError("replay samples nothing: leave backend at 'local'")
         return self
+
     pool: PoolConfig | None = None
     """A fixed set of tasks; None for new tasks at every step."""
     curriculum: CurriculumConfig | None = None

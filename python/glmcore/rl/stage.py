@@ -3,13 +3,12 @@
 import contextlib
 import copy
 import time
+from typing import Any
 
-from glmcore.data.reasoning import Problem
 from glmcore.data.prepare import prepare
 from glmcore.engine.engine import Engine
 from glmcore.envs.protocol import Family
-from glmcore.envs.reasoning import ReasoningEnv
-from glmcore.envs.registry import open_family
+from glmcore.envs.registry import list_tasks, open_family
 from glmcore.errors import RunError
 from glmcore.fp8.publisher import WeightPublisher
 from glmcore.metrics import MetricLog
@@ -121,9 +120,7 @@ def load_policy(run: RunDirectory) -> tuple[Glm, Progress]:
 class _Examination:
     """The suites of a recipe, answered by the worker's engine."""
 
-    def __init__(
-        self, run: RunDirectory, worker: RolloutWorker, sync: WeightSync, model: Glm
-    ) -> None:
+    def __init__(self, run: RunDirectory, worker: RolloutWorker, sync: WeightSync, model: Glm) -> None:
         self._evaluator = Evaluator(run.recipe, run.evaluations, worker)
         self._config = run.recipe.rl
         self._sync = sync
@@ -184,13 +181,15 @@ def _record_seconds(run: RunDirectory, metrics: MetricLog) -> None:
 
 def transcript(rollout: Rollout) -> dict[str, object]:
     """What people want to see of a rollout."""
+    asked = [said for said in rollout.ending.messages if said["role"] == "user"]
     return {
-        "question": rollout.problem.question,
+        "question": asked[0]["content"] if asked else rollout.problem.id,
         "reply": rollout.reply,
-        "answer": rollout.problem.answer,
+        "answer": getattr(rollout.problem, "answer", ""),
         "reward": rollout.reward,
     }
 
 
-def _held_out_problems(recipe: Recipe) -> list[Problem]:
-    return ReasoningEnv.tasks("held_out", recipe.rl.tasks, recipe.rl.evaluation_problems, seed=recipe.run.seed)
+def _held_out_problems(recipe: Recipe) -> list[Any]:
+    config = recipe.rl
+    return list_tasks(config.environment, config.tasks, "held_out", config.evaluation_problems, recipe.run.seed)
