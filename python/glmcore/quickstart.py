@@ -6,6 +6,7 @@ import time
 from glmcore.convert import convert
 from glmcore.data.prepare import prepare
 from glmcore.engine.llm import LLM
+from glmcore.envs.registry import open_family
 from glmcore.progress import say
 from glmcore.recipe import Recipe
 from glmcore.report import format_table, summarize, write_report

@@ -98,9 +98,7 @@ class RolloutScheduler:
             group = line.group_id
             self.buffer.restart(line.rollout_id)
             place = self.buffer.rollouts(group).index(line.rollout_id)
-            self._left.append(
-                _Left(self._attempt(line.rollout_id, self._task(line.task), group, place), versions[group])
-            )
+            self._left.append(_Left(self._attempt(line.rollout_id, self._task(line.task), group, place), versions[group]))
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint, plain JSON values."""
