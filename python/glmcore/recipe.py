@@ -47,8 +47,10 @@ class CorpusConfig(Config):
     git_bytes: NonNegativeInt = 500_000
     problems: dict[str, PositiveInt] = Field(min_length=1)
     """Reasoning problems of each task; a task with fewer distinct questions gives what it has."""
+    lookups: NonNegativeInt = 0
+    """Questions that are answered with a search, as conversations with tool calls; at most 15,000."""
     direct_answer_share: NonNegativeFloat = Field(default=0.5, le=1.0)
-    """Share of the sft problems that are answered without thinking."""
+    """Share of the sft problems that are answered without thinking, and of the lookups without a search."""
     user_weight: NonNegativeFloat = 1.0
     """Weight of source `user` in every pretrain stage, when there is one."""
 

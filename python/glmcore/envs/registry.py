@@ -11,6 +11,15 @@ from glmcore.errors import ConfigError
 
 FAMILIES: dict[str, str] = {
     "reasoning_gym": "glmcore.envs.reasoning:ReasoningFamily",
+    "math": "glmcore.envs.judged:MathFamily",
+    "choice": "glmcore.envs.judged:ChoiceFamily",
+    "code": "glmcore.envs.judged:CodeFamily",
+    "bfcl": "glmcore.envs.functions.bfcl:BfclFamily",
+    "search": "glmcore.envs.search:SearchFamily",
+    "workspace": "glmcore.envs.workspace:WorkspaceFamily",
+    "service": "glmcore.envs.service:ServiceFamily",
+    "http": "glmcore.envs.http:HttpFamily",
+    "verifiers": "glmcore.envs.verifiers:VerifiersFamily",
 }
 """Where the class of each is, made from its section of the recipe and `rl.tasks`. Imported when it is asked for."""
 
