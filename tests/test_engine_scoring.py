@@ -8,7 +8,7 @@ from test_model import packed, random_model
 
 from glmcore.engine import scoring
 from glmcore.engine.engine import Engine
-from glmcore.engine.scoring import score_text
+from glmcore.engine.scoring import score, score_text
 from glmcore.errors import RequestError
 
 MODEL = random_model(torch.float32)
@@ -37,7 +37,7 @@ def test_scores_are_those_of_each_prefix_on_its_own(ids, rows, num_top):
 
 def test_texts_that_do_not_fit_are_refused():
     engine = Engine(MODEL, stop_token_ids=[1])
-    assert len(engine.score([3, 4, 5]).logprobs) == 3
-    for ids in ([], [64], [3] * 128):
+    assert len(score(engine, [3, 4, 5], 99).logprobs) == 3
+    for ids in ([], [64], [3] * 129):
         with pytest.raises(RequestError):
-            engine.score(ids)
+            score(engine, ids)

@@ -343,8 +343,8 @@ def test_an_error_names_the_block_that_is_wrong(url):
         "/v1/responses": {"input": [{"role": "user", "content": [{"text": "no type"}]}]},
     }
     told = [httpx.post(f"{url}{path}", json=body).json()["error"]["message"] for path, body in bodies.items()]
-    assert told[0].startswith("messages.0.content.list.0: Input tag 'hologram' found using 'type' does not match")
-    assert told[1] == "input.list.0.message.content.list.0.type: Field required"
+    assert told[0].startswith("messages.0.content.0: Input tag 'hologram' found using 'type' does not match")
+    assert told[1] == "input.0.content.0.type: Field required"
 
 
 def test_openai_async(url):

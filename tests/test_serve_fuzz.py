@@ -98,7 +98,7 @@ def test_requests_drawn_from_the_document_are_answered_as_it_says(server, client
     assert len(operations) > 10
     for operation in operations:
 
-        @settings(max_examples=12, phases=[Phase.explicit, Phase.generate], **SLOW_IS_FINE)
+        @settings(max_examples=8, phases=[Phase.explicit, Phase.generate], **SLOW_IS_FINE)
         @given(case=operation.as_strategy())
         def answers(case):
             case.call_and_validate(checks=CHECKS)

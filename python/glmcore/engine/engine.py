@@ -19,7 +19,6 @@ from glmcore.engine.runner import Runner
 from glmcore.engine.sampler import Sampler
 from glmcore.engine.sampling import SamplingParams
 from glmcore.engine.scheduler import Scheduler
-from glmcore.engine.scoring import TextScores, score_text
 from glmcore.engine.sequence import Part
 from glmcore.engine.speculative import verify
 from glmcore.engine.stopping import TextStream, special_ids
@@ -161,7 +160,7 @@ class Engine:
         Raises:
             SyncError: A weight update has begun and not ended, so that the weights are a mixture; or the engine sleeps.
         """
-        self._refuse_mixture()
+        self.check_whole()
         if self._asleep:
             raise SyncError("the engine sleeps: call wake() first")
         told = self.take_aborted()
@@ -206,7 +205,8 @@ class Engine:
                 sequence.lag -= 1
         return told
 
-    def _refuse_mixture(self) -> None:
+    def check_whole(self) -> None:
+        """Raise SyncError where a weight update has begun and not ended."""
         if self._torn_by is not None:
             raise SyncError(f"the weights are a mixture: the update to version {self._torn_by} did not complete")
 
@@ -321,24 +321,6 @@ class Engine:
                 left -= delta.finish_reason is not None
             on_tokens(sum(len(delta.token_ids) for _, delta in deltas))
         return results
-
-    def score(self, prompt_ids: Sequence[int], top_logprobs: int = 0) -> TextScores:
-        """How likely the model finds a text, in one forward pass beside whatever else the engine does.
-
-        Args:
-            prompt_ids: Not empty, within the context.
-            top_logprobs: Most likely tokens to tell at each place.
-
-        Raises:
-            RequestError: The text is empty, too long, or has an id outside the vocabulary.
-            SyncError: The weights are a mixture.
-        """
-        if len(prompt_ids) < self.model.config.max_position_embeddings:
-            self._limit(prompt_ids, SamplingParams(max_tokens=1))
-        else:
-            raise RequestError(f"the text has {len(prompt_ids)} tokens, more than the context holds")
-        self._refuse_mixture()
-        return score_text(self.model, prompt_ids, top_logprobs)
 
     def _limit(self, prompt_ids: Sequence[int], params: SamplingParams) -> int:
         """Tokens that a request may generate."""

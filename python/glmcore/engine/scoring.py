@@ -5,12 +5,17 @@ Shapes: T tokens, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from glmcore.errors import RequestError
 from glmcore.model.glm import Glm
 from glmcore.model.layout import DocumentLayout
+
+if TYPE_CHECKING:
+    from glmcore.engine.engine import Engine
 
 ROWS = 256
 """Places whose scores over the vocabulary are held at a time."""
@@ -24,6 +29,27 @@ class TextScores:
     """Log-probability of each token at temperature 1; None for the first, which nothing precedes, [T]."""
     top_logprobs: list[dict[int, float] | None]
     """The most likely tokens at each place, most likely first; None at the first place, [T]."""
+
+
+def score(engine: "Engine", ids: Sequence[int], num_top: int = 0) -> TextScores:
+    """Score a text with the weights of an engine, in its thread, beside whatever else it does.
+
+    Args:
+        engine: Between two steps.
+        ids: Token ids, [T].
+        num_top: Most likely tokens to tell at each place.
+
+    Raises:
+        RequestError: The text is empty, longer than the context, or has an id outside the vocabulary.
+        SyncError: The weights are a mixture.
+    """
+    config = engine.model.config
+    if not 0 < len(ids) <= config.max_position_embeddings:
+        raise RequestError(f"a text of 1 to {config.max_position_embeddings} tokens can be scored, not of {len(ids)}")
+    if not 0 <= min(ids) <= max(ids) < config.vocab_size:
+        raise RequestError(f"the text has a token outside the vocabulary of {config.vocab_size}")
+    engine.check_whole()
+    return score_text(engine.model, ids, min(num_top, config.vocab_size))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from glmcore.engine.engine import Engine
 from glmcore.engine.request import Delta, EngineStats, Generation
 from glmcore.engine.sampling import SamplingParams
-from glmcore.engine.scoring import TextScores
+from glmcore.engine.scoring import TextScores, score
 from glmcore.errors import RequestError
 from glmcore.fp8.bucket import Bucket
 
@@ -93,8 +93,8 @@ class EngineService:
             self._submit(lambda: self._forget(adding))
 
     async def score(self, prompt_ids: Sequence[int], top_logprobs: int = 0) -> TextScores:
-        """How likely the model finds a text; see `Engine.score`."""
-        return await self._call(lambda: self.engine.score(prompt_ids, top_logprobs))
+        """How likely the model finds a text; see `glmcore.engine.scoring.score`."""
+        return await self._call(lambda: score(self.engine, prompt_ids, top_logprobs))
 
     async def update_weights(self, version: int, buckets: Iterable[Bucket]) -> str:
         """See `PolicyEngine.update_weights`."""
