@@ -108,12 +108,12 @@ def _place(parts: Sequence[str | int], body: Any) -> str:
     """The field that is wrong, without what pydantic adds to name the members of a union."""
     names: list[str] = []
     for number, part in enumerate(parts):
-        inside = isinstance(body, dict) and part in body
-        if inside or (isinstance(body, list) and isinstance(part, int) and part < len(body)):
+        if isinstance(body, dict) and (part in body or number == len(parts) - 1):  # the last one may be missing
+            names.append(str(part))
+            body = body.get(part)
+        elif isinstance(body, list) and isinstance(part, int) and part < len(body):
+            names.append(str(part))
             body = body[part]
-            names.append(str(part))
-        elif isinstance(body, dict) and number == len(parts) - 1:  # a field that is missing
-            names.append(str(part))
     return ".".join(names)[:200]
 
 
