@@ -184,6 +184,34 @@ def test_a_refusal_is_told_and_the_question_is_kept(page):
     assert page.get_by_label("Message").input_value().startswith("word word")
 
 
+def test_a_server_with_keys_is_opened_by_one(browser, tmp_path):
+    (tmp_path / "keys").write_text("a-key-of-this-test\n")
+    directory = write_scripted_model(tmp_path / "model", [TALK], 4096)
+    with serving(directory, security={"keys_file": str(tmp_path / "keys")}) as address:
+        page = browser.new_page()
+        page.goto(address)
+        expect(page.get_by_text("This server asks for an API key")).to_be_visible()
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("API key").fill("a-key-of-this-test")
+        page.get_by_role("button", name="Done").click()
+        expect(page.get_by_text("This server asks for an API key")).to_be_hidden()
+        expect(page.locator("#model")).to_have_text("glm")
+        ask(page, "Hello")
+        status(page, "The answer is complete")
+        page.close()
+
+
+def test_a_narrow_window_needs_no_sideways_scrolling(browser, url):
+    page = browser.new_page(viewport={"width": 320, "height": 600})
+    page.goto(url)
+    ask(page, "Hello")
+    status(page, "The answer is complete")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    page.get_by_role("button", name="Settings").click()
+    assert page.get_by_role("dialog").evaluate("dialog => dialog.scrollWidth <= dialog.clientWidth")
+    page.close()
+
+
 def test_a_new_chat_forgets_the_old_one(page):
     ask(page, "Hello")
     status(page, "The answer is complete")
