@@ -1,4 +1,4 @@
-"""Verbs that use a checkpoint: generate, chat, quantize, info."""
+"""Verbs that use a checkpoint: generate, chat, quantize, convert, info."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from glmcore.cli.recipes import load_recipe
 from glmcore.cli.verb import add_verb
 from glmcore.errors import RequestError
 
@@ -48,6 +49,25 @@ def add_verbs(verbs: Any) -> None:
     quantize.add_argument("--scales", choices=["float32", "ue8m0"], default="float32", help="ue8m0: powers of two")
     quantize.add_argument("--threads", type=int, help="tensors at a time (default: all cores)")
     quantize.set_defaults(command=_quantize, resumable=True)
+
+    convert = add_verb(
+        verbs,
+        "convert",
+        "write a checkpoint of a run, or a Hugging Face one, in another form",
+        "  glmcore convert runs/nano /tmp/nano-bf16 --to bf16\n"
+        "  glmcore convert runs/nano/checkpoints/03-00000040 /tmp/nano-fp8 --to fp8\n"
+        "  glmcore convert GLM-4.6-FP8 GLM-4.6-BF16 --to bf16\n"
+        "  glmcore convert /tmp/nano-bf16 runs/more --to run --recipe nano run.seed=1 --stage sft",
+    )
+    convert.add_argument("source", type=Path, help="run directory, checkpoint of a run, or Hugging Face directory")
+    convert.add_argument("target", type=Path, help="directory to make")
+    convert.add_argument("--to", choices=["bf16", "fp8", "run"], required=True, help="form of the target")
+    convert.add_argument(
+        "--recipe", nargs="+", metavar="RECIPE|KEY=VALUE", help="what a run is to follow, with the checkpoint's model"
+    )
+    convert.add_argument("--stage", metavar="NAME", help="where a run is to begin: a stage, or rl (default: the first)")
+    convert.add_argument("--threads", type=int, help="tensors at a time between bf16 and fp8 (default: all cores)")
+    convert.set_defaults(command=_convert, resumable=True)
 
     info = add_verb(
         verbs,
@@ -135,6 +155,13 @@ def _quantize(args: argparse.Namespace) -> None:
         scale_format=args.scales,
         num_threads=args.threads,
     )
+
+
+def _convert(args: argparse.Namespace) -> None:
+    recipe = None if args.recipe is None else load_recipe(args.recipe)
+    from glmcore.convert import convert
+
+    convert(args.source, args.target, args.to, recipe=recipe, stage=args.stage, num_threads=args.threads)
 
 
 def _info(args: argparse.Namespace) -> None:
