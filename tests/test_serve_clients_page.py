@@ -59,6 +59,7 @@ def browser():
         if os.environ.get("GLMCORE_REQUIRE_BROWSER") == "1":
             pytest.fail("no chromium on this machine: install the Debian package")
         pytest.skip("no chromium on this machine")
+    expect.set_options(timeout=30_000)  # milliseconds; a busy machine makes no test fail
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
@@ -69,7 +70,6 @@ def browser():
 def page(browser, url):
     """The page; the test fails if it asks another server for anything, or something goes wrong in it."""
     opened = browser.new_page(viewport={"width": 800, "height": 900})
-    opened.set_default_timeout(20_000)
     problems: list[str] = []
     refused = "the server responded with a status of 400"  # Chromium tells of every refusal; the page shows it
     opened.on("console", lambda message: None if refused in message.text else problems.append(message.text))

@@ -369,7 +369,7 @@ def test_litellm_through_both_doors(url):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LITELLM, url, json.dumps(ASK), json.dumps(FUNCTION)],
         env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     expected = [PLAIN.content, PLAIN.content, "tool_calls", ARGUMENTS, AFTER.content]
