@@ -59,6 +59,7 @@ def browser():
         if os.environ.get("GLMCORE_REQUIRE_BROWSER") == "1":
             pytest.fail("no chromium on this machine: install the Debian package")
         pytest.skip("no chromium on this machine")
+    expect.set_options(timeout=30_000)  # milliseconds; a busy machine makes no test fail
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened
@@ -69,7 +70,6 @@ def browser():
 def page(browser, url):
     """The page; the test fails if it asks another server for anything, or something goes wrong in it."""
     opened = browser.new_page(viewport={"width": 800, "height": 900})
-    opened.set_default_timeout(20_000)
     problems: list[str] = []
     refused = "the server responded with a status of 400"  # Chromium tells of every refusal; the page shows it
     opened.on("console", lambda message: None if refused in message.text else problems.append(message.text))
@@ -182,6 +182,34 @@ def test_a_refusal_is_told_and_the_question_is_kept(page):
     status(page, "The answer failed")
     assert "prompt is too long" in page.get_by_role("alert").inner_text()
     assert page.get_by_label("Message").input_value().startswith("word word")
+
+
+def test_a_server_with_keys_is_opened_by_one(browser, tmp_path):
+    (tmp_path / "keys").write_text("a-key-of-this-test\n")
+    directory = write_scripted_model(tmp_path / "model", [TALK], 4096)
+    with serving(directory, security={"keys_file": str(tmp_path / "keys")}) as address:
+        page = browser.new_page()
+        page.goto(address)
+        expect(page.get_by_text("This server asks for an API key")).to_be_visible()
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("API key").fill("a-key-of-this-test")
+        page.get_by_role("button", name="Done").click()
+        expect(page.get_by_text("This server asks for an API key")).to_be_hidden()
+        expect(page.locator("#model")).to_have_text("glm")
+        ask(page, "Hello")
+        status(page, "The answer is complete")
+        page.close()
+
+
+def test_a_narrow_window_needs_no_sideways_scrolling(browser, url):
+    page = browser.new_page(viewport={"width": 320, "height": 600})
+    page.goto(url)
+    ask(page, "Hello")
+    status(page, "The answer is complete")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    page.get_by_role("button", name="Settings").click()
+    assert page.get_by_role("dialog").evaluate("dialog => dialog.scrollWidth <= dialog.clientWidth")
+    page.close()
 
 
 def test_a_new_chat_forgets_the_old_one(page):

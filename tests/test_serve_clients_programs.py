@@ -20,7 +20,7 @@ TALK = Reply("Hello from glmcore.", thinking="A greeting.")
 DONE = Reply("The file is written.", thinking="The tool has answered.", when="<|observation|>")
 
 
-def run(command, cwd, timeout_s=120, **environment):
+def run(command, cwd, timeout_s=300, **environment):
     """A program with an environment of its own; its standard output."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
     done = subprocess.run(

@@ -196,23 +196,6 @@ def test_anthropic_errors_have_its_shape(claude, url):
     assert body["request_id"] == answer.headers["request-id"]
 
 
-def test_anthropic_is_told_529_while_the_server_is_full(tmp_path):
-    """One answer fills this server: one that goes on for the whole context, until its reader leaves."""
-    directory = write_scripted_model(tmp_path / "model", [PLAIN], 65_536)
-    settings = {"limits": {"max_sequences_in_flight": 1}, "engine": {"cache_tokens": 65_536}}
-    body = {"model": "glm", "max_tokens": 99, "messages": ASK}
-    with serving(directory, **settings) as address, httpx.Client(base_url=address) as client:
-        endless = {"model": "glm", "messages": ASK, "stream": True, "ignore_eos": True}
-        with client.stream("POST", "/v1/chat/completions", json=endless) as reading:
-            chunks = reading.iter_bytes()  # without a name it would be closed, and the stream with it
-            next(chunks)
-            refused = httpx.post(f"{address}/v1/messages", json=body)
-        assert (refused.status_code, refused.json()["error"]["type"]) == (529, "overloaded_error")
-        assert int(refused.headers["retry-after"]) >= 1
-        with anthropic.Anthropic(base_url=address, api_key="none", max_retries=5) as patient:
-            assert patient.messages.create(**body).content[0].text == PLAIN.content
-
-
 def test_anthropic_async(url):
     async def talk():
         async with anthropic.AsyncAnthropic(base_url=url, api_key="none") as client:
@@ -386,7 +369,7 @@ def test_litellm_through_both_doors(url):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LITELLM, url, json.dumps(ASK), json.dumps(FUNCTION)],
         env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     expected = [PLAIN.content, PLAIN.content, "tool_calls", ARGUMENTS, AFTER.content]
