@@ -205,6 +205,42 @@ def test_what_is_ruled_out_comes_only_when_nothing_else_can():
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 1e-38, "top_k": 3},
+        {"temperature": 1e-300, "top_p": 0.5},
+        {"temperature": 1e30},
+        {"repetition_penalty": 0.01, "presence_penalty": -100.0, "logit_bias": {3: 1000.0, 4: -math.inf}},
+    ],
+)
+def test_the_most_extreme_parameters_still_draw_a_token(fields):
+    sampler = Sampler(VOCAB)
+    slot = sampler.admit(SamplingParams(**fields), [3, 4])
+    for _ in range(3):
+        drawn = sampler.draw(torch.randn(1, VOCAB) * 1e4, [slot])
+        assert 0 <= int(drawn.tokens[0]) < VOCAB
+        assert not drawn.ended
+        assert float(drawn.logprobs[0]) <= 0
+
+
+def test_scores_that_are_no_numbers_end_their_own_sequence_alone():
+    sampler, healthy = Sampler(VOCAB), Sampler(VOCAB)
+    params = [
+        SamplingParams(seed=1, top_k=4),
+        SamplingParams(top_p=0.9),
+        SamplingParams(temperature=0.0),
+        SamplingParams(seed=4),
+    ]
+    logits = spread(4, 0)
+    broken = logits.clone()
+    broken[1, 5], broken[2, 0] = math.nan, math.inf
+    drawn = sampler.draw(broken, [sampler.admit(each, [1]) for each in params])
+    expected = healthy.draw(logits, [healthy.admit(each, [1]) for each in params])
+    assert drawn.ended == {1: "abort", 2: "abort"}
+    assert (drawn.tokens == expected.tokens)[[0, 3]].all()
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),

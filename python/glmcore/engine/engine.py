@@ -73,7 +73,7 @@ class Engine:
         self._aborted: list[tuple[int, Delta]] = []
         self._next_id = itertools.count()
         self._arrivals = itertools.count()
-        self._generated_tokens = 0
+        self._generated_tokens = self._drafts = self._kept_drafts = 0
         self._torn_by: int | None = None
         """Version of the update that has begun and not ended."""
         self._asleep = False
@@ -185,6 +185,7 @@ class Engine:
         assert self._drafter is not None
         assert self._drafter.drafts is not None
         drafts = self._drafter.drafts
+        self._drafts += drafts.tokens.numel()
         sequences = [part.members[0] for part in parts]
         logits = logits.unflatten(0, (len(sequences), -1))
         slots = [self._slot(sequence) for sequence in sequences]
@@ -193,10 +194,12 @@ class Engine:
         for row, sequence in enumerate(sequences):
             tokens, tops = verified.tokens[row], verified.top_logprobs[row] or [None] * len(verified.tokens[row])
             self._generated_tokens += len(tokens)
+            self._kept_drafts += len(tokens) - 1
             assert sequence.states is not None
             sequence.states = sequence.states[: len(tokens)]
             for token, logprob, top in zip(tokens, verified.logprobs[row], tops, strict=True):
-                told.append((sequence.request_id, self._record(sequence, token, logprob, top, None)))
+                ended = "abort" if verified.broken[row] else None
+                told.append((sequence.request_id, self._record(sequence, token, logprob, top, ended)))
                 if sequence.ended:
                     break
                 sequence.length += 1
@@ -409,4 +412,6 @@ class Engine:
             generated_tokens=self._generated_tokens,
             preemptions=scheduler.preemptions,
             policy_version=self.policy_version,
+            drafts=self._drafts,
+            kept_drafts=self._kept_drafts,
         )
