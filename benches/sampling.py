@@ -1,7 +1,7 @@
 """What drawing a batch of tokens costs, beside the head of the model; masks of constraints; drafts by the MTP layer.
 
-Drawing is timed on scores like a language model's (a few likely tokens, a long tail) and beside the straightforward way:
-a full sort and a cumulative sum in float64 for every row. The head is the product that gives the scores, for a hidden
+Drawing is timed on scores like a language model's (a few likely tokens, a long tail), beside the straightforward way: a
+full sort and a cumulative sum in float64 for every row. The head is the product that gives the scores, for a hidden
 size of 128, which is small: a real model's step takes longer. One thread, interleaved, medians of CPU time.
 
     python benches/sampling.py
@@ -58,7 +58,7 @@ REPLY = (
     '"address": {"street": "St James Square", "zip": "12345"}, "active": true}'
 )
 CALL = (
-    "I will look it up at once.\n<tool_call>person\n<arg_key>name</arg_key>\n<arg_value>Ada Lovelace of London</arg_value>\n"
+    "I will look it up at once.\n<tool_call>person\n<arg_key>name</arg_key>\n<arg_value>Ada Lovelace</arg_value>\n"
     "<arg_key>age</arg_key>\n<arg_value>36</arg_value>\n<arg_key>tags</arg_key>\n<arg_value>"
 )
 

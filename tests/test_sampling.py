@@ -1,6 +1,10 @@
 """Drawing for a whole batch, against a plain twin of one sequence."""
 
 import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -188,6 +192,14 @@ def test_equal_tokens_are_kept_in_the_order_of_their_ids():
     for top_k, top_p in ((3, 1.0), (0, 0.025)):
         kept, ids = most_likely(probability, torch.tensor([top_k]), ones * top_p, ones * 0)
         assert ids[kept > 0].tolist() == [0, 1, 2]
+
+
+def test_the_examples_of_the_guide_run_without_torch():
+    guide = (Path(__file__).parents[1] / "docs" / "sampling.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL))
+    code += "\nimport sys\nassert 'torch' not in sys.modules\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_choices_have_seeds_of_their_own_and_the_first_is_that_of_the_request():

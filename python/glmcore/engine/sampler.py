@@ -151,7 +151,7 @@ class Sampler:
         heat_up(logits, rows.heat)
         probability = logits.softmax(-1)
         broken = replace_broken(probability)
-        tokens = self._choose(probability, rows).index_copy_(0, greedy, best)
+        tokens = best if len(best) == len(logits) else self._choose(probability, rows).index_copy_(0, greedy, best)
         logprobs = probability.gather(1, tokens[:, None]).squeeze(1).log()
         if len(edited):
             heat_up(own, rows.heat[edited.cpu()])
