@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glmcore.engine.sequence import Part
+from glmcore.model.decode_ops import DecodeModel
 from glmcore.model.glm import Glm
 from glmcore.model.paged import PagedCache, PagedLayout
 
@@ -24,7 +25,10 @@ class Runner:
 
     def __init__(self, model: Glm, num_blocks: int) -> None:
         self.model = model
+        self.device = model.lm_head.weight.device
         self.num_blocks = num_blocks
+        self.core = DecodeModel(model) if DecodeModel.is_supported(model) else None
+        """Runs the steps where it can, the modules of the model elsewhere."""
         self.caches: list[PagedCache] = []
         self.wake()
 
@@ -42,23 +46,25 @@ class Runner:
     @torch.no_grad()
     def logits(self, parts: Sequence[Part]) -> Tensor:
         """Compute the parts; gives the scores after each part that has members, float32 or wider [S, V]."""
-        device = self.model.lm_head.weight.device
-        counts = np.array([len(part.tokens) for part in parts])
-        bounds = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+        bounds = np.zeros(len(parts) + 1, np.int32)
+        np.cumsum([len(part.tokens) for part in parts], out=bounds[1:])
         tables = np.zeros((len(parts), max(len(part.blocks) for part in parts)), np.int32)
         for row, part in enumerate(parts):
             tables[row, : len(part.blocks)] = part.blocks
         lengths = np.array([part.length for part in parts], np.int32)
-        layout = PagedLayout(bounds, lengths, tables, device)
-        ids = torch.from_numpy(np.concatenate([np.asarray(part.tokens, np.int64) for part in parts])).to(device)
-        positions = torch.from_numpy(layout.positions).to(device)
-        hidden = self.model(ids, positions, layout, caches=self.caches).hidden
-        last = [bounds[row + 1] - 1 for row, part in enumerate(parts) if part.members]
-        return self.model.logits(hidden[torch.tensor(last, dtype=torch.int64, device=device)])
+        layout = PagedLayout(bounds, lengths, tables, self.device)
+        ids = np.fromiter((token for part in parts for token in part.tokens), np.int32, bounds[-1])
+        rows = bounds[1:][[bool(part.members) for part in parts]] - 1
+        if self.core is not None:
+            return self.core.logits(self.core.hidden(ids, layout, rows, self.caches))
+        positions = torch.from_numpy(layout.positions).to(self.device)
+        tokens = torch.from_numpy(ids).long().to(self.device)
+        hidden = self.model(tokens, positions, layout, caches=self.caches).hidden
+        return self.model.logits(hidden[torch.from_numpy(rows).long().to(self.device)])
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Make the second block of each pair a copy of the first, in all layers."""
         if pairs:
-            source, target = torch.tensor(pairs, device=self.model.lm_head.weight.device).unbind(1)
+            source, target = torch.tensor(pairs, device=self.device).unbind(1)
             for cache in self.caches:
                 cache.copy_blocks(source, target)
