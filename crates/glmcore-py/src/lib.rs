@@ -9,6 +9,7 @@ mod chat;
 mod checksum;
 mod clean;
 mod data;
+mod decode;
 mod error;
 mod fp8;
 mod ids;
@@ -35,6 +36,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     checksum::register(module)?;
     clean::register(module)?;
     data::register(module)?;
+    decode::register(module)?;
     megatron::register(module)?;
     samples::register(module)?;
     packing::register(module)?;

@@ -168,11 +168,10 @@ class Engine:
         parts = self._scheduler.plan(self._drafter.draft if self._drafter else None)
         if not parts:
             return told
-        hidden = self._runner.hidden(parts)
-        if self._drafter:
+        logits, hidden = self._runner.run(parts)
+        if self._drafter and hidden is not None:
             self._drafter.follow(parts, hidden)
         self._runner.copy_blocks(self._scheduler.computed(parts))
-        logits = self._runner.logits(parts, hidden)
         with_drafts = [part for part in parts if part.has_drafts]
         if with_drafts:
             drafted = torch.tensor([part.has_drafts for part in parts for _ in range(part.num_scores)])
