@@ -1,6 +1,10 @@
 """Drawing for a whole batch, against a plain twin of one sequence."""
 
 import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -190,6 +194,14 @@ def test_equal_tokens_are_kept_in_the_order_of_their_ids():
         assert ids[kept > 0].tolist() == [0, 1, 2]
 
 
+def test_the_examples_of_the_guide_run_without_torch():
+    guide = (Path(__file__).parents[1] / "docs" / "sampling.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL))
+    code += "\nimport sys\nassert 'torch' not in sys.modules\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_choices_have_seeds_of_their_own_and_the_first_is_that_of_the_request():
     params = SamplingParams(seed=11, n=4)
     seeds = [params.seed_of(choice) for choice in range(4)]
@@ -202,6 +214,42 @@ def test_what_is_ruled_out_comes_only_when_nothing_else_can():
     params = SamplingParams(logit_bias=dict.fromkeys(range(VOCAB - 1), -math.inf), temperature=1.0)
     sampler = Sampler(VOCAB)
     assert sampler.draw(torch.randn(1, VOCAB), [sampler.admit(params, [1])]).tokens.tolist() == [VOCAB - 1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 1e-38, "top_k": 3},
+        {"temperature": 1e-300, "top_p": 0.5},
+        {"temperature": 1e30},
+        {"repetition_penalty": 0.01, "presence_penalty": -100.0, "logit_bias": {3: 1000.0, 4: -math.inf}},
+    ],
+)
+def test_the_most_extreme_parameters_still_draw_a_token(fields):
+    sampler = Sampler(VOCAB)
+    slot = sampler.admit(SamplingParams(**fields), [3, 4])
+    for _ in range(3):
+        drawn = sampler.draw(torch.randn(1, VOCAB) * 1e4, [slot])
+        assert 0 <= int(drawn.tokens[0]) < VOCAB
+        assert not drawn.ended
+        assert float(drawn.logprobs[0]) <= 0
+
+
+def test_scores_that_are_no_numbers_end_their_own_sequence_alone():
+    sampler, healthy = Sampler(VOCAB), Sampler(VOCAB)
+    params = [
+        SamplingParams(seed=1, top_k=4),
+        SamplingParams(top_p=0.9),
+        SamplingParams(temperature=0.0),
+        SamplingParams(seed=4),
+    ]
+    logits = spread(4, 0)
+    broken = logits.clone()
+    broken[1, 5], broken[2, 0] = math.nan, math.inf
+    drawn = sampler.draw(broken, [sampler.admit(each, [1]) for each in params])
+    expected = healthy.draw(logits, [healthy.admit(each, [1]) for each in params])
+    assert drawn.ended == {1: "abort", 2: "abort"}
+    assert (drawn.tokens == expected.tokens)[[0, 3]].all()
 
 
 @pytest.mark.parametrize(

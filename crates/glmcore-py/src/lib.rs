@@ -9,6 +9,7 @@ mod chat;
 mod checksum;
 mod clean;
 mod data;
+mod decode;
 mod error;
 mod fp8;
 mod ids;
@@ -37,6 +38,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     clean::register(module)?;
     data::register(module)?;
     json_lines::register(module)?;
+    decode::register(module)?;
     megatron::register(module)?;
     samples::register(module)?;
     packing::register(module)?;

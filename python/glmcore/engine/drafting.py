@@ -59,7 +59,6 @@ class Drafter:
         None get sequences whose next token is not drawn from the model's own distribution alone, or that may not have
         so many tokens more.
         """
-        model = self._runner.model
         states = [sequence.states for sequence in running if sequence.states is not None]
         rows = [
             (len(state), sequence.length + 1, sequence.blocks) for state, sequence in zip(states, running, strict=True)
@@ -81,7 +80,7 @@ class Drafter:
             if ahead:
                 rows = [(1, sequence.length + 1 + ahead, sequence.blocks) for sequence in drafted]
                 state = self._read(state, tokens[-1].tolist(), rows)
-            token, probability = draft(self._sampler, model.logits(state), slots, ahead)
+            token, probability = draft(self._sampler, self._runner.scores(state), slots, ahead)
             tokens.append(token)
             probabilities.append(probability)
         self.drafts = Drafts(drafted, torch.stack(tokens, 1), torch.stack(probabilities, 1))

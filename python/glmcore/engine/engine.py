@@ -73,7 +73,7 @@ class Engine:
         self._aborted: list[tuple[int, Delta]] = []
         self._next_id = itertools.count()
         self._arrivals = itertools.count()
-        self._generated_tokens = 0
+        self._generated_tokens = self._drafts = self._kept_drafts = 0
         self._torn_by: int | None = None
         """Version of the update that has begun and not ended."""
         self._asleep = False
@@ -167,11 +167,10 @@ class Engine:
         parts = self._scheduler.plan(self._drafter.draft if self._drafter else None)
         if not parts:
             return told
-        hidden = self._runner.hidden(parts)
-        if self._drafter:
+        logits, hidden = self._runner.run(parts)
+        if self._drafter and hidden is not None:
             self._drafter.follow(parts, hidden)
         self._runner.copy_blocks(self._scheduler.computed(parts))
-        logits = self._runner.logits(parts, hidden)
         with_drafts = [part for part in parts if part.has_drafts]
         if with_drafts:
             drafted = torch.tensor([part.has_drafts for part in parts for _ in range(part.num_scores)])
@@ -184,6 +183,7 @@ class Engine:
         assert self._drafter is not None
         assert self._drafter.drafts is not None
         drafts = self._drafter.drafts
+        self._drafts += drafts.tokens.numel()
         sequences = [part.members[0] for part in parts]
         logits = logits.unflatten(0, (len(sequences), -1))
         slots = [self._slot(sequence) for sequence in sequences]
@@ -192,10 +192,12 @@ class Engine:
         for row, sequence in enumerate(sequences):
             tokens, tops = verified.tokens[row], verified.top_logprobs[row] or [None] * len(verified.tokens[row])
             self._generated_tokens += len(tokens)
+            self._kept_drafts += len(tokens) - 1
             assert sequence.states is not None
             sequence.states = sequence.states[: len(tokens)]
             for token, logprob, top in zip(tokens, verified.logprobs[row], tops, strict=True):
-                told.append((sequence.request_id, self._record(sequence, token, logprob, top, None)))
+                ended = "abort" if verified.broken[row] else None
+                told.append((sequence.request_id, self._record(sequence, token, logprob, top, ended)))
                 if sequence.ended:
                     break
                 sequence.length += 1
@@ -413,4 +415,6 @@ class Engine:
             generated_tokens=self._generated_tokens,
             preemptions=scheduler.preemptions,
             policy_version=self.policy_version,
+            drafts=self._drafts,
+            kept_drafts=self._kept_drafts,
         )

@@ -89,3 +89,7 @@ class EngineStats:
     """Times that a sequence lost its place in the cache for want of memory."""
     policy_version: int
     """Of the weights."""
+    drafts: int = 0
+    """Tokens that the MTP layer has proposed."""
+    kept_drafts: int = 0
+    """Of these, those that stayed."""

@@ -1,6 +1,6 @@
 """From the parts of a step to the hidden states that the next tokens are drawn from.
 
-Shapes: T tokens of a step, S places that tokens are drawn or verified at, D hidden size.
+Shapes: T tokens of a step, S of them that tokens are drawn or verified after, D hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glmcore.engine.sequence import Part
+from glmcore.model.decode_ops import DecodeModel
 from glmcore.model.glm import Glm
 from glmcore.model.paged import PagedCache, PagedLayout
 
@@ -20,13 +21,16 @@ class Runner:
     Args:
         model: The model.
         num_blocks: Blocks of the cache.
-        with_mtp: Also hold those of the MTP layer, as the last.
+        with_mtp: Also hold the keys and values of the MTP layer, as the last.
     """
 
     def __init__(self, model: Glm, num_blocks: int, *, with_mtp: bool = False) -> None:
         self.model = model
+        self.device = model.lm_head.weight.device
         self.num_blocks = num_blocks
         self.with_mtp = with_mtp
+        self.core = DecodeModel(model) if DecodeModel.is_supported(model) else None
+        """Runs the steps where it can, the modules of the model elsewhere."""
         self.caches: list[PagedCache] = []
         self.wake()
 
@@ -42,32 +46,49 @@ class Runner:
         self.caches = []
 
     @torch.no_grad()
-    def hidden(self, parts: Sequence[Part]) -> Tensor:
-        """Compute the parts; gives the state of each of their tokens, [T, D]."""
-        device = self.model.lm_head.weight.device
-        layout = layout_of([(len(part.tokens), part.length, part.blocks) for part in parts], device)
-        ids = torch.from_numpy(np.concatenate([np.asarray(part.tokens, np.int64) for part in parts])).to(device)
-        positions = torch.from_numpy(layout.positions).to(device)
-        return self.model(ids, positions, layout, caches=self.caches).hidden
+    def run(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor | None]:
+        """Compute the parts.
+
+        Returns:
+            Scores after the last tokens of each part, as many as it needs, float32 or wider [S, V]; and, with the MTP
+            layer, the hidden state of every token, [T, D].
+        """
+        layout = layout_of([(len(part.tokens), part.length, part.blocks) for part in parts], self.device)
+        ids = np.fromiter((token for part in parts for token in part.tokens), np.int32, layout.cu_queries[-1])
+        ends = layout.cu_queries[1:].tolist()
+        scored = np.array(
+            [row for part, end in zip(parts, ends, strict=True) for row in range(end - part.num_scores, end)], np.int32
+        )
+        wanted = np.arange(len(ids), dtype=np.int32) if self.with_mtp else scored
+        caches = self.caches[: self.model.config.num_hidden_layers]
+        if self.core is not None:
+            hidden = self.core.hidden(ids, layout, wanted, caches)
+        else:
+            positions = torch.from_numpy(layout.positions).to(self.device)
+            tokens = torch.from_numpy(ids).long().to(self.device)
+            hidden = self.model(tokens, positions, layout, caches=caches).hidden
+            hidden = hidden if self.with_mtp else hidden[torch.from_numpy(wanted).long().to(self.device)]
+        if not self.with_mtp:
+            return self.scores(hidden), None
+        return self.scores(hidden[torch.from_numpy(scored).long().to(self.device)]), hidden
 
     @torch.no_grad()
-    def logits(self, parts: Sequence[Part], hidden: Tensor) -> Tensor:
-        """Scores after the last tokens of each part, as many as it needs, float32 or wider [S, V]."""
-        ends = np.cumsum([len(part.tokens) for part in parts])
-        places = [np.arange(end - part.num_scores, end) for part, end in zip(parts, ends, strict=True)]
-        return self.model.logits(hidden[torch.from_numpy(np.concatenate(places)).to(hidden.device)])
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Scores of the next tokens from hidden states [S, D], float32 or wider [S, V]."""
+        return self.core.logits(hidden) if self.core is not None else self.model.logits(hidden)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Make the second block of each pair a copy of the first, in all layers."""
         if pairs:
-            source, target = torch.tensor(pairs, device=self.model.lm_head.weight.device).unbind(1)
+            source, target = torch.tensor(pairs, device=self.device).unbind(1)
             for cache in self.caches:
                 cache.copy_blocks(source, target)
 
 
 def layout_of(rows: Sequence[tuple[int, int, Sequence[int]]], device: torch.device) -> PagedLayout:
     """Layout of the last tokens of sequences: for each how many, its length with them, and its blocks."""
-    bounds = np.concatenate(([0], np.cumsum([count for count, _, _ in rows]))).astype(np.int32)
+    bounds = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum([count for count, _, _ in rows], out=bounds[1:])
     tables = np.zeros((len(rows), max(len(blocks) for _, _, blocks in rows)), np.int32)
     for row, (_, _, blocks) in enumerate(rows):
         tables[row, : len(blocks)] = blocks

@@ -34,7 +34,8 @@ class Drawn:
     top_logprobs: dict[int, dict[int, float]] = field(default_factory=dict)
     """For each place of the batch that asked: the most likely tokens of the same distribution, most likely first."""
     ended: dict[int, Literal["stop", "abort"]] = field(default_factory=dict)
-    """Places whose constraint ends the text: it is complete and no stop token can tell it, or it failed (`abort`)."""
+    """Places where the text ends for another reason than its tokens: its constraint is complete and there is no stop
+    token (`stop`), its constraint failed, or its scores are no numbers (`abort`)."""
 
 
 @dataclass(frozen=True)
@@ -147,18 +148,19 @@ class Sampler:
         self._edit(logits, rows)
         greedy = (rows.temperature == 0).nonzero().squeeze(1).to(self.device)
         best = logits[greedy].argmax(-1)
-        heat = rows.heat
-        if bool((heat != 1).any()):
-            logits.div_(heat.to(logits)[:, None])
+        heat_up(logits, rows.heat)
         probability = logits.softmax(-1)
-        tokens = self._choose(probability, rows).index_copy_(0, greedy, best)
+        broken = replace_broken(probability)
+        tokens = best if len(best) == len(logits) else self._choose(probability, rows).index_copy_(0, greedy, best)
         logprobs = probability.gather(1, tokens[:, None]).squeeze(1).log()
         if len(edited):
-            own.div_(heat.to(logits)[edited, None])
+            heat_up(own, rows.heat[edited.cpu()])
             logprobs[edited] = own.log_softmax(-1).gather(1, tokens[edited, None]).squeeze(1)
             logits[edited] = own
         top = likeliest_tokens(logits, rows.num_top)
         ended = self._remember(rows, tokens)
+        for place in broken:
+            ended[place] = "abort"
         return Drawn(tokens.cpu(), logprobs.cpu(), top, ended)
 
     def rows(self, slots: Sequence[int]) -> Rows:
@@ -244,6 +246,22 @@ class Sampler:
         self._numbers = torch.cat([self._numbers, self._numbers.new_zeros(3, more)], 1)
         self._counts = torch.cat([self._counts, self._counts.new_zeros(4, more)], 1)
         self._free += reversed(range(held, held + more))
+
+
+def heat_up(scores: Tensor, heat: Tensor) -> None:
+    """Divide scores [B, V] by temperatures [B] above 0, in place; what they are relative to may change."""
+    if bool((heat != 1).any()):
+        # The largest becomes 0 first, so that no temperature is too small.
+        scores.sub_(scores.amax(-1, keepdim=True)).div_(heat.to(scores)[:, None])
+
+
+def replace_broken(probability: Tensor) -> list[int]:
+    """Make rows of `probability` [B, V] that are no numbers certain of token 0, in place; tells which they were."""
+    broken = probability[:, 0].isnan().nonzero().squeeze(1)
+    if len(broken):
+        probability[broken] = 0
+        probability[broken, 0] = 1
+    return broken.tolist()
 
 
 def likeliest_tokens(scores: Tensor, num_top: Tensor) -> dict[int, dict[int, float]]:

@@ -83,8 +83,8 @@ class SamplingParams:
         if not all(isinstance(text, str) and text for text in self.stop):
             raise RequestError(f"stop must be strings that are not empty, got {self.stop!r}")
         for token, bias in self.logit_bias.items():
-            if math.isnan(bias) or bias == math.inf:
-                raise RequestError(f"logit_bias of token {token} must be a number or -inf, got {bias}")
+            if not (-1000 <= bias <= 1000 or bias == -math.inf):
+                raise RequestError(f"logit_bias of token {token} must be in [-1000, 1000] or -inf, got {bias}")
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse token ids that the model does not have.
@@ -141,9 +141,9 @@ _NUMBERS = (
     ("temperature", lambda value: 0 <= value < math.inf, "a finite number of at least 0"),
     ("top_p", lambda value: 0 < value <= 1, "in (0, 1]"),
     ("min_p", lambda value: 0 <= value <= 1, "in [0, 1]"),
-    ("repetition_penalty", lambda value: 0 < value < math.inf, "a finite number above 0"),
-    ("presence_penalty", math.isfinite, "a finite number"),
-    ("frequency_penalty", math.isfinite, "a finite number"),
+    ("repetition_penalty", lambda value: 0.01 <= value <= 100, "in [0.01, 100]"),
+    ("presence_penalty", lambda value: -100 <= value <= 100, "in [-100, 100]"),
+    ("frequency_penalty", lambda value: -100 <= value <= 100, "in [-100, 100]"),
 )
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from glmcore.engine.drawing import draw
-from glmcore.engine.sampler import Rows, Sampler, likeliest_tokens
+from glmcore.engine.sampler import Rows, Sampler, heat_up, likeliest_tokens, replace_broken
 from glmcore.engine.sampling import STREAM_ACCEPT, STREAM_DRAFT, STREAM_TOKEN
 
 
@@ -32,6 +32,8 @@ class Verified:
     """See `Drawn.logprobs`."""
     top_logprobs: list[list[dict[int, float]]]
     """See `Drawn.top_logprobs`; empty where a sequence did not ask."""
+    broken: list[bool]
+    """Whether the scores of a sequence are no numbers."""
 
 
 def draft(sampler: Sampler, logits: Tensor, slots: Sequence[int], ahead: int) -> tuple[Tensor, Tensor]:
@@ -85,6 +87,7 @@ def verify(sampler: Sampler, logits: Tensor, slots: Sequence[int], drafts: Tenso
 
     tokens = torch.cat([drafts, final[:, None]], 1)
     tokens[each, kept] = final
+    broken = logits[..., 0].isnan().any(1)
     logprobs = scores.log_softmax(-1).gather(1, tokens.view(-1, 1)).view(count, -1)
     top = likeliest_tokens(scores, every.num_top)
     sampler.advance(rows, steps + 1)
@@ -97,6 +100,7 @@ def verify(sampler: Sampler, logits: Tensor, slots: Sequence[int], drafts: Tenso
             [top[row + i] for i in range(length)] if row in top else []
             for row, length in zip(first, lengths, strict=True)
         ],
+        broken.tolist(),
     )
 
 
@@ -104,8 +108,9 @@ def _distribution(logits: Tensor, rows: Rows) -> Tensor:
     """What tokens are drawn from, [B, V]. Divides the scores by their temperatures, in place."""
     greedy = (rows.temperature == 0).nonzero().squeeze(1)
     best = logits[greedy.to(logits.device)].argmax(-1, keepdim=True)
-    logits.div_(rows.heat.to(logits)[:, None])
+    heat_up(logits, rows.heat)
     probability = logits.softmax(-1)
+    replace_broken(probability)
     chosen = rows.truncated.nonzero().squeeze(1)
     if len(chosen):
         likely, ids = rows.truncate(probability, chosen)
