@@ -145,8 +145,7 @@ impl DecodeModel {
         let mut next = slices[2..].iter().copied();
         let mut next = || next.next().expect("as many as `arrays` gave");
         let layers = self.layers.iter().map(|layer| layer.layer(&self.sizes, &mut next)).collect();
-        let model =
-            Model { shape: self.shape(), embedding: slices[0], layers, norm: slices[1] };
+        let model = Model { shape: self.shape(), embedding: slices[0], layers, norm: slices[1] };
         let step = Step {
             ids: values(&step.0)?,
             cu_queries: values(&step.1)?,
