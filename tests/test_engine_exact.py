@@ -49,9 +49,7 @@ def drive(generator: Engine, requests, actions=lambda step: None) -> list[Genera
     blocks=st.integers(5, 30),
     reuse=st.booleans(),
 )
-def test_batches_chunks_prefixes_and_preemption_change_no_bit(
-    requests, max_sequences, max_step_tokens, blocks, reuse
-):
+def test_batches_chunks_prefixes_and_preemption_change_no_bit(requests, max_sequences, max_step_tokens, blocks, reuse):
     generator = engine(
         max_sequences=max_sequences, max_step_tokens=max_step_tokens, cache_tokens=blocks * BLOCK, reuse_prefixes=reuse
     )

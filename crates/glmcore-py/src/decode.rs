@@ -9,6 +9,8 @@ use pyo3::prelude::*;
 
 type In<'py, T> = PyReadonlyArray1<'py, T>;
 type Out<'py, T> = PyReadwriteArray1<'py, T>;
+/// Ids, bounds, lengths, tables and wanted rows.
+type StepArrays<'py> = (In<'py, i32>, In<'py, i32>, In<'py, i32>, In<'py, i32>, In<'py, i32>);
 type Array = Py<PyArray1<f32>>;
 
 /// Sizes and constants, read from attributes of these names.
@@ -128,7 +130,7 @@ impl DecodeModel {
     fn run<'py>(
         &self,
         py: Python<'py>,
-        step: (In<'py, i32>, In<'py, i32>, In<'py, i32>, In<'py, i32>, In<'py, i32>),
+        step: StepArrays<'py>,
         angles: (In<'py, f32>, In<'py, f32>),
         mut caches: Vec<(Out<'py, f32>, Out<'py, f32>)>,
         mut out: Out<'py, f32>,
