@@ -1,5 +1,9 @@
 """Schedules change nothing: whatever the engine does beside a request, its tokens and log-probabilities are the same bits."""
 
+import json
+import os
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +14,10 @@ from test_model import random_model
 
 from glmcore.engine.config import EngineConfig
 from glmcore.engine.engine import Engine
+from glmcore.engine.memory import check_fits
 from glmcore.engine.request import Generation
 from glmcore.engine.sampling import SamplingParams
-from glmcore.errors import QueueFullError, RequestError, SyncError
+from glmcore.errors import CheckpointError, QueueFullError, RequestError, SyncError
 from glmcore.fp8 import WeightPublisher
 from glmcore.model.decode_ops import DecodeModel
 from glmcore.model.paged import BLOCK, PagedCache, PagedLayout
@@ -188,3 +193,16 @@ def test_what_can_never_fit_and_what_has_to_wait_too_long_is_refused_with_number
     generator.add([3], SamplingParams(max_tokens=10))
     with pytest.raises(QueueFullError, match="1 sequences wait, 1 may"):
         generator.add([3], SamplingParams(max_tokens=10))
+
+
+def test_a_checkpoint_larger_than_the_memory_is_refused_by_its_headers(tmp_path):
+    random_model(torch.float32).save_pretrained(tmp_path / "m")
+    check_fits(tmp_path / "m", torch.float32)
+    # A file that is larger than any memory and takes no room on the disk.
+    [file] = (tmp_path / "m").glob("*.safetensors")
+    rows = 2**36
+    header = json.dumps({"huge": {"dtype": "BF16", "shape": [rows, 64], "data_offsets": [0, rows * 128]}}).encode()
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+    os.truncate(file, 8 + len(header) + rows * 128)
+    with pytest.raises(CheckpointError, match=r"16384.0 GiB as torch.float32, [0-9.]+ GiB of memory are free"):
+        check_fits(tmp_path / "m", torch.float32)

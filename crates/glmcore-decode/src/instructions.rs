@@ -8,17 +8,17 @@ pub(crate) trait Instructions {
     /// Whether a product and a sum are rounded once.
     const FUSED: bool;
 
-    /// The sums of products of each of `R` rows `x` with each of `O` rows `w`, all of one length: at `r * O + o`. `R * O`
-    /// is 16 at most.
+    /// The sums of products of each of `R` rows `x` with each of `O` rows `w`, all of `len` values: at `r * O + o`.
+    /// `R * O` is 16 at most.
     #[inline(always)]
-    fn products<const R: usize, const O: usize>(x: [&[f32]; R], w: [&[f32]; O]) -> Lanes
+    fn products<const R: usize, const O: usize>(x: &[f32], w: &[f32], len: usize) -> Lanes
     where
         Self: Sized,
     {
         let mut sums = [0.0; LANES];
         for r in 0..R {
             for o in 0..O {
-                sums[r * O + o] = dot::<Self>(x[r], w[o]);
+                sums[r * O + o] = dot::<Self>(&x[r * len..][..len], &w[o * len..][..len]);
             }
         }
         sums
@@ -80,9 +80,9 @@ mod x86 {
         const FUSED: bool = true;
 
         #[inline(always)]
-        fn products<const R: usize, const O: usize>(x: [&[f32]; R], w: [&[f32]; O]) -> Lanes {
+        fn products<const R: usize, const O: usize>(x: &[f32], w: &[f32], len: usize) -> Lanes {
             // SAFETY: `avx512` alone gives this type to a task.
-            unsafe { products(x, w) }
+            unsafe { products::<R, O>(x, w, len) }
         }
     }
 
@@ -99,37 +99,31 @@ mod x86 {
     /// `dot` of every pair: the same sums in the same order.
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
-    fn products<const R: usize, const O: usize>(x: [&[f32]; R], w: [&[f32]; O]) -> Lanes {
-        let len = x[0].len();
-        assert!(R * O <= LANES && x.iter().chain(&w).all(|row| row.len() == len));
+    fn products<const R: usize, const O: usize>(x: &[f32], w: &[f32], len: usize) -> Lanes {
+        assert!(R * O <= LANES && x.len() >= R * len && w.len() >= O * len);
         let (full, rest) = (len / LANES * LANES, len % LANES);
         let mut sums = [[_mm512_setzero_ps(); O]; R];
         for k in (0..full).step_by(LANES) {
-            // SAFETY: all rows have `len` values, of which `full` are whole vectors.
-            let (x, w) = unsafe {
-                (
-                    x.map(|row| _mm512_loadu_ps(row.as_ptr().add(k))),
-                    w.map(|row| _mm512_loadu_ps(row.as_ptr().add(k))),
-                )
-            };
-            for r in 0..R {
-                for o in 0..O {
-                    sums[r][o] = _mm512_fmadd_ps(x[r], w[o], sums[r][o]);
+            // SAFETY: there are `R` and `O` rows of `len` values, of which `full` are whole vectors.
+            let row =
+                |of: &[f32], i: usize| unsafe { _mm512_loadu_ps(of.as_ptr().add(i * len + k)) };
+            let x: [_; R] = std::array::from_fn(|r| row(x, r));
+            for o in 0..O {
+                let w = row(w, o);
+                for r in 0..R {
+                    sums[r][o] = _mm512_fmadd_ps(x[r], w, sums[r][o]);
                 }
             }
         }
         if rest > 0 {
             let mask = (1_u16 << rest) - 1;
             // SAFETY: the mask keeps to the `rest` values behind `full`.
-            let (x, w) = unsafe {
-                (
-                    x.map(|row| _mm512_maskz_loadu_ps(mask, row.as_ptr().add(full))),
-                    w.map(|row| _mm512_maskz_loadu_ps(mask, row.as_ptr().add(full))),
-                )
+            let row = |of: &[f32], i: usize| unsafe {
+                _mm512_maskz_loadu_ps(mask, of.as_ptr().add(i * len + full))
             };
-            for r in 0..R {
-                for o in 0..O {
-                    sums[r][o] = _mm512_fmadd_ps(x[r], w[o], sums[r][o]);
+            for o in 0..O {
+                for r in 0..R {
+                    sums[r][o] = _mm512_fmadd_ps(row(x, r), row(w, o), sums[r][o]);
                 }
             }
         }

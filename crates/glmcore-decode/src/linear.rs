@@ -48,7 +48,7 @@ impl Linear<'_> {
         while output < outputs {
             let left = outputs - output;
             let mut row = 0;
-            if left < 4 || (rows == 1 && left < 8) {
+            if left < 4 || (rows == 1 && left < 16) {
                 for row in 0..rows {
                     let x = &x[row * self.inputs..][..self.inputs];
                     out[row * outputs + output] = dot::<I>(x, self.row(output));
@@ -57,8 +57,8 @@ impl Linear<'_> {
                 continue;
             }
             if rows == 1 {
-                self.block::<I, 1, 8>(x, out, (0, output), outputs);
-                output += 8;
+                self.block::<I, 1, 16>(x, out, (0, output), outputs);
+                output += 16;
                 continue;
             }
             while row + 4 <= rows {
@@ -90,8 +90,8 @@ impl Linear<'_> {
         (row, output): (usize, usize),
         outputs: usize,
     ) {
-        let x = std::array::from_fn(|r| &x[(row + r) * self.inputs..][..self.inputs]);
-        let sums = I::products::<R, O>(x, std::array::from_fn(|o| self.row(output + o)));
+        let len = self.inputs;
+        let sums = I::products::<R, O>(&x[row * len..], &self.weight[output * len..], len);
         for r in 0..R {
             out[(row + r) * outputs + output..][..O].copy_from_slice(&sums[r * O..][..O]);
         }
