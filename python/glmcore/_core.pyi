@@ -31,6 +31,7 @@ __all__ = [
     "CoreTokenizer",
     "CoreTrainer",
     "CoreTrajectoryBuffer",
+    "DecodeModel",
     "Packing",
     "Pieces",
     "Xxh3",
@@ -43,6 +44,7 @@ __all__ = [
     "attention_forward_f64",
     "balance",
     "code_statistics",
+    "decode_linear",
     "detect_language",
     "draw",
     "exact_hashes",
@@ -737,6 +739,39 @@ class Xxh3:
 
     def hexdigest(self) -> str:
         """32 hexadecimal digits, as `xxh128sum` prints them."""
+
+# ---- decode ----------------------------------------------------------------------------------------
+
+@final
+class DecodeModel:
+    """A model whose weights are arrays of somebody else's: see `glmcore.model.decode_ops`."""
+
+    def __new__(
+        cls,
+        sizes: object,
+        embedding: npt.NDArray[np.float32],
+        norm: npt.NDArray[np.float32],
+        layers: Sequence[object],
+    ) -> Self: ...
+    def run(
+        self,
+        step: tuple[
+            npt.NDArray[np.int32],
+            npt.NDArray[np.int32],
+            npt.NDArray[np.int32],
+            npt.NDArray[np.int32],
+            npt.NDArray[np.int32],
+        ],
+        angles: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+        caches: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]],
+        out: npt.NDArray[np.float32],
+    ) -> None:
+        """Ids, bounds, lengths, tables and wanted rows of a step; cosines and sines; caches; the hidden states."""
+
+def decode_linear(
+    weight: npt.NDArray[np.float32], inputs: int, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
+) -> None:
+    """`out = x weight^T`, where no row knows of the others."""
 
 # ---- attention -------------------------------------------------------------------------------------
 

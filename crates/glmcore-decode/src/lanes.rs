@@ -41,12 +41,6 @@ pub(crate) fn sum_of_lanes(vector: &Lanes) -> f32 {
     sums[0]
 }
 
-/// The sums of 16 vectors.
-#[inline(always)]
-pub(crate) fn sums_of_lanes(vectors: &[Lanes; 16]) -> Lanes {
-    std::array::from_fn(|i| sum_of_lanes(&vectors[i]))
-}
-
 /// The sum of products.
 #[inline(always)]
 pub(crate) fn dot<I: Instructions>(a: &[f32], b: &[f32]) -> f32 {

@@ -61,13 +61,17 @@ pub struct Shape {
 #[expect(missing_docs, reason = "the messages name every field")]
 pub enum Error {
     /// Heads that the cache has no layout for.
-    #[error("{num_heads} heads, {num_kv_heads} key-value heads and {head_dim} channels: heads must divide, channels be a multiple of 16")]
+    #[error(
+        "{num_heads} heads, {num_kv_heads} key-value heads and {head_dim} channels: heads must divide, channels be a multiple of 16"
+    )]
     Heads { num_heads: usize, num_kv_heads: usize, head_dim: usize },
     /// An array has another length than it needs.
     #[error("{what} has {len} values, it needs {expected}")]
     Length { what: &'static str, len: usize, expected: usize },
     /// The sequences of the step are no sequences.
-    #[error("sequence {0} has no new tokens, fewer tokens than new ones, or more than its blocks hold")]
+    #[error(
+        "sequence {0} has no new tokens, fewer tokens than new ones, or more than its blocks hold"
+    )]
     Sequence(usize),
     /// A token, a block or a row is not there.
     #[error("{what} {value} is outside 0..{end}")]

@@ -1,7 +1,7 @@
 //! Matrix products whose rows do not know of each other.
 
 use crate::instructions::Instructions;
-use crate::lanes::{LANES, Lanes, add_product, dot, padded};
+use crate::lanes::dot;
 
 /// Rows that are multiplied before the matrix is read again: with 128 inputs they fill the first cache.
 const TILE: usize = 64;
@@ -90,33 +90,8 @@ impl Linear<'_> {
         (row, output): (usize, usize),
         outputs: usize,
     ) {
-        let full = self.inputs / LANES;
-        let x: [_; R] = std::array::from_fn(|r| {
-            let (chunks, rest) = x[(row + r) * self.inputs..][..self.inputs].as_chunks::<LANES>();
-            (&chunks[..full], rest)
-        });
-        let weight: [_; O] = std::array::from_fn(|o| {
-            let (chunks, rest) = self.row(output + o).as_chunks::<LANES>();
-            (&chunks[..full], rest)
-        });
-        let mut sums: [Lanes; 16] = [[0.0; LANES]; 16];
-        for k in 0..full {
-            for o in 0..O {
-                let w = &weight[o].0[k];
-                for r in 0..R {
-                    add_product::<I>(&mut sums[r * O + o], &x[r].0[k], w);
-                }
-            }
-        }
-        if !self.inputs.is_multiple_of(LANES) {
-            for r in 0..R {
-                for o in 0..O {
-                    let sum = &mut sums[r * O + o];
-                    add_product::<I>(sum, &padded(x[r].1), &padded(weight[o].1));
-                }
-            }
-        }
-        let sums = I::sums(&sums);
+        let len = self.inputs;
+        let sums = I::products::<R, O>(&x[row * len..], &self.weight[output * len..], len);
         for r in 0..R {
             out[(row + r) * outputs + output..][..O].copy_from_slice(&sums[r * O..][..O]);
         }

@@ -142,9 +142,15 @@ fn inside(what: &'static str, values: &[i32], end: usize) -> Result<(), Error> {
 /// # Panics
 ///
 /// If the matrices of a layer do not fit the shape.
-pub fn run<'a>(model: &Model<'a>, step: &Step<'_>, caches: &mut [Cache<'a>], out: &mut [f32]) -> Result<(), Error> {
+pub fn run<'a>(
+    model: &Model<'a>,
+    step: &Step<'_>,
+    caches: &mut [Cache<'a>],
+    out: &mut [f32],
+) -> Result<(), Error> {
     let Shape { hidden, num_heads, num_kv_heads, head_dim, .. } = model.shape;
-    if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) || !head_dim.is_multiple_of(16) {
+    if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) || !head_dim.is_multiple_of(16)
+    {
         return Err(Error::Heads { num_heads, num_kv_heads, head_dim });
     }
     check("caches", caches.len(), model.layers.len())?;
@@ -236,7 +242,8 @@ impl Layer<'_> {
         x: &mut [f32],
     ) {
         let tokens = step.ids.len();
-        let (queries, keys) = (shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim);
+        let (queries, keys) =
+            (shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim);
         let normed = room(&mut work.normed, x.len());
         let added = room(&mut work.added, x.len());
         let query = room(&mut work.query, tokens * queries);
@@ -254,7 +261,13 @@ impl Layer<'_> {
             for (offset, token) in range.enumerate() {
                 let position = first + offset;
                 let key = &mut key[token * keys..][..keys];
-                self.attention.turn::<I>(shape, step, position, &mut query[token * queries..][..queries], key);
+                self.attention.turn::<I>(
+                    shape,
+                    step,
+                    position,
+                    &mut query[token * queries..][..queries],
+                    key,
+                );
                 let value = &value[token * keys..][..keys];
                 store(shape, (key, value), table, position, (cache.keys, cache.values));
             }

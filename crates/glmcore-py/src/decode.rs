@@ -9,6 +9,8 @@ use pyo3::prelude::*;
 
 type In<'py, T> = PyReadonlyArray1<'py, T>;
 type Out<'py, T> = PyReadwriteArray1<'py, T>;
+/// Ids, bounds, lengths, tables and wanted rows.
+type StepArrays<'py> = (In<'py, i32>, In<'py, i32>, In<'py, i32>, In<'py, i32>, In<'py, i32>);
 type Array = Py<PyArray1<f32>>;
 
 /// Sizes and constants, read from attributes of these names.
@@ -128,7 +130,7 @@ impl DecodeModel {
     fn run<'py>(
         &self,
         py: Python<'py>,
-        step: (In<'py, i32>, In<'py, i32>, In<'py, i32>, In<'py, i32>, In<'py, i32>),
+        step: StepArrays<'py>,
         angles: (In<'py, f32>, In<'py, f32>),
         mut caches: Vec<(Out<'py, f32>, Out<'py, f32>)>,
         mut out: Out<'py, f32>,
@@ -145,8 +147,7 @@ impl DecodeModel {
         let mut next = slices[2..].iter().copied();
         let mut next = || next.next().expect("as many as `arrays` gave");
         let layers = self.layers.iter().map(|layer| layer.layer(&self.sizes, &mut next)).collect();
-        let model =
-            Model { shape: self.shape(), embedding: slices[0], layers, norm: slices[1] };
+        let model = Model { shape: self.shape(), embedding: slices[0], layers, norm: slices[1] };
         let step = Step {
             ids: values(&step.0)?,
             cu_queries: values(&step.1)?,

@@ -10,6 +10,7 @@ import torch
 from glmcore.chat import Message, apply_chat_template, parse_reply
 from glmcore.engine.config import EngineConfig
 from glmcore.engine.engine import Engine
+from glmcore.engine.memory import check_fits
 from glmcore.engine.request import Generation
 from glmcore.engine.sampling import SamplingParams
 from glmcore.errors import CheckpointError
@@ -43,7 +44,8 @@ class LLM:
             those of the checkpoint if it has 128x128 blocks. Half the memory; on the CPU slower.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, or its tokenizer does not fit the model.
+        CheckpointError: The checkpoint is damaged or larger than the free memory, or its tokenizer does not fit the
+            model.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class LLM:
         config: EngineConfig = EngineConfig(),  # noqa: B008 (frozen)
         fp8: bool = False,
     ) -> None:
+        check_fits(Path(directory), dtype)
         self.tokenizer = Tokenizer.from_pretrained(str(directory))
         model = Glm.from_pretrained(directory, dtype=dtype)
         if self.tokenizer.vocab_size > model.config.vocab_size:

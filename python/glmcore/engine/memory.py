@@ -1,12 +1,15 @@
 """How many blocks of keys and values fit the memory."""
 
+import math
 import os
 from pathlib import Path
 
 import torch
 
 from glmcore.engine.config import EngineConfig
-from glmcore.errors import RequestError
+from glmcore.errors import CheckpointError, RequestError
+from glmcore.fp8.layout import SCALE_SUFFIX
+from glmcore.model.checkpoint import Checkpoint
 from glmcore.model.glm import Glm
 from glmcore.model.paged import BLOCK
 
@@ -43,3 +46,26 @@ def cache_blocks(model: Glm, config: EngineConfig) -> int:
     if blocks < 1:
         raise RequestError(f"a block of {BLOCK} tokens needs {size} bytes of cache, {free} bytes of memory are free")
     return blocks
+
+
+def check_fits(directory: Path, dtype: torch.dtype) -> None:
+    """Refuse a checkpoint that the memory cannot hold, by the headers of its files and before anything is read.
+
+    Args:
+        directory: Hugging Face layout.
+        dtype: Type that the weights will have.
+
+    Raises:
+        CheckpointError: The weights need more than the memory that is free.
+    """
+    with Checkpoint(directory) as checkpoint:
+        shapes = [
+            checkpoint.place_of(name).shape for name in checkpoint.names if not name.endswith(SCALE_SUFFIX["fp8"])
+        ]
+    needed = dtype.itemsize * sum(math.prod(shape) for shape in shapes)
+    free = free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise CheckpointError(
+            f"{directory}: its weights need {needed / 2**30:.1f} GiB as {dtype}, {free / 2**30:.1f} GiB of memory are "
+            "free: load it where there is more, or as a smaller type"
+        )
