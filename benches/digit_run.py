@@ -90,7 +90,8 @@ def train_digits(
         limits=limits,
         thinking=False,
     )
-    parts = Parts(config, seed, model, worker, course, directory)
+    tokenizer.save(str(directory / "tokenizer"))
+    parts = Parts(config, seed, model, worker, course, directory / "tokenizer", directory)
     metrics = MetricLog(directory / "metrics.jsonl")
     metrics.truncate_after("rl", progress.step)
     version = progress.step * config.updates_per_step

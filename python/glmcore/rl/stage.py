@@ -80,7 +80,7 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
         metrics = MetricLog(run.metrics, run.tensorboard if recipe.train.tensorboard else None)
         metrics.truncate_after("rl", first_step - 1)
         version = (first_step - 1) * config.updates_per_step
-        parts = Parts(config, recipe.run.seed, model, worker, course, run.path)
+        parts = Parts(config, recipe.run.seed, model, worker, course, run.tokenizer, run.path)
         with open_source(parts, version, checkpoint_name(progress), state) as (source, buffer):
             reference = None if config.loss.kl == "none" else reference_policy(run, model)
             shown = None if config.trajectory_log is None else TrajectoryLog(run.shown, config.trajectory_log)
