@@ -84,3 +84,7 @@ class RankError(GlmcoreError, RuntimeError):
 
 class SandboxError(GlmcoreError, RuntimeError):
     """A sandbox cannot be made here, or not as asked."""
+
+
+class EnvironmentFailure(GlmcoreError, RuntimeError):  # noqa: N818 (it fails one rollout, which is no error of the run)
+    """An environment broke down, hung or gave garbage, so that its episode has no reward."""
