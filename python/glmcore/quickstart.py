@@ -1,10 +1,11 @@
 """The whole road once: corpus, tokenizer, shards, training stages, RL, export, report."""
 
 import time
+from contextlib import closing
 
 from glmcore.data.prepare import prepare
 from glmcore.engine.llm import LLM
-from glmcore.envs.reasoning import ReasoningEnv
+from glmcore.envs.registry import open_family
 from glmcore.fp8 import quantize_checkpoint
 from glmcore.progress import say
 from glmcore.recipe import Recipe
@@ -64,12 +65,20 @@ def _answers(run: RunDirectory) -> list[dict[str, object]]:
     """Greedy answers of the reloaded checkpoint to held-out problems."""
     config = run.recipe.rl
     llm = LLM(run.export / "bf16")
-    worker = RolloutWorker(
-        llm.engine, llm.tokenizer, ReasoningEnv, max_tokens=config.max_response_tokens, temperature=0.0
-    )
-    problems = ReasoningEnv.tasks("held_out", config.tasks, NUM_ANSWERS, seed=run.recipe.run.seed + 2)
-    rollouts = worker.roll_out(problems, [0] * len(problems))
-    for rollout in rollouts:
-        verdict = "right" if rollout.reward == 1 else "wrong"
-        say(f"Q: {rollout.problem.question}\nA ({verdict}): {rollout.reply.strip()}")
-    return [transcript(rollout) for rollout in rollouts]
+    with closing(open_family(config.environment, config.tasks)) as family:
+        worker = RolloutWorker(
+            llm.engine,
+            llm.tokenizer,
+            family.new,
+            max_tokens=config.max_response_tokens,
+            temperature=0.0,
+            limits=config.environment.limits,
+            thinking=config.environment.thinking,
+        )
+        tasks = family.tasks("held_out", NUM_ANSWERS, seed=run.recipe.run.seed + 2)
+        rollouts = worker.roll_out(tasks, [0] * len(tasks))
+    shown = [transcript(rollout) for rollout in rollouts]
+    for line in shown:
+        verdict = "right" if line["reward"] == 1 else "wrong"
+        say(f"Q: {line['question']}\nA ({verdict}): {str(line['reply']).strip()}")
+    return shown

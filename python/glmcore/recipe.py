@@ -103,7 +103,8 @@ class Recipe(DataRecipe):
             raise ValueError(
                 f"model.vocab_size={self.model.vocab_size} is below tokenizer.vocab_size={self.tokenizer.vocab_size}"
             )
-        unknown = sorted(set(self.rl.tasks) - set(self.corpus.problems)) if self.corpus else []
+        reasons = self.corpus is not None and self.rl.environment.name == "reasoning_gym"
+        unknown = sorted(set(self.rl.tasks) - set(self.corpus.problems)) if reasons else []
         if unknown:
             raise ValueError(f"rl.tasks {unknown} are not in corpus.problems")
         if self.train.validation is not None and not self.held_out.share:

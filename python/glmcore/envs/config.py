@@ -23,7 +23,7 @@ class EpisodeLimits(Config):
     """Most that the environment takes for one answer."""
     episode_seconds: PositiveFloat = 3_600.0
     """Most that the whole episode takes."""
-    reward_range: tuple[float, float] = (0.0, 1.0)
+    reward_range: Annotated[tuple[float, float], Field(strict=False)] = (0.0, 1.0)
     """Where the reward of an episode lies; one outside is the environment's fault."""
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from typing_extensions import Self
 
 from glmcore.config import Config
+from glmcore.envs.config import EnvironmentConfig, ReasoningGymConfig
 from glmcore.rl.async_config import AsyncConfig, RayConfig
 from glmcore.rl.curriculum.config import (
     CurriculumConfig,
@@ -85,8 +86,10 @@ class RLConfig(Config):
     not published.
     """
 
-    tasks: list[str] = Field(min_length=1)
-    """Reasoning tasks to draw problems from."""
+    tasks: list[str] = Field(default_factory=list[str])
+    """What the environment draws tasks from, where it has several things to choose from: generators of problems."""
+    environment: EnvironmentConfig = ReasoningGymConfig()
+    """Who poses the tasks and judges the answers."""
     max_steps: PositiveInt
     groups_per_step: PositiveInt = 16
     """Problems of one update."""
@@ -122,6 +125,11 @@ class RLConfig(Config):
     def max_staleness(self) -> int:
         """Most optimiser steps between sampling a token and training on it; those on one batch count."""
         return self.asynchronous.max_staleness if self.mode == "async" else self.updates_per_step - 1
+
+    @model_validator(mode="after")
+    def _environment_has_tasks(self) -> Self:
+        self.environment.check_tasks(self.tasks)
+        return self
 
     @model_validator(mode="after")
     def _mode_fits(self) -> Self:

@@ -4,11 +4,9 @@ import contextlib
 import copy
 import time
 
-from glmcore.data.reasoning import Problem
 from glmcore.data.prepare import prepare
 from glmcore.engine.engine import Engine
 from glmcore.envs.protocol import Family
-from glmcore.envs.reasoning import ReasoningEnv
 from glmcore.envs.registry import open_family
 from glmcore.errors import RunError
 from glmcore.fp8.publisher import WeightPublisher
@@ -21,7 +19,7 @@ from glmcore.rl.curriculum.course import Course, StepSettings
 from glmcore.rl.evaluate import RewardEstimate, evaluate
 from glmcore.rl.evaluation import Evaluator
 from glmcore.rl.loop import Loop
-from glmcore.rl.pool import task_source
+from glmcore.rl.pool import draw_tasks, task_source
 from glmcore.rl.reference import reference_policy
 from glmcore.rl.rollout import Rollout, RolloutWorker
 from glmcore.rl.sources import Parts, open_source
@@ -162,8 +160,8 @@ def _evaluate(
     sync.push(model, version)
     config = run.recipe.rl
     worker.temperature, worker.max_tokens = config.temperature, config.max_response_tokens
-    problems = _held_out_problems(run.recipe)
-    estimate, rollouts = evaluate(worker, problems, run.recipe.run.seed, f"evaluate {moment} rl")
+    tasks = draw_tasks(run.recipe, "held_out", config.evaluation_problems, seed=run.recipe.run.seed)
+    estimate, rollouts = evaluate(worker, tasks, run.recipe.run.seed, f"evaluate {moment} rl")
     say(f"mean reward on held-out problems {moment} RL: {estimate}")
     record = run.stations().get("rl", {})
     record |= {moment: estimate.to_dict(), f"{moment}_seconds": time.perf_counter() - started}
@@ -184,13 +182,10 @@ def _record_seconds(run: RunDirectory, metrics: MetricLog) -> None:
 
 def transcript(rollout: Rollout) -> dict[str, object]:
     """What people want to see of a rollout."""
+    asked = [message["content"] for message in rollout.ending.messages if message["role"] == "user"]
     return {
-        "question": rollout.problem.question,
+        "question": asked[0] if asked else "",
         "reply": rollout.reply,
-        "answer": rollout.problem.answer,
+        "answer": getattr(rollout.problem, "answer", ""),
         "reward": rollout.reward,
     }
-
-
-def _held_out_problems(recipe: Recipe) -> list[Problem]:
-    return ReasoningEnv.tasks("held_out", recipe.rl.tasks, recipe.rl.evaluation_problems, seed=recipe.run.seed)
