@@ -48,14 +48,14 @@ def assert_equal(one, other):
         assert torch.equal(ours, theirs), name
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
 def kill_after(step: int):
     def kill(done: int) -> None:
         if done == step:
-            raise Killed
+            raise KilledError
 
     return kill
 
@@ -77,7 +77,7 @@ def test_killed_at_any_step_the_synchronous_loop_ends_with_the_same_weights(weig
     config = small()
     whole = train(tmp_path / "whole", config, weights)
     for step in range(1, STEPS):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(tmp_path / "killed", config, weights, after_step=kill_after(step))
     assert_equal(train(tmp_path / "killed", config, weights), whole)
     assert [record["step"] for record in records(tmp_path / "killed")] == list(range(1, STEPS + 1))
@@ -137,7 +137,7 @@ def test_a_replay_killed_at_every_step_ends_with_the_weights_of_the_run_that_it_
     (tmp_path / "whole" / "recipe.toml").write_text(recipe_of(config))
     replay = config.model_copy(update={"replay": str(tmp_path / "whole")})
     for step in range(1, STEPS):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(tmp_path / "again", replay, weights, after_step=kill_after(step))
     assert_equal(train(tmp_path / "again", replay, weights), whole)
     for name in ("reward_mean", "loss", "grad_norm", "staleness", "kl_behaviour"):
@@ -175,7 +175,7 @@ def test_a_replay_refuses_what_it_cannot_repeat(weights, tmp_path):
 def test_a_stopped_run_repeats_the_batches_it_has_recorded_and_goes_on_with_what_the_buffer_holds(weights, tmp_path):
     config = small_async(max_steps=8, checkpoint_every_steps=4)
     slow = DigitFamily(lambda random: float(random.choice([0.0, 0.1])))
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(tmp_path, config, weights, slow, after_step=kill_after(7))
     record = BatchRecord(tmp_path / "batches")
     first = [record.read(step) for step in range(1, 8)]

@@ -103,8 +103,9 @@ class Recipe(DataRecipe):
             raise ValueError(
                 f"model.vocab_size={self.model.vocab_size} is below tokenizer.vocab_size={self.tokenizer.vocab_size}"
             )
-        reasons = self.corpus is not None and self.rl.environment.name == "reasoning_gym"
-        unknown = sorted(set(self.rl.tasks) - set(self.corpus.problems)) if reasons else []
+        unknown: list[str] = []
+        if self.corpus is not None and self.rl.environment.name == "reasoning_gym":
+            unknown = sorted(set(self.rl.tasks) - set(self.corpus.problems))
         if unknown:
             raise ValueError(f"rl.tasks {unknown} are not in corpus.problems")
         if self.train.validation is not None and not self.held_out.share:

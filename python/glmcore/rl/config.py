@@ -148,6 +148,7 @@ class RLConfig(Config):
         if self.replay is not None and self.backend == "ray":
             raise ValueError("replay samples nothing: leave backend at 'local'")
         return self
+
     pool: PoolConfig | None = None
     """A fixed set of tasks; None for new tasks at every step."""
     curriculum: CurriculumConfig | None = None

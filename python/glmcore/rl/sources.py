@@ -20,10 +20,10 @@ from glmcore.rl.async_thread import LoopThread
 from glmcore.rl.config import RLConfig
 from glmcore.rl.curriculum.course import Course
 from glmcore.rl.loop import BatchSource
-from glmcore.rl.replay import BatchRecord, ReplaySource
 from glmcore.rl.ray_buffer import start_buffer
 from glmcore.rl.ray_sampling import Cluster, RaySampling
 from glmcore.rl.ray_worker import WorkerSetup
+from glmcore.rl.replay import BatchRecord, ReplaySource
 from glmcore.rl.rollout import RolloutWorker
 from glmcore.rl.sync import WeightSync
 from glmcore.rl.sync_source import SynchronousSource

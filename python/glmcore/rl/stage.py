@@ -3,10 +3,10 @@
 import contextlib
 import copy
 import time
+from collections.abc import Generator
 
 from glmcore.data.prepare import prepare
 from glmcore.engine.engine import Engine
-from glmcore.envs.protocol import Family
 from glmcore.envs.registry import open_family
 from glmcore.errors import RunError
 from glmcore.fp8.publisher import WeightPublisher
@@ -67,8 +67,7 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
     first_step = progress.step + 1 if progress.stage_index == stage_index else 1
 
     state = found.extra if found is not None and progress.stage_index == stage_index else {}
-    with contextlib.closing(open_family(config.environment, config.tasks)) as family:
-        worker = new_worker(run, model, family)
+    with new_worker(run, model) as worker:
         sync = WeightSync(worker.engine, WeightPublisher(timeout_s=config.sync_timeout_s))
         course = Course(config, task_source(recipe, run.probe))
         if state:
@@ -119,9 +118,7 @@ def load_policy(run: RunDirectory) -> tuple[Glm, Progress]:
 class _Examination:
     """The suites of a recipe, answered by the worker's engine."""
 
-    def __init__(
-        self, run: RunDirectory, worker: RolloutWorker, sync: WeightSync, model: Glm
-    ) -> None:
+    def __init__(self, run: RunDirectory, worker: RolloutWorker, sync: WeightSync, model: Glm) -> None:
         self._evaluator = Evaluator(run.recipe, run.evaluations, worker)
         self._config = run.recipe.rl
         self._sync = sync
@@ -137,19 +134,25 @@ class _Examination:
         return self._evaluator.held_out_reward(temperature, settings.max_response_tokens)
 
 
-def new_worker(run: RunDirectory, model: Glm, family: Family) -> RolloutWorker:
-    """An engine with a copy of the model's weights, and what it needs to answer tasks."""
+@contextlib.contextmanager
+def new_worker(run: RunDirectory, model: Glm) -> Generator[RolloutWorker, None, None]:
+    """An engine with a copy of the model's weights, and what it needs to answer tasks; closed afterwards.
+
+    Raises:
+        ConfigError: The environment is not installed.
+    """
     config = run.recipe.rl
     engine = Engine(copy.deepcopy(model), model.config.eos_token_id)
-    return RolloutWorker(
-        engine,
-        Tokenizer.from_pretrained(str(run.tokenizer)),
-        family.new,
-        max_tokens=config.max_response_tokens,
-        temperature=config.temperature,
-        limits=config.environment.limits,
-        thinking=config.environment.thinking,
-    )
+    with contextlib.closing(open_family(config.environment, config.tasks)) as family:
+        yield RolloutWorker(
+            engine,
+            Tokenizer.from_pretrained(str(run.tokenizer)),
+            family.new,
+            max_tokens=config.max_response_tokens,
+            temperature=config.temperature,
+            limits=config.environment.limits,
+            thinking=config.environment.thinking,
+        )
 
 
 def _evaluate(
