@@ -180,9 +180,7 @@ def print_tables(results: list[dict[str, Any]]) -> None:
     """Medians over the seeds, with the range; ratios are of medians."""
     for latency in dict.fromkeys(result["latency"] for result in results):
         print(f"\nlatency {latency}: seconds to a 5-step mean reward of {TARGET} (range), median of seeds")
-        print(
-            "| arm | s to 0.9 | runs that got there | s in all | rollouts/s | CPU s | last reward | staleness mean, max |"
-        )
+        print("| arm | s to 0.9 | runs there | s in all | rollouts/s | CPU s | last reward | staleness mean, max |")
         print("|---|---|---|---|---|---|---|---|")
         medians: dict[str, float] = {}
         for arm in dict.fromkeys(result["arm"] for result in results):

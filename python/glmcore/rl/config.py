@@ -86,10 +86,9 @@ class RLConfig(Config):
     not published.
     """
 
-    tasks: list[str] = Field(default_factory=list[str])
-    """What the environment draws tasks from, where it has several things to choose from: generators of problems."""
     environment: EnvironmentConfig = ReasoningGymConfig()
-    """Who poses the tasks and judges the answers."""
+    tasks: list[str] = Field(default_factory=list[str])
+    """Parts of the environment to draw tasks from: generators of `reasoning_gym`, categories of `bfcl`, ..."""
     max_steps: PositiveInt
     groups_per_step: PositiveInt = 16
     """Problems of one update."""
@@ -127,7 +126,7 @@ class RLConfig(Config):
         return self.asynchronous.max_staleness if self.mode == "async" else self.updates_per_step - 1
 
     @model_validator(mode="after")
-    def _environment_has_tasks(self) -> Self:
+    def _environment_has_the_tasks(self) -> Self:
         self.environment.check_tasks(self.tasks)
         return self
 

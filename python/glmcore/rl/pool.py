@@ -1,16 +1,13 @@
 """The tasks of a run: what is trained on, and what never is."""
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from glmcore.data.reasoning import Problem
-from glmcore.envs.protocol import Split
-from glmcore.envs.registry import open_family
+from glmcore.envs.registry import list_tasks
 from glmcore.errors import RunError
 from glmcore.recipe import Recipe
 from glmcore.rl.curriculum.difficulty import PassRecord
@@ -38,7 +35,7 @@ def training_pool(recipe: Recipe) -> Pool:
     config = recipe.rl
     if config.pool is None:
         return Pool(list({task.question: task for task in _tasks_of_all_steps(recipe)}.values()))
-    found = draw_tasks(recipe, "train", config.pool.num_tasks, seed=config.pool.seed)
+    found = list_tasks(config.environment, config.tasks, "train", config.pool.num_tasks, config.pool.seed)
     tasks = list({task.question: task for task in found}.values())
     if not config.pool.wrong_answer_share:
         return Pool(tasks)
@@ -96,19 +93,10 @@ def check_apart(training: Sequence[Problem], held_out: Sequence[Problem], name: 
             raise RunError(f"suite {name!r}: held-out task {task.id} is trained on: {task.question!r}")
 
 
-def draw_tasks(recipe: Recipe, split: Split, count: int, seed: int) -> list[Any]:
-    """Tasks of the recipe's environment.
-
-    Raises:
-        ConfigError: The environment is not installed.
-        DataError: It has no tasks.
-    """
-    with closing(open_family(recipe.rl.environment, recipe.rl.tasks)) as family:
-        return list(family.tasks(split, count, seed))
-
-
-def _tasks_of_all_steps(recipe: Recipe) -> list[Any]:
-    return draw_tasks(recipe, "train", recipe.rl.max_steps * recipe.rl.groups_per_step, seed=recipe.run.seed + 1)
+def _tasks_of_all_steps(recipe: Recipe) -> list[Problem]:
+    config = recipe.rl
+    count = config.max_steps * config.groups_per_step
+    return list_tasks(config.environment, config.tasks, "train", count, recipe.run.seed + 1)
 
 
 def _with_wrong_answers(tasks: Sequence[Problem], share: float, seed: int) -> Pool:

@@ -4,10 +4,11 @@ import contextlib
 import copy
 import time
 from collections.abc import Generator
+from typing import Any
 
 from glmcore.data.prepare import prepare
 from glmcore.engine.engine import Engine
-from glmcore.envs.registry import open_family
+from glmcore.envs.registry import list_tasks, open_family
 from glmcore.errors import RunError
 from glmcore.fp8.publisher import WeightPublisher
 from glmcore.metrics import MetricLog
@@ -19,7 +20,7 @@ from glmcore.rl.curriculum.course import Course, StepSettings
 from glmcore.rl.evaluate import RewardEstimate, evaluate
 from glmcore.rl.evaluation import Evaluator
 from glmcore.rl.loop import Loop
-from glmcore.rl.pool import draw_tasks, task_source
+from glmcore.rl.pool import task_source
 from glmcore.rl.reference import reference_policy
 from glmcore.rl.rollout import Rollout, RolloutWorker
 from glmcore.rl.sources import Parts, open_source
@@ -163,7 +164,7 @@ def _evaluate(
     sync.push(model, version)
     config = run.recipe.rl
     worker.temperature, worker.max_tokens = config.temperature, config.max_response_tokens
-    tasks = draw_tasks(run.recipe, "held_out", config.evaluation_problems, seed=run.recipe.run.seed)
+    tasks = _held_out_problems(run.recipe)
     estimate, rollouts = evaluate(worker, tasks, run.recipe.run.seed, f"evaluate {moment} rl")
     say(f"mean reward on held-out problems {moment} RL: {estimate}")
     record = run.stations().get("rl", {})
@@ -185,10 +186,15 @@ def _record_seconds(run: RunDirectory, metrics: MetricLog) -> None:
 
 def transcript(rollout: Rollout) -> dict[str, object]:
     """What people want to see of a rollout."""
-    asked = [message["content"] for message in rollout.ending.messages if message["role"] == "user"]
+    asked = [said for said in rollout.ending.messages if said["role"] == "user"]
     return {
-        "question": asked[0] if asked else "",
+        "question": asked[0]["content"] if asked else rollout.problem.id,
         "reply": rollout.reply,
         "answer": getattr(rollout.problem, "answer", ""),
         "reward": rollout.reward,
     }
+
+
+def _held_out_problems(recipe: Recipe) -> list[Any]:
+    config = recipe.rl
+    return list_tasks(config.environment, config.tasks, "held_out", config.evaluation_problems, recipe.run.seed)
