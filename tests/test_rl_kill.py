@@ -22,14 +22,15 @@ def test_killed_at_random_moments_it_trains_on_every_group_once(tmp_path, mode, 
 FULL = """
 import resource, sys
 from pathlib import Path
-from digit_copy import LATENCIES, DigitFamily
+from digit_copy import LATENCIES, DigitFamily, prepared_model, tiny_tokenizer
 from digit_run import digit_config, train_digits
 from glmcore.errors import GlmcoreError
 if sys.argv[2] == "full":  # no file may grow beyond this, as on a disk without room
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 config = digit_config(max_steps=6, groups_per_step=4, mode="async", asynchronous={"record_rollouts": False})
 try:
-    train_digits(Path(sys.argv[1]), config, family=DigitFamily(LATENCIES["none"]))
+    weights = prepared_model(tiny_tokenizer(), steps=1).state_dict()
+    train_digits(Path(sys.argv[1]), config, family=DigitFamily(LATENCIES["none"]), weights=weights)
 except (GlmcoreError, OSError) as error:
     print(type(error).__name__, error)
     sys.exit(1)
