@@ -59,7 +59,11 @@ def soak(directory: Path, mode: str, *, kills: int, steps: int, seed: int) -> in
         arguments = (str(directory / "run"), str(weights), mode, steps, finished)
         process = server.Process(target=train, args=arguments)
         process.start()
-        process.join(chance.uniform(0.2, 1.2) if killed < kills else 300)
+        if killed < kills:
+            wait_for_steps(process, directory / "run" / "metrics.jsonl", chance.randint(0, 2 * steps // (kills + 1)))
+            process.join(chance.uniform(0.0, 0.3))
+        else:
+            process.join(300)
         if process.is_alive():
             process.kill()
             killed += 1
@@ -67,6 +71,17 @@ def soak(directory: Path, mode: str, *, kills: int, steps: int, seed: int) -> in
         if killed > kills or (process.exitcode not in (0, -9)):
             raise RuntimeError(f"the run did not end by itself: exit code {process.exitcode}")
     return killed
+
+
+def wait_for_steps(process: Any, metrics: Path, count: int) -> None:
+    """Wait until a run has made so many steps more, or ends."""
+
+    def made() -> int:
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+    until = made() + count
+    while process.is_alive() and made() < until:
+        time.sleep(0.01)
 
 
 def check(directory: Path, mode: str, steps: int) -> None:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize(("mode", "kills", "steps"), [("async", 7, 30), ("sync", 5, 20)])
 def test_killed_at_random_moments_it_trains_on_every_group_once(tmp_path, mode, kills, steps):
-    assert soak(tmp_path / "killed", mode, kills=kills, steps=steps, seed=1) >= 2
+    assert soak(tmp_path / "killed", mode, kills=kills, steps=steps, seed=1) >= 1
     check(tmp_path / "killed" / "run", mode, steps)
     if mode == "sync":
         soak(tmp_path / "whole", mode, kills=0, steps=steps, seed=1)
