@@ -70,9 +70,11 @@ def train_digits(
     model = prepared_model(tokenizer, steps=0 if weights else 60)
     if weights:
         model.load_state_dict(weights)
+    engine = Engine(Glm(model.config), model.config.eos_token_id)
     optimizer = Optimizer(model, config.optimizer)
     store = CheckpointStore(directory / "checkpoints", CheckpointConfig(every_steps=1))
     found = store.latest()
+    # After all that draws random numbers, whose state is part of the checkpoint.
     if found is not None:
         store.load(found, model, optimizer)
     progress = Progress(0, 0) if found is None else found.progress
@@ -80,7 +82,6 @@ def train_digits(
     course = Course(config, FixedOrder(digit_tasks(NUM_TASKS)))  # pyright: ignore[reportArgumentType]: items are tasks
     if state:
         course.load_state_dict(state["course"])
-    engine = Engine(Glm(model.config), model.config.eos_token_id)
     worker = RolloutWorker(
         engine,
         tokenizer,
@@ -90,7 +91,8 @@ def train_digits(
         limits=limits,
         thinking=False,
     )
-    parts = Parts(config, seed, model, worker, course, directory)
+    tokenizer.save(str(directory / "tokenizer"))
+    parts = Parts(config, seed, model, worker, course, directory / "tokenizer", directory)
     metrics = MetricLog(directory / "metrics.jsonl")
     metrics.truncate_after("rl", progress.step)
     version = progress.step * config.updates_per_step

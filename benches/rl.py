@@ -142,7 +142,10 @@ def train_ours(job: dict[str, Any], directory: Path) -> tuple[list[tuple[float, 
     if job["arm"] != "B":
         staleness = 1 if job["arm"] == "C" else int(job["arm"][1:])
         asynchronous = {"max_staleness": staleness, "environment_slots": SLOTS, "record_rollouts": False}
-        fields |= {"mode": "async", "asynchronous": asynchronous | {"order": "fifo" if job["arm"] == "C" else "deadline"}}
+        fields |= {
+            "mode": "async",
+            "asynchronous": asynchronous | {"order": "fifo" if job["arm"] == "C" else "deadline"},
+        }
     moments: list[float] = []
     begun: list[float] = []
     model = train_digits(
@@ -177,7 +180,7 @@ def print_tables(results: list[dict[str, Any]]) -> None:
     """Medians over the seeds, with the range; ratios are of medians."""
     for latency in dict.fromkeys(result["latency"] for result in results):
         print(f"\nlatency {latency}: seconds to a 5-step mean reward of {TARGET} (range), median of seeds")
-        print("| arm | s to 0.9 | runs that got there | s in all | rollouts/s | CPU s | last reward | staleness mean, max |")
+        print("| arm | s to 0.9 | runs there | s in all | rollouts/s | CPU s | last reward | staleness mean, max |")
         print("|---|---|---|---|---|---|---|---|")
         medians: dict[str, float] = {}
         for arm in dict.fromkeys(result["arm"] for result in results):

@@ -7,6 +7,32 @@ from typing import Any
 
 from digit_copy import ANSWER_TOKENS, LATENCIES, delay_of, digit_tasks, prompt_ids, reward_of, tiny_tokenizer
 
+SETTINGS: dict[str, Any] = {
+    "use_cpu": True,
+    "per_device_train_batch_size": 64,
+    "num_generations": 8,
+    "max_completion_length": ANSWER_TOKENS,
+    "temperature": 1.0,
+    "beta": 0.0,
+    "loss_type": "dapo",
+    "epsilon": 0.2,
+    "epsilon_high": 0.28,
+    "lr_scheduler_type": "constant",
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.99,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "shuffle_dataset": False,
+    "report_to": [],
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "disable_tqdm": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "dataloader_pin_memory": False,
+}
+"""What our arms have too, in TRL's words; and nothing that costs time and is not training."""
+
 
 def train_trl(export: Path, out: Path, *, latency: str, max_steps: int, learning_rate: float, seed: int, slots: int):
     """Train; gives the seconds since the start and the mean reward after every step.
@@ -52,34 +78,7 @@ def train_trl(export: Path, out: Path, *, latency: str, max_steps: int, learning
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             steps.append((time.perf_counter() - begun, means[-1]))
 
-    config = GRPOConfig(
-        output_dir=str(out),
-        use_cpu=True,
-        seed=seed,
-        max_steps=max_steps,
-        per_device_train_batch_size=64,
-        num_generations=8,
-        max_completion_length=ANSWER_TOKENS,
-        temperature=1.0,
-        beta=0.0,
-        loss_type="dapo",
-        epsilon=0.2,
-        epsilon_high=0.28,
-        learning_rate=learning_rate,
-        lr_scheduler_type="constant",
-        adam_beta1=0.9,
-        adam_beta2=0.99,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        shuffle_dataset=False,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        dataloader_pin_memory=False,
-    )
+    config = GRPOConfig(output_dir=str(out), seed=seed, max_steps=max_steps, learning_rate=learning_rate, **SETTINGS)
     trainer = GRPOTrainer(model, environments, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.add_callback(Clock())
     begun = time.perf_counter()

@@ -3,18 +3,23 @@
 import asyncio
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 from digit_copy import LATENCIES, DigitEnv, DigitFamily, prepared_model, tiny_tokenizer
 from digit_run import digit_config, train_digits
 
+from glmcore.cli import main
 from glmcore.engine.engine import Engine
 from glmcore.envs.config import EpisodeLimits
 from glmcore.envs.protocol import StepResult
 from glmcore.errors import ConfigError, RunError, SyncError
+from glmcore.recipe import RECIPES, Recipe
 from glmcore.rl.replay import BatchRecord
+from glmcore.rl.timeline import read_trace
 from glmcore.trajectory import TrajectoryBuffer
 
 STEPS = 6
@@ -48,14 +53,14 @@ def assert_equal(one, other):
         assert torch.equal(ours, theirs), name
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
 def kill_after(step: int):
     def kill(done: int) -> None:
         if done == step:
-            raise Killed
+            raise KilledError
 
     return kill
 
@@ -77,7 +82,7 @@ def test_killed_at_any_step_the_synchronous_loop_ends_with_the_same_weights(weig
     config = small()
     whole = train(tmp_path / "whole", config, weights)
     for step in range(1, STEPS):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(tmp_path / "killed", config, weights, after_step=kill_after(step))
     assert_equal(train(tmp_path / "killed", config, weights), whole)
     assert [record["step"] for record in records(tmp_path / "killed")] == list(range(1, STEPS + 1))
@@ -137,7 +142,7 @@ def test_a_replay_killed_at_every_step_ends_with_the_weights_of_the_run_that_it_
     (tmp_path / "whole" / "recipe.toml").write_text(recipe_of(config))
     replay = config.model_copy(update={"replay": str(tmp_path / "whole")})
     for step in range(1, STEPS):
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(tmp_path / "again", replay, weights, after_step=kill_after(step))
     assert_equal(train(tmp_path / "again", replay, weights), whole)
     for name in ("reward_mean", "loss", "grad_norm", "staleness", "kl_behaviour"):
@@ -146,10 +151,6 @@ def test_a_replay_killed_at_every_step_ends_with_the_weights_of_the_run_that_it_
 
 
 def recipe_of(config) -> str:
-    import tomli_w
-
-    from glmcore.recipe import RECIPES, Recipe
-
     recipe = Recipe.load([RECIPES / "nano.toml"])
     values = recipe.model_copy(update={"rl": config}).model_dump(exclude_none=True)
     return tomli_w.dumps(values | {"corpus": values["corpus"] | {"problems": {"digits": 1}}})
@@ -175,7 +176,7 @@ def test_a_replay_refuses_what_it_cannot_repeat(weights, tmp_path):
 def test_a_stopped_run_repeats_the_batches_it_has_recorded_and_goes_on_with_what_the_buffer_holds(weights, tmp_path):
     config = small_async(max_steps=8, checkpoint_every_steps=4)
     slow = DigitFamily(lambda random: float(random.choice([0.0, 0.1])))
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(tmp_path, config, weights, slow, after_step=kill_after(7))
     record = BatchRecord(tmp_path / "batches")
     first = [record.read(step) for step in range(1, 8)]
@@ -258,8 +259,6 @@ def test_settings_that_do_not_fit_are_refused(fields, message):
 
 
 def test_the_trace_has_trainer_engine_and_environments(weights, tmp_path):
-    from glmcore.rl.timeline import read_trace
-
     train(tmp_path, small_async(), weights, DigitFamily(lambda _: 0.01))
     events = read_trace(tmp_path / "trace.json")
     assert {event["args"]["name"] for event in events if event["ph"] == "M"} == {"trainer", "engine", "environments"}
@@ -268,3 +267,14 @@ def test_the_trace_has_trainer_engine_and_environments(weights, tmp_path):
     for record in records(tmp_path):
         for name in ("trainer_utilisation", "engine_utilisation", "slot_utilisation"):
             assert 0 <= record[name] <= 1
+
+
+def test_the_blocks_of_the_guide_hold(tmp_path):
+    guide = (Path(__file__).parents[1] / "docs" / "rl.md").read_text()
+    [settings] = re.findall(r"```toml\n(.*?)```", guide, flags=re.DOTALL)
+    (tmp_path / "settings.toml").write_text(settings)
+    recipe = Recipe.load([RECIPES / "nano-rl.toml", tmp_path / "settings.toml"])
+    assert (recipe.rl.max_staleness, recipe.rl.asynchronous.environment_slots) == (4, 64)
+    [commands] = re.findall(r"```sh\n(.*?)```", guide, flags=re.DOTALL)
+    for command in commands.splitlines():
+        assert main([*command.split("#")[0].split()[1:], "--dry-run"]) == 0, command

@@ -11,6 +11,7 @@ from glmcore.rl.async_scheduler import Follow
 from glmcore.rl.async_thread import LoopThread
 from glmcore.rl.lockstep import LockstepEngine
 from glmcore.rl.measured import ENGINE, ENVIRONMENT, MeasuredEngine
+from glmcore.rl.rollout import EpisodePlayer, RolloutWorker
 from glmcore.rl.timeline import Timeline, Window
 
 
@@ -41,6 +42,18 @@ class LocalSampling:
             inner = self.service = EngineService(engine)
         self.engine = MeasuredEngine(inner, timeline)
         """What players ask."""
+
+    def player(self, worker: RolloutWorker, timeline: Timeline) -> EpisodePlayer:
+        """Plays what `worker` plays, with this engine."""
+        theirs = worker.player
+        return EpisodePlayer(
+            self.engine,
+            theirs.tokenizer,
+            theirs.new_environment,
+            theirs.limits,
+            thinking=theirs.thinking,
+            timeline=timeline,
+        )
 
     @property
     def num_tokens(self) -> int:

@@ -30,7 +30,7 @@ class RolloutScheduler:
     """Admits groups and plays their rollouts, in one event loop, until it is stopped.
 
     The buffer decides what may be admitted: only groups that will be trained on in time, so nothing that was sampled is
-    ever thrown away. An update of the weights interrupts no rollout; what it samples from then on is of the new version.
+    ever thrown away. An update of the weights interrupts no rollout; what it samples from then on has the new version.
 
     Args:
         config: Of the stage.
@@ -98,7 +98,9 @@ class RolloutScheduler:
             group = line.group_id
             self.buffer.restart(line.rollout_id)
             place = self.buffer.rollouts(group).index(line.rollout_id)
-            self._left.append(_Left(self._attempt(line.rollout_id, self._task(line.task), group, place), versions[group]))
+            self._left.append(
+                _Left(self._attempt(line.rollout_id, self._task(line.task), group, place), versions[group])
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint, plain JSON values."""

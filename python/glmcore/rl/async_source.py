@@ -149,9 +149,7 @@ class AsynchronousSource:
             if self.sampling.needs_weights:
                 self.sync.push(self.model, version)
             try:
-                return self.buffer.take(
-                    self.config.groups_per_step, version, timeout=POLL_SECONDS, group_ids=group_ids
-                )
+                return self.buffer.take(self.config.groups_per_step, version, timeout=POLL_SECONDS, group_ids=group_ids)
             except NotReadyError:
                 continue
 

@@ -62,37 +62,39 @@ def distill(run: RunDirectory[Recipe]) -> dict[str, int]:
     """The distillation of an open run; see `run`."""
     config = run.recipe.rl.distill
     model, done = load_policy(run)
-    worker = new_worker(run, model)
-    worker.temperature = run.recipe.rl.temperature if config.temperature is None else config.temperature
-    tasks = training_pool(run.recipe).tasks[: config.num_tasks]
-    asked = {
-        "stage": done.stage_index,
-        "step": done.step,
-        "temperature": worker.temperature,
-        "max_response_tokens": worker.max_tokens,
-        "num_samples": config.num_samples,
-        "seed": config.seed,
-    }
-    answers = run.distilled / "answers.jsonl"
-    file = ResultFile(answers, asked)
-    try:
-        _sample(tasks, worker, file, config)
-    finally:
-        file.close()
-    wanted = {task.id for task in tasks}
-    by_task = {
-        line["id"]: [Answer(**answer) for answer in line["answers"]]
-        for line in read_results(answers)
-        if line["id"] in wanted
-    }
-    kept, dropped = select(by_task, config)
-    prompts = {task.id: asyncio.run(worker.new_environment().reset(task)).messages for task in tasks if task.id in kept}
-    lines = [
-        json.dumps({"id": id_, "messages": conversation(prompts[id_], answer)}, ensure_ascii=False)
-        for id_, chosen in kept.items()
-        for answer in chosen
-    ]
-    write_file(run.distilled / "sft.jsonl", "".join(f"{line}\n" for line in lines))
+    with new_worker(run, model) as worker:
+        worker.temperature = run.recipe.rl.temperature if config.temperature is None else config.temperature
+        tasks = training_pool(run.recipe).tasks[: config.num_tasks]
+        asked = {
+            "stage": done.stage_index,
+            "step": done.step,
+            "temperature": worker.temperature,
+            "max_response_tokens": worker.max_tokens,
+            "num_samples": config.num_samples,
+            "seed": config.seed,
+        }
+        answers = run.distilled / "answers.jsonl"
+        file = ResultFile(answers, asked)
+        try:
+            _sample(tasks, worker, file, config)
+        finally:
+            file.close()
+        wanted = {task.id for task in tasks}
+        by_task = {
+            line["id"]: [Answer(**answer) for answer in line["answers"]]
+            for line in read_results(answers)
+            if line["id"] in wanted
+        }
+        kept, dropped = select(by_task, config)
+        prompts = {
+            task.id: asyncio.run(worker.new_environment().reset(task)).messages for task in tasks if task.id in kept
+        }
+        lines = [
+            json.dumps({"id": id_, "messages": conversation(prompts[id_], answer)}, ensure_ascii=False)
+            for id_, chosen in kept.items()
+            for answer in chosen
+        ]
+        write_file(run.distilled / "sft.jsonl", "".join(f"{line}\n" for line in lines))
     say(f"{len(lines):,} of {sum(map(len, by_task.values())):,} answers kept: {run.distilled / 'sft.jsonl'}")
     return {"kept": len(lines), **dropped}
 

@@ -20,7 +20,6 @@ from glmcore.rl.update import PolicyUpdate, sample_figures, staleness_histogram
 from glmcore.train.loop import peak_memory_gib
 from glmcore.trajectory import Lease, Sample
 
-
 TaskRewards = tuple[str, list[float]]
 """Task and rewards of a group; failed rollouts have none."""
 

@@ -73,8 +73,7 @@ class BatchRecord:
         line, _, data = file.read_bytes().partition(b"\n")
         try:
             header = json.loads(line)
-            if zlib.crc32(data) != header["crc32"]:
-                raise ValueError("its checksum differs")
+            _check(data, header["crc32"])
             return RecordedBatch(header["groups"], _samples(header["samples"], io.BytesIO(data)))
         except (ValueError, KeyError, EOFError) as error:
             raise RunError(f"{file} is damaged: {error}") from None
@@ -128,6 +127,11 @@ class ReplaySource:
         return {"course": self.course.state_dict()}
 
 
+def _check(data: bytes, checksum: int) -> None:
+    if zlib.crc32(data) != checksum:
+        raise ValueError("its checksum differs")
+
+
 def _samples(lines: list[list[Any]], body: io.BytesIO) -> list[Sample]:
     columns: dict[str, list[np.ndarray]] = {}
     for name in _ARRAYS:
@@ -136,6 +140,7 @@ def _samples(lines: list[list[Any]], body: io.BytesIO) -> list[Sample]:
     samples: list[Sample] = []
     for place, line in enumerate(lines):
         extra = body.read(int.from_bytes(body.read(8), "little"))
-        arrays = {name: columns[name][place] for name in _ARRAYS}
-        samples.append(Sample(**dict(zip(_FIELDS, line, strict=True)), **arrays, extra=extra))
+        fields: dict[str, Any] = dict(zip(_FIELDS, line, strict=True))
+        fields |= {name: columns[name][place] for name in _ARRAYS}
+        samples.append(Sample(**fields, extra=extra))
     return samples

@@ -3,11 +3,11 @@
 import contextlib
 import copy
 import time
+from collections.abc import Generator
 from typing import Any
 
 from glmcore.data.prepare import prepare
 from glmcore.engine.engine import Engine
-from glmcore.envs.protocol import Family
 from glmcore.envs.registry import list_tasks, open_family
 from glmcore.errors import RunError
 from glmcore.fp8.publisher import WeightPublisher
@@ -68,8 +68,7 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
     first_step = progress.step + 1 if progress.stage_index == stage_index else 1
 
     state = found.extra if found is not None and progress.stage_index == stage_index else {}
-    with contextlib.closing(open_family(config.environment, config.tasks)) as family:
-        worker = new_worker(run, model, family)
+    with new_worker(run, model) as worker:
         sync = WeightSync(worker.engine, WeightPublisher(timeout_s=config.sync_timeout_s))
         course = Course(config, task_source(recipe, run.probe))
         if state:
@@ -79,7 +78,7 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
         metrics = MetricLog(run.metrics, run.tensorboard if recipe.train.tensorboard else None)
         metrics.truncate_after("rl", first_step - 1)
         version = (first_step - 1) * config.updates_per_step
-        parts = Parts(config, recipe.run.seed, model, worker, course, run.path)
+        parts = Parts(config, recipe.run.seed, model, worker, course, run.tokenizer, run.path)
         with open_source(parts, version, checkpoint_name(progress), state) as (source, buffer):
             reference = None if config.loss.kl == "none" else reference_policy(run, model)
             shown = None if config.trajectory_log is None else TrajectoryLog(run.shown, config.trajectory_log)
@@ -136,19 +135,25 @@ class _Examination:
         return self._evaluator.held_out_reward(temperature, settings.max_response_tokens)
 
 
-def new_worker(run: RunDirectory, model: Glm, family: Family) -> RolloutWorker:
-    """An engine with a copy of the model's weights, and what it needs to answer tasks."""
+@contextlib.contextmanager
+def new_worker(run: RunDirectory, model: Glm) -> Generator[RolloutWorker, None, None]:
+    """An engine with a copy of the model's weights, and what it needs to answer tasks; closed afterwards.
+
+    Raises:
+        ConfigError: The environment is not installed.
+    """
     config = run.recipe.rl
     engine = Engine(copy.deepcopy(model), model.config.eos_token_id)
-    return RolloutWorker(
-        engine,
-        Tokenizer.from_pretrained(str(run.tokenizer)),
-        family.new,
-        max_tokens=config.max_response_tokens,
-        temperature=config.temperature,
-        limits=config.environment.limits,
-        thinking=config.environment.thinking,
-    )
+    with contextlib.closing(open_family(config.environment, config.tasks)) as family:
+        yield RolloutWorker(
+            engine,
+            Tokenizer.from_pretrained(str(run.tokenizer)),
+            family.new,
+            max_tokens=config.max_response_tokens,
+            temperature=config.temperature,
+            limits=config.environment.limits,
+            thinking=config.environment.thinking,
+        )
 
 
 def _evaluate(
@@ -159,8 +164,8 @@ def _evaluate(
     sync.push(model, version)
     config = run.recipe.rl
     worker.temperature, worker.max_tokens = config.temperature, config.max_response_tokens
-    problems = _held_out_problems(run.recipe)
-    estimate, rollouts = evaluate(worker, problems, run.recipe.run.seed, f"evaluate {moment} rl")
+    tasks = _held_out_problems(run.recipe)
+    estimate, rollouts = evaluate(worker, tasks, run.recipe.run.seed, f"evaluate {moment} rl")
     say(f"mean reward on held-out problems {moment} RL: {estimate}")
     record = run.stations().get("rl", {})
     record |= {moment: estimate.to_dict(), f"{moment}_seconds": time.perf_counter() - started}

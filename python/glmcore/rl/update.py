@@ -11,6 +11,7 @@ from glmcore.rl.advantage import group_advantages, has_signal
 from glmcore.rl.aggregation import token_weights
 from glmcore.rl.config import RLConfig
 from glmcore.rl.curriculum.course import StepSettings
+from glmcore.rl.episode_record import with_branches
 from glmcore.rl.logprobs import TokenLogprobs, response_logprobs, shared_response_logprobs
 from glmcore.rl.loss import PolicyTokens, policy_loss
 from glmcore.rl.shaping import in_loss, shaped_rewards
@@ -62,7 +63,7 @@ class PolicyUpdate:
         """
         config, self.settings = self.config, settings
         rate = config.learning_rate * min(1.0, step / config.warmup_steps)
-        usable = [sample for sample in samples if sample.failed is None and sample.loss_mask.any()]
+        usable = [sample for sample in with_branches(samples) if sample.failed is None and sample.loss_mask.any()]
         totals: dict[str, float] = {}
         if usable:
             advantages, counted = self._judge(usable)
