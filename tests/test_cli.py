@@ -63,7 +63,7 @@ def test_help_is_quick():
         (["train", "run.seed=1"], "no recipe given"),
         (["quickstart", "--corpus", "/nowhere", "run.dir={tmp}/run"], "/nowhere holds nothing to read"),
         (["quickstart", "run.dir={tmp}/used"], "is not empty and holds no run"),
-        (["rl", "nano", "run.dir={tmp}/run"], "are not finished: run `glmcore train` first"),
+        (["rl", "distill", "nano", "run.dir={tmp}/run"], "are not finished: run `glmcore train` first"),
         (["report", "{tmp}"], "is not a run directory"),
         (["generate", "{tmp}", "text"], "cannot read"),
         (["quantize", "{tmp}", "{tmp}/out"], "cannot read"),

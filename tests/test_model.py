@@ -11,6 +11,7 @@ from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.model.layout import BUCKET, DocumentLayout
 from glmcore.model.moe import Router, grouped_linear, sequence_balance_loss, update_correction_bias
+from glmcore.model.paged import PagedCache, PagedLayout
 
 
 def random_model(dtype: torch.dtype = torch.float64, **fields: object) -> Glm:
@@ -57,21 +58,25 @@ def test_packed_documents_are_as_if_alone(lengths):
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=4), steps=st.integers(1, 5))
 def test_cached_decoding_equals_a_full_forward_pass(lengths, steps):
     model = random_model()
-    ids, positions, layout = packed(lengths)
-    caches = model.new_caches(len(lengths), max(lengths) + steps)
-    hidden = model(ids, positions, layout, caches=caches).hidden
-    ends = torch.tensor(np.cumsum(lengths))
+    ids, _, _ = packed(lengths)
     documents = [document.tolist() for document in ids.split(lengths)]
-    last = hidden[ends - 1]
-    for step in range(steps):
-        token = model.logits(last).argmax(-1)
-        for document, new in zip(documents, token.tolist(), strict=True):
-            document.append(new)
-        last = model.decode(token, torch.tensor(lengths) + step, caches)
+    blocks = 3  # enough for 40 + 5 tokens
+    caches = [PagedCache.empty(model.config, blocks * len(lengths), ids.double()) for _ in model.decoder_layers]
+    tables = np.random.default_rng(0).permutation(blocks * len(lengths)).reshape(-1, blocks).astype(np.int32)
+    counts = lengths
+    for _ in range(steps + 1):
+        bounds = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+        totals = np.array([len(document) for document in documents], np.int32)
+        layout = PagedLayout(bounds, totals, tables)
+        new = [token for document, count in zip(documents, counts, strict=True) for token in document[-count:]]
+        hidden = model(torch.tensor(new), torch.from_numpy(layout.positions), layout, caches=caches).hidden
+        last = hidden[torch.from_numpy(bounds[1:].astype(np.int64) - 1)]
         for row, document in enumerate(documents):
             full_layout = packed([len(document)])[2]
             full = model(torch.tensor(document), torch.arange(len(document)), full_layout).hidden[-1]
             torch.testing.assert_close(last[row], full, rtol=1e-11, atol=1e-12)
+            document.append(int(model.logits(last[row]).argmax()))
+        counts = [1] * len(lengths)
 
 
 def test_no_token_sees_the_future_or_another_document():

@@ -31,6 +31,8 @@ CHANGEABLE = frozenset(
         "train.log_load_every_steps",
         "train.tensorboard",
         "rl.checkpoint_every_steps",
+        "rl.ray",
+        "rl.sync_timeout_s",
         "rl.distill",
         "rl.evaluation",
         "rl.probe",

@@ -12,6 +12,7 @@ mod data;
 mod error;
 mod fp8;
 mod ids;
+mod json_lines;
 mod lease;
 mod megatron;
 mod packing;
@@ -35,6 +36,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     checksum::register(module)?;
     clean::register(module)?;
     data::register(module)?;
+    json_lines::register(module)?;
     megatron::register(module)?;
     samples::register(module)?;
     packing::register(module)?;

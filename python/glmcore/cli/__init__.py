@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from glmcore.cli import data, models, plan, reinforcement, runs, tokenizer
+from glmcore.cli import data, demo, eval, models, plan, reinforcement, runs, serve, tokenizer
 from glmcore.errors import ConfigError, GlmcoreError, RankError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -69,8 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     reinforcement.add_verbs(verbs)
     data.add_verbs(verbs)
     models.add_verbs(verbs)
+    serve.add_verbs(verbs)
+    eval.add_verbs(verbs)
     plan.add_verbs(verbs)
     tokenizer.add_verbs(verbs)
+    demo.add_verbs(verbs)
     return parser
 
 

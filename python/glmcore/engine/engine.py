@@ -1,77 +1,332 @@
-"""Batched generation with a key-value cache, from weights that can be replaced between calls.
+"""Continuous batching: requests join and leave between steps, and each step is one batch over all of them.
 
-Shapes: B sequences being decoded, V vocabulary.
+Shapes: S sequences that draw in a step, V vocabulary.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from glmcore.engine.sampling import SamplingParams, sample
-from glmcore.errors import RequestError, SyncError
+from glmcore.engine import sequence as own
+from glmcore.engine.blocks import BlockPool
+from glmcore.engine.config import EngineConfig
+from glmcore.engine.guide import Grammars
+from glmcore.engine.memory import cache_blocks
+from glmcore.engine.request import Delta, EngineStats, Generation
+from glmcore.engine.runner import Runner
+from glmcore.engine.sampler import Sampler
+from glmcore.engine.sampling import SamplingParams
+from glmcore.engine.scheduler import Scheduler
+from glmcore.engine.scoring import TextScores, score_text
+from glmcore.engine.sequence import Part
+from glmcore.engine.stopping import TextStream, special_ids
+from glmcore.errors import QueueFullError, RequestError, SyncError
 from glmcore.fp8.bucket import Bucket
 from glmcore.fp8.receiver import WeightReceiver
-from glmcore.model.attention import KeyValueCache
 from glmcore.model.fp8 import weights_to_fill
 from glmcore.model.glm import Glm
-from glmcore.model.layout import DocumentLayout
-
-
-@dataclass
-class Generation:
-    """One generated continuation."""
-
-    token_ids: list[int] = field(default_factory=list)
-    """Generated tokens, the stop token included."""
-    logprobs: list[float] = field(default_factory=list)
-    """Log-probability of each token in the distribution that it was drawn from, before `top_p`."""
-    finish_reason: str = "length"
-    """`stop` when a stop token came, `length` when `max_tokens` or the context ran out."""
-    policy_version: int = 0
-    """Version of the weights that drew every token."""
-
-
-@dataclass
-class _Sequence:
-    """One request in flight."""
-
-    params: SamplingParams
-    stop_ids: frozenset[int]
-    uniforms: np.ndarray
-    limit: int
-    """Tokens that may be generated."""
-    result: Generation
-
-    def add(self, token: int, logprob: float) -> bool:
-        """Record a token; True while the sequence goes on."""
-        self.result.token_ids.append(token)
-        self.result.logprobs.append(logprob)
-        if token in self.stop_ids:
-            self.result.finish_reason = "stop"
-            return False
-        return len(self.result.token_ids) < self.limit
+from glmcore.model.paged import BLOCK
+from glmcore.tokenizer import Tokenizer
 
 
 class Engine:
-    """Generates from one copy of the weights. Requests of one call are batched; equal prompts are read once."""
+    """Generates from one copy of the weights, which can be replaced between steps. For one thread.
 
-    def __init__(self, model: Glm, stop_token_ids: Iterable[int], max_sequences: int = 256) -> None:
-        """Take over `model`.
+    Args:
+        model: Taken over; `update_weights` replaces its weights.
+        stop_token_ids: Tokens that end a text where the request names none.
+        tokenizer: Gives the deltas their text; without one they have token ids alone.
+        config: How much at a time, and how much memory.
+    """
 
-        Args:
-            model: Its weights are replaced by `update_weights`.
-            stop_token_ids: Tokens that end a text where the request names none.
-            max_sequences: Most sequences decoded together; more requests wait their turn.
-        """
+    def __init__(
+        self,
+        model: Glm,
+        stop_token_ids: Iterable[int],
+        *,
+        tokenizer: Tokenizer | None = None,
+        config: EngineConfig = EngineConfig(),  # noqa: B008 (frozen)
+    ) -> None:
         self.model = model
         self.stop_token_ids = frozenset(stop_token_ids)
-        self.max_sequences = max_sequences
+        self.tokenizer = tokenizer
+        self.config = config
         self.policy_version = 0
+        self._special = special_ids(tokenizer) if tokenizer else frozenset()
+        self.grammars = Grammars(tokenizer, model.config.vocab_size) if tokenizer else None
+        """Compiles constraints. Other threads may compile ahead, so that `add` takes no time."""
+        self.cache_tokens = BLOCK * cache_blocks(model, config)
+        """Tokens that the key-value cache holds."""
+        self._runner = Runner(model, self.cache_tokens // BLOCK)
+        self._pool = BlockPool(self.cache_tokens // BLOCK, reuse=config.reuse_prefixes)
+        self._scheduler = Scheduler(config, self._pool)
+        self._sampler = Sampler(model.config.vocab_size, model.lm_head.weight.device, self.grammars)
+        self._choices: dict[int, list[own.Sequence]] = {}
+        """Sequences of each request that has not ended."""
+        self._aborted: list[tuple[int, Delta]] = []
+        self._next_id = itertools.count()
+        self._arrivals = itertools.count()
+        self._generated_tokens = 0
         self._torn_by: int | None = None
         """Version of the update that has begun and not ended."""
+        self._asleep = False
+
+    # Requests
+
+    def add(self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0) -> int:
+        """Take a request on; `step` will give its tokens.
+
+        Args:
+            prompt_ids: Not empty.
+            params: Of sampling.
+            priority: Lower numbers go first, then who came first.
+
+        Returns:
+            The number of the request.
+
+        Raises:
+            QueueFullError: Too many sequences wait already.
+            RequestError: The request can never be served: the prompt is empty, has an id outside the vocabulary, fills
+                the context, or prompt and answer do not fit the cache.
+        """
+        limit = self._limit(prompt_ids, params)
+        if params.constraint is not None and self.grammars is not None:
+            self.grammars.compile(params.constraint)
+        waiting = self._scheduler.num_waiting
+        if waiting + params.n > self.config.max_waiting and not (waiting == 0 and self._has_place(params.n)):
+            raise QueueFullError(
+                f"{waiting} sequences wait, {self.config.max_waiting} may, the request asks for {params.n} more: "
+                "try again later"
+            )
+        request_id = next(self._next_id)
+        stops = params.stop_ids(self.stop_token_ids)
+        choices = [
+            own.Sequence(
+                request_id,
+                index,
+                params,
+                prompt_ids,
+                stops,
+                limit,
+                (priority, next(self._arrivals)),
+                TextStream(self.tokenizer, self._special, params.stop, params.min_tokens) if self.tokenizer else None,
+            )
+            for index in range(params.n)
+        ]
+        self._choices[request_id] = choices
+        for choice in choices:
+            self._scheduler.add(choice)
+        return request_id
+
+    def abort(self, request_id: int) -> None:
+        """End a request and free what it holds at once; the next `step` tells of it. Nothing if it has ended."""
+        for choice in self._choices.get(request_id, []):
+            if not choice.ended:
+                self._end(choice)
+                self._aborted.append((request_id, Delta(choice.index, finish_reason="abort")))
+        self._choices.pop(request_id, None)
+
+    def take_aborted(self) -> list[tuple[int, Delta]]:
+        """The last deltas of aborted requests, which the next `step` would tell."""
+        told, self._aborted = self._aborted, []
+        return told
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do or to tell."""
+        return bool(self._choices or self._aborted)
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Requests that have not ended."""
+        return list(self._choices)
+
+    # Steps
+
+    @torch.no_grad()
+    def step(self) -> list[tuple[int, Delta]]:
+        """Compute one batch: a token of every running sequence, and parts of prompts.
+
+        Returns:
+            The number of the request and what is new, for each choice of which something is.
+
+        Raises:
+            SyncError: A weight update has begun and not ended, so that the weights are a mixture; or the engine sleeps.
+        """
+        self._refuse_mixture()
+        if self._asleep:
+            raise SyncError("the engine sleeps: call wake() first")
+        told = self.take_aborted()
+        parts = self._scheduler.plan()
+        if not parts:
+            return told
+        logits = self._runner.logits(parts)
+        self._runner.copy_blocks(self._scheduler.computed(parts))
+        return told + self._draw(logits, parts)
+
+    def _refuse_mixture(self) -> None:
+        if self._torn_by is not None:
+            raise SyncError(f"the weights are a mixture: the update to version {self._torn_by} did not complete")
+
+    def _draw(self, logits: torch.Tensor, parts: list[Part]) -> list[tuple[int, Delta]]:
+        """From scores [S, V] to tokens. Sequences that begin together share the scores of their prompt's end."""
+        drawing = [part.members for part in parts if part.members]
+        sequences = [sequence for members in drawing for sequence in members]
+        if not sequences:
+            return []
+        if len(sequences) > len(drawing):
+            counts = torch.tensor([len(members) for members in drawing], device=logits.device)
+            logits = logits.repeat_interleave(counts, 0)
+        drawn = self._sampler.draw(logits, [self._slot(sequence) for sequence in sequences])
+        self._generated_tokens += len(sequences)
+        tokens, logprobs = drawn.tokens.tolist(), drawn.logprobs.tolist()
+        return [
+            (
+                sequence.request_id,
+                self._record(sequence, tokens[row], logprobs[row], drawn.top_logprobs.get(row), drawn.ended.get(row)),
+            )
+            for row, sequence in enumerate(sequences)
+        ]
+
+    def _record(
+        self, sequence: own.Sequence, token: int, logprob: float, top: dict[int, float] | None, ended: str | None
+    ) -> Delta:
+        """Add a token to a sequence, which may end it, as its constraint may have."""
+        sequence.token_ids.append(token)
+        reason: str | None = None
+        stop: int | str | None = None
+        if ended is not None:
+            reason = ended
+        elif token in sequence.stop_ids:
+            reason, stop = "stop", token
+        elif len(sequence.token_ids) >= sequence.limit:
+            reason = "length"
+        text = ""
+        if sequence.text is not None:
+            text = sequence.text.push(token)
+            text += sequence.text.finish() if reason else ""
+            if sequence.text.stopped_by is not None:
+                reason, stop = "stop", sequence.text.stopped_by
+        cached, sequence.cached_tokens = sequence.cached_tokens, 0
+        if reason:
+            self._end(sequence)
+        return Delta(
+            index=sequence.index,
+            token_ids=[token],
+            logprobs=[logprob],
+            top_logprobs=[] if top is None else [top],
+            policy_versions=[self.policy_version],
+            text=text,
+            finish_reason=reason,
+            stop=stop,
+            cached_tokens=cached,
+        )
+
+    def _slot(self, sequence: own.Sequence) -> int:
+        if sequence.slot is None:
+            stops, index = sequence.stop_ids, sequence.index
+            sequence.slot = self._sampler.admit(sequence.params, sequence.prompt_ids, stop_ids=stops, choice=index)
+        return sequence.slot
+
+    def _end(self, sequence: own.Sequence) -> None:
+        self._scheduler.end(sequence)
+        if sequence.slot is not None:
+            self._sampler.release(sequence.slot)
+        choices = self._choices[sequence.request_id]
+        if all(choice.ended for choice in choices):
+            del self._choices[sequence.request_id]
+
+    # Offline
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[SamplingParams],
+        on_tokens: Callable[[int], None] = lambda _: None,
+    ) -> list[Generation]:
+        """Continue each prompt, beside whatever else the engine does.
+
+        Args:
+            prompts: Token ids, none empty.
+            params: One for each prompt; with `n = 1`.
+            on_tokens: Called after every batched step with the number of tokens drawn.
+
+        Returns:
+            One generation a prompt, in order.
+
+        Raises:
+            RequestError: A request can never be served; see `add`.
+            SyncError: See `step`.
+        """
+        for index, request in enumerate(zip(prompts, params, strict=True)):
+            try:
+                self._limit(*request)
+            except RequestError as error:
+                raise RequestError(f"prompt {index}: {error}") from None
+            if request[1].n != 1:
+                raise RequestError(f"prompt {index}: generate() gives one continuation a prompt: repeat it for n")
+        results = [Generation() for _ in prompts]
+        place: dict[int, int] = {}
+        to_add = iter(range(len(prompts)))
+        left = len(prompts)
+        while left:
+            room = max(self.config.max_sequences + 1 - self._scheduler.num_waiting, 0)
+            for index in itertools.islice(to_add, room):
+                place[self.add(prompts[index], params[index])] = index
+            deltas = [(place[number], delta) for number, delta in self.step() if number in place]
+            for index, delta in deltas:
+                results[index].add(delta)
+                left -= delta.finish_reason is not None
+            on_tokens(sum(len(delta.token_ids) for _, delta in deltas))
+        return results
+
+    def score(self, prompt_ids: Sequence[int], top_logprobs: int = 0) -> TextScores:
+        """How likely the model finds a text, in one forward pass beside whatever else the engine does.
+
+        Args:
+            prompt_ids: Not empty, within the context.
+            top_logprobs: Most likely tokens to tell at each place.
+
+        Raises:
+            RequestError: The text is empty, too long, or has an id outside the vocabulary.
+            SyncError: The weights are a mixture.
+        """
+        if len(prompt_ids) < self.model.config.max_position_embeddings:
+            self._limit(prompt_ids, SamplingParams(max_tokens=1))
+        else:
+            raise RequestError(f"the text has {len(prompt_ids)} tokens, more than the context holds")
+        self._refuse_mixture()
+        return score_text(self.model, prompt_ids, top_logprobs)
+
+    def _limit(self, prompt_ids: Sequence[int], params: SamplingParams) -> int:
+        """Tokens that a request may generate."""
+        config = self.model.config
+        if not len(prompt_ids):
+            raise RequestError("the prompt is empty")
+        if not 0 <= min(prompt_ids) <= max(prompt_ids) < config.vocab_size:
+            raise RequestError(f"the prompt has a token outside the vocabulary of {config.vocab_size}")
+        room = config.max_position_embeddings - len(prompt_ids)
+        if room < 1:
+            raise RequestError(
+                f"the prompt has {len(prompt_ids)} tokens; the context of {config.max_position_embeddings} leaves no "
+                "room to generate"
+            )
+        params.check_vocabulary(config.vocab_size)
+        if self.tokenizer is None and (params.stop or params.constraint):
+            raise RequestError("stop strings and constraints need an engine with a tokenizer")
+        limit = min(params.max_tokens, room)
+        if len(prompt_ids) + limit > self.cache_tokens:
+            raise RequestError(
+                f"{len(prompt_ids)} tokens of prompt and up to {limit} of answer do not fit the cache of "
+                f"{self.cache_tokens} tokens: lower max_tokens or raise cache_tokens"
+            )
+        return limit
+
+    def _has_place(self, count: int) -> bool:
+        return self._scheduler.num_running + count <= self.config.max_sequences
+
+    # Weights and memory
 
     def update_weights(self, version: int, buckets: Iterable[Bucket]) -> str:
         """Replace all parameters and buffers; see `start_update`.
@@ -94,6 +349,9 @@ class Engine:
     def start_update(self, version: int) -> WeightReceiver:
         """The receiver of an update that comes bucket by bucket; until its `finish` the engine generates nothing.
 
+        What is being generated then goes on under the new weights: its text is read again, and nothing that older
+        weights have computed is used any more.
+
         Raises:
             SyncError: The engine holds a newer version.
         """
@@ -103,93 +361,33 @@ class Engine:
         return WeightReceiver(weights_to_fill(self.model), version, self._complete_update)
 
     def _complete_update(self, version: int) -> None:
+        self._scheduler.recompute_all()
         self.policy_version = version
         self._torn_by = None
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        params: Sequence[SamplingParams],
-        on_tokens: Callable[[int], None] = lambda _: None,
-    ) -> list[Generation]:
-        """Continue each prompt.
+    def sleep(self) -> None:
+        """Give the memory of the cache back, to a trainer beside the engine; requests are kept and read again."""
+        self._scheduler.recompute_all()
+        self._runner.sleep()
+        self._asleep = True
 
-        Args:
-            prompts: Token ids, none empty.
-            params: One for each prompt.
-            on_tokens: Called after every batched step with the number of tokens drawn.
+    def wake(self) -> None:
+        """Take memory for the cache again."""
+        self._runner.wake()
+        self._asleep = False
 
-        Returns:
-            One generation a prompt, in order.
-
-        Raises:
-            RequestError: A prompt is empty, has an id outside the vocabulary, or fills the context.
-            SyncError: A weight update has failed, so that the weights are a mixture.
-        """
-        if self._torn_by is not None:
-            raise SyncError(f"the weights are a mixture: the update to version {self._torn_by} did not complete")
-        sequences = [self._admit(i, *request) for i, request in enumerate(zip(prompts, params, strict=True))]
-        for start in range(0, len(prompts), self.max_sequences):
-            wave = slice(start, start + self.max_sequences)
-            self._generate_wave(prompts[wave], sequences[wave], on_tokens)
-        return [sequence.result for sequence in sequences]
-
-    def _admit(self, index: int, prompt: Sequence[int], params: SamplingParams) -> _Sequence:
-        config = self.model.config
-        if not len(prompt):
-            raise RequestError(f"prompt {index} is empty")
-        if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
-            raise RequestError(f"prompt {index} has a token outside the vocabulary of {config.vocab_size}")
-        room = config.max_position_embeddings - len(prompt)
-        if room < 1:
-            raise RequestError(
-                f"prompt {index} has {len(prompt)} tokens; the context of "
-                f"{config.max_position_embeddings} leaves no room to generate"
-            )
-        stops = self.stop_token_ids if params.stop_token_ids is None else frozenset(params.stop_token_ids)
-        result = Generation(policy_version=self.policy_version)
-        return _Sequence(params, stops, params.uniforms(), min(params.max_tokens, room), result)
-
-    def _generate_wave(
-        self, prompts: Sequence[Sequence[int]], sequences: list[_Sequence], on_tokens: Callable[[int], None]
-    ) -> None:
-        longest = max(len(prompt) + sequence.limit for prompt, sequence in zip(prompts, sequences, strict=True))
-        hidden, caches = self._prefill(prompts, longest)
-        position = torch.tensor([len(prompt) for prompt in prompts])
-        active = list(sequences)
-        draws = 0
-        while active:
-            tokens = self._draw(hidden, active, draws)
-            draws += 1
-            on_tokens(len(active))
-            going = [i for i, sequence in enumerate(active) if sequence.add(*tokens[i])]
-            if len(going) < len(active):
-                active = [active[i] for i in going]
-                position = position[going]
-                caches = [KeyValueCache(cache.keys[going], cache.values[going]) for cache in caches]
-            if active:
-                ids = torch.tensor([tokens[i][0] for i in going])
-                hidden = self.model.decode(ids, position, caches)
-                position = position + 1
-
-    def _prefill(self, prompts: Sequence[Sequence[int]], max_length: int) -> tuple[Tensor, list[KeyValueCache]]:
-        """Hidden state [B, D] of each prompt's last token, and caches that hold the prompts."""
-        unique = {tuple(prompt): None for prompt in prompts}
-        rows = {prompt: row for row, prompt in enumerate(unique)}
-        lengths = [len(prompt) for prompt in unique]
-        cu_seqlens = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-        ids = torch.tensor([token for prompt in unique for token in prompt])
-        positions = torch.cat([torch.arange(length) for length in lengths])
-        caches = self.model.new_caches(len(unique), max_length)
-        output = self.model(ids, positions, DocumentLayout.from_cu_seqlens(cu_seqlens), caches=caches)
-        index = torch.tensor([rows[tuple(prompt)] for prompt in prompts])
-        hidden = output.hidden[torch.from_numpy(cu_seqlens[1:].astype(np.int64) - 1)][index]
-        return hidden, [KeyValueCache(cache.keys[index], cache.values[index]) for cache in caches]
-
-    def _draw(self, hidden: Tensor, active: list[_Sequence], draw: int) -> list[tuple[int, float]]:
-        uniform = torch.tensor([sequence.uniforms[draw] for sequence in active], dtype=torch.float64)
-        temperature = torch.tensor([sequence.params.temperature for sequence in active])
-        top_p = torch.tensor([sequence.params.top_p for sequence in active])
-        tokens, logprobs = sample(self.model.logits(hidden), uniform, temperature, top_p)
-        return list(zip(tokens.tolist(), logprobs.tolist(), strict=True))
+    def stats(self) -> EngineStats:
+        """What the engine does, and what it has done."""
+        pool, scheduler = self._pool, self._scheduler
+        return EngineStats(
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting,
+            cache_used=1 - pool.available / pool.num_blocks,
+            cache_tokens=self.cache_tokens,
+            reusable_tokens=pool.num_idle * BLOCK,
+            prompt_tokens=scheduler.prompt_tokens,
+            cached_tokens=scheduler.cached_tokens,
+            generated_tokens=self._generated_tokens,
+            preemptions=scheduler.preemptions,
+            policy_version=self.policy_version,
+        )

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from glmcore.chat import Message, apply_chat_template, parse_reply
-from glmcore.engine.engine import Engine, Generation
+from glmcore.engine.config import EngineConfig
+from glmcore.engine.engine import Engine
+from glmcore.engine.request import Generation
 from glmcore.engine.sampling import SamplingParams
 from glmcore.errors import CheckpointError
 from glmcore.model.fp8 import copy_codes, hold_in_fp8
@@ -36,7 +38,7 @@ class LLM:
     Args:
         directory: Hugging Face layout, bfloat16 or block-FP8, with tokenizer.json.
         dtype: Arithmetic of the model. float32 is the fastest on most CPUs and adds no rounding of its own.
-        max_sequences: Most sequences decoded together.
+        config: How much the engine takes on at a time, and how much memory it may use.
         fp8: Hold in FP8 what FP8 checkpoints have quantised, and quantise its inputs: `Float8Linear`. The codes are
             those of the checkpoint if it has 128x128 blocks. Half the memory; on the CPU slower.
 
@@ -49,7 +51,7 @@ class LLM:
         directory: str | Path,
         *,
         dtype: torch.dtype = torch.float32,
-        max_sequences: int = 256,
+        config: EngineConfig = EngineConfig(),  # noqa: B008 (frozen)
         fp8: bool = False,
     ) -> None:
         self.tokenizer = Tokenizer.from_pretrained(str(directory))
@@ -61,7 +63,7 @@ class LLM:
             )
         if fp8:
             copy_codes(hold_in_fp8(model), Path(directory))
-        self.engine = Engine(model, model.config.eos_token_id, max_sequences)
+        self.engine = Engine(model, model.config.eos_token_id, tokenizer=self.tokenizer, config=config)
 
     def generate(
         self,
@@ -96,7 +98,7 @@ class LLM:
     def _completion(self, generation: Generation) -> Completion:
         return Completion(
             token_ids=generation.token_ids,
-            text=self.reply_text(generation.token_ids),
+            text=generation.text,
             logprobs=generation.logprobs,
             finish_reason=generation.finish_reason,
         )

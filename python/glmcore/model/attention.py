@@ -1,9 +1,7 @@
 """Grouped-query attention with QK-norm and partial rotary embedding.
 
-Shapes: T tokens, D hidden size, H query heads, G key-value heads, C channels of a head, B sequences.
+Shapes: T tokens, D hidden size, H query heads, G key-value heads, C channels of a head.
 """
-
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,21 +12,15 @@ from glmcore.model.config import GlmConfig
 from glmcore.model.documents import attend_within_documents
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.norm import RMSNorm
+from glmcore.model.paged import PagedCache, PagedLayout, attend_to_pages
 from glmcore.model.parallel.context import ContextLayout, attend_over_ranks
 from glmcore.model.rope import apply_rotary
 from glmcore.model.routing import gather_rows
 from glmcore.model.tree import TreeLayout
 
-Layout = DocumentLayout | TreeLayout | ContextLayout
-"""What the tokens are: documents, a forest of prefixes, or a rank's part of documents that several ranks share."""
-
-
-@dataclass
-class KeyValueCache:
-    """Keys and values of B sequences in one layer, each [B, G, max_length, C]."""
-
-    keys: Tensor
-    values: Tensor
+Layout = DocumentLayout | TreeLayout | ContextLayout | PagedLayout
+"""What the tokens are: documents, a forest of prefixes, a rank's part of documents that several ranks share, or new
+tokens of sequences that are in a cache."""
 
 
 class Attention(nn.Module):
@@ -54,28 +46,28 @@ class Attention(nn.Module):
         x: Tensor,
         angles: tuple[Tensor, Tensor],
         layout: Layout,
-        cache: KeyValueCache | None = None,
+        cache: PagedCache | None = None,
     ) -> Tensor:
-        """Attend within each document of `layout`, or along the paths of a forest.
+        """Attend within each document of `layout`, along the paths of a forest, or to the sequences of a cache.
 
         Args:
             x: [T, D], of this rank's tokens.
             angles: cos and sin of `rotary_angles`.
             layout: What the flat tokens are.
-            cache: If given, document b's keys and values are also stored as its sequence b (prefill).
+            cache: With a `PagedLayout` alone: what the sequences' earlier tokens have left; the new ones are added.
 
         Returns:
             [T, D].
         """
         query, key, value = self._project(x, angles)
-        if cache is not None and not isinstance(layout, DocumentLayout):
-            raise ValueError("a cache holds sequences: prefill documents, whole and on one rank")
+        if isinstance(layout, PagedLayout):
+            if cache is None:
+                raise ValueError("new tokens of sequences need the cache of the earlier ones")
+            return self.o_proj(attend_to_pages(query, key, value, layout, cache).flatten(1))
         if isinstance(layout, ContextLayout):
             return self.o_proj(attend_over_ranks(query, key, value, layout).flatten(1))
         if isinstance(layout, TreeLayout):
             return self.o_proj(self._attend_along_paths(query, key, value, layout))
-        if cache is not None:
-            _store_documents(cache, key, value, layout)
         return self.o_proj(attend_within_documents(query, key, value, layout).flatten(1))
 
     @outside_graphs
@@ -100,40 +92,6 @@ class Attention(nn.Module):
             parts.append(attended.transpose(1, 2).reshape(size, self.num_heads * self.head_dim))
         return gather_rows(torch.cat(parts), layout.token_slot, layout.query_token, layout.slot_is_padding)
 
-    def decode(
-        self,
-        x: Tensor,
-        angles: tuple[Tensor, Tensor],
-        position_ids: Tensor,
-        visible: Tensor,
-        cache: KeyValueCache,
-    ) -> Tensor:
-        """Attend from one new token of each of B sequences to that sequence's cache, after adding the token to it.
-
-        Args:
-            x: [B, D].
-            angles: cos and sin at `position_ids`.
-            position_ids: Position of the new token in each sequence, [B].
-            visible: True at the cache places a sequence may see, its new token's included, bool [B, 1, 1, L].
-            cache: At least L places for each sequence.
-
-        Returns:
-            [B, D].
-        """
-        query, key, value = self._project(x, angles)
-        rows = torch.arange(x.shape[0], device=x.device)
-        cache.keys[rows, :, position_ids] = key
-        cache.values[rows, :, position_ids] = value
-        length = visible.shape[-1]
-        attended = F.scaled_dot_product_attention(
-            query[:, :, None],
-            cache.keys[:, :, :length],
-            cache.values[:, :, :length],
-            attn_mask=visible,
-            enable_gqa=True,
-        )  # [B, H, 1, C]
-        return self.o_proj(attended.flatten(1))
-
     def _project(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         query = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))  # [T, H, C]
         key = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))  # [T, G, C]
@@ -141,12 +99,3 @@ class Attention(nn.Module):
         if self.use_qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         return apply_rotary(query, *angles), apply_rotary(key, *angles), value
-
-
-@outside_graphs
-def _store_documents(cache: KeyValueCache, key: Tensor, value: Tensor, layout: DocumentLayout) -> None:
-    start = 0
-    for row, length in enumerate(layout.lengths):
-        cache.keys[row, :, :length] = key[start : start + length].transpose(0, 1)
-        cache.values[row, :, :length] = value[start : start + length].transpose(0, 1)
-        start += length

@@ -1,6 +1,6 @@
 """The GLM mixture-of-experts language model on packed tokens.
 
-Shapes: T tokens of a packed batch, D hidden size, V vocabulary, B sequences being decoded.
+Shapes: T tokens of a packed batch, D hidden size, V vocabulary.
 """
 
 from dataclasses import dataclass, field
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from glmcore.errors import ConfigError
-from glmcore.model.attention import Attention, KeyValueCache, Layout
+from glmcore.model.attention import Attention, Layout
 from glmcore.model.blocks import compile_block, run_block
 from glmcore.model.config import Checkpointing, GlmConfig
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.moe import MixtureOfExperts, Mlp, Router, Routing
 from glmcore.model.norm import RMSNorm
+from glmcore.model.paged import PagedCache, PagedLayout
 from glmcore.model.parallel.context import ContextLayout
 from glmcore.model.parallel.placement import draw_normal
 from glmcore.model.rope import rotary_angles
@@ -54,22 +55,10 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         angles: tuple[Tensor, Tensor],
         layout: Layout,
-        cache: KeyValueCache | None = None,
+        cache: PagedCache | None = None,
     ) -> tuple[Tensor, Routing | None]:
         x = x + self.self_attn(self.input_layernorm(x), angles, layout, cache)
         return self._feed_forward(x)
-
-    def decode(
-        self,
-        x: Tensor,
-        angles: tuple[Tensor, Tensor],
-        position_ids: Tensor,
-        visible: Tensor,
-        cache: KeyValueCache,
-    ) -> Tensor:
-        """One new token of each sequence; see `Attention.decode`."""
-        x = x + self.self_attn.decode(self.input_layernorm(x), angles, position_ids, visible, cache)
-        return self._feed_forward(x)[0]
 
     def _feed_forward(self, x: Tensor) -> tuple[Tensor, Routing | None]:
         normed = self.post_attention_layernorm(x)
@@ -235,7 +224,7 @@ class Glm(nn.Module):
         layout: Layout,
         *,
         with_mtp: bool = False,
-        caches: list[KeyValueCache] | None = None,
+        caches: list[PagedCache] | None = None,
         inputs_embeds: Tensor | None = None,
     ) -> Output:
         """Run packed documents, or samples that share prefixes as a forest.
@@ -247,7 +236,7 @@ class Glm(nn.Module):
             layout: What the tokens are.
             with_mtp: Also run the MTP layer. In a forest its state at token t is that of the step to t from the token
                 before, so it predicts the tokens after t; at first tokens, which no step leads to, it is zero.
-            caches: One per decoder layer; document b is stored as sequence b.
+            caches: With a `PagedLayout` alone: one per decoder layer, to which the tokens are added.
             inputs_embeds: What the first layer gets in place of the embeddings of `input_ids`, [T, D].
         """
         angles = self._angles(layout.local(position_ids))
@@ -260,6 +249,8 @@ class Glm(nn.Module):
         hidden = self.model.norm(x)
         mtp_hidden = None
         if with_mtp and self.mtp_layer is not None:
+            if isinstance(layout, PagedLayout):
+                raise ValueError("what follows the new tokens of sequences is not known to the MTP layer")
             if isinstance(layout, TreeLayout):
                 mtp_hidden, routing = self._predict_in_forest(input_ids, position_ids, hidden, layout)
             else:
@@ -283,37 +274,10 @@ class Glm(nn.Module):
         states, routing = run_block(self.checkpointing, self.mtp_layer, hidden[before], next_embedding, angles, steps)
         return torch.zeros_like(hidden).index_copy(0, token, states), routing
 
-    def decode(self, input_ids: Tensor, position_ids: Tensor, caches: list[KeyValueCache]) -> Tensor:
-        """Run one new token of each of B sequences against their caches.
-
-        Args:
-            input_ids: The new tokens, int64 [B].
-            position_ids: Their positions, int64 [B]; caches hold the positions before.
-            caches: One per decoder layer.
-
-        Returns:
-            Normed hidden states, [B, D].
-        """
-        angles = self._angles(position_ids)
-        places = torch.arange(int(position_ids.max()) + 1, device=input_ids.device)
-        visible = (places[None] <= position_ids[:, None])[:, None, None]  # [B, 1, 1, L]
-        x = self.model.embed_tokens(input_ids)  # [B, D]
-        for layer, cache in zip(self.decoder_layers, caches, strict=True):
-            x = layer.decode(x, angles, position_ids, visible, cache)
-        return self.model.norm(x)
-
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token, [T, V], in float32 or wider."""
         logits = F.linear(hidden, self.lm_head.weight)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def new_caches(self, num_sequences: int, max_length: int) -> list[KeyValueCache]:
-        """Empty key-value caches, one per decoder layer."""
-        config, weight = self.config, self.lm_head.weight
-        shape = (num_sequences, config.num_key_value_heads, max_length, config.head_dim)
-        return [
-            KeyValueCache(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(config.num_hidden_layers)
-        ]
 
     def _angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         return rotary_angles(position_ids, self.config.rotary_dim, self.rope_theta)

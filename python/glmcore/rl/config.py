@@ -6,6 +6,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from typing_extensions import Self
 
 from glmcore.config import Config
+from glmcore.envs.config import EnvironmentConfig, ReasoningGymConfig
+from glmcore.rl.async_config import AsyncConfig, RayConfig
 from glmcore.rl.curriculum.config import (
     CurriculumConfig,
     DynamicSamplingConfig,
@@ -84,9 +86,10 @@ class RLConfig(Config):
     not published.
     """
 
-    tasks: list[str] = Field(min_length=1)
-    """Reasoning tasks to draw problems from."""
-    num_steps: PositiveInt
+    environment: EnvironmentConfig = ReasoningGymConfig()
+    tasks: list[str] = Field(default_factory=list[str])
+    """Parts of the environment to draw tasks from: generators of `reasoning_gym`, categories of `bfcl`, ..."""
+    max_steps: PositiveInt
     groups_per_step: PositiveInt = 16
     """Problems of one update."""
     rollouts_per_group: int = Field(default=8, ge=2)
@@ -105,6 +108,46 @@ class RLConfig(Config):
     evaluation_problems: PositiveInt = 512
     """Held-out problems, each sampled once at `temperature`, before and after."""
     checkpoint_every_steps: PositiveInt = 5
+    mode: Literal["sync", "async"] = "sync"
+    """`sync` trains on rollouts of the newest weights alone, sampling and training in turn. `async` does both at the
+    same time, for tasks whose environments are slow."""
+    asynchronous: AsyncConfig = AsyncConfig()
+    backend: Literal["local", "ray"] = "local"
+    """`local` is one process; `ray`, for `async` alone, has engines and environments in actors of a Ray cluster."""
+    ray: RayConfig = RayConfig()
+    replay: str | None = None
+    """Directory of an asynchronous run whose rollouts are trained on again, in its order, to the same weights."""
+    sync_timeout_s: PositiveFloat = 600.0
+    """Most that the new weights may take to reach the engines."""
+
+    @property
+    def max_staleness(self) -> int:
+        """Most optimiser steps between sampling a token and training on it; those on one batch count."""
+        return self.asynchronous.max_staleness if self.mode == "async" else self.updates_per_step - 1
+
+    @model_validator(mode="after")
+    def _environment_has_the_tasks(self) -> Self:
+        self.environment.check_tasks(self.tasks)
+        return self
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> Self:
+        if self.max_staleness < self.updates_per_step - 1:
+            raise ValueError(
+                f"asynchronous.max_staleness={self.max_staleness} is less than what "
+                f"updates_per_step={self.updates_per_step} makes of fresh rollouts: {self.updates_per_step - 1}"
+            )
+        if self.backend == "ray" and self.mode == "sync":
+            raise ValueError("backend='ray' samples beside the trainer: set mode='async', max_staleness=0 if need be")
+        if self.mode == "async" and (self.dynamic_sampling is not None or self.dynamic_temperature is not None):
+            raise ValueError(
+                "dynamic_sampling and dynamic_temperature go from batch to batch, which mode='async' samples ahead: "
+                "set mode='sync', or loss.drop_uniform_groups=true"
+            )
+        if self.replay is not None and self.backend == "ray":
+            raise ValueError("replay samples nothing: leave backend at 'local'")
+        return self
+
     pool: PoolConfig | None = None
     """A fixed set of tasks; None for new tasks at every step."""
     curriculum: CurriculumConfig | None = None

@@ -62,37 +62,39 @@ def distill(run: RunDirectory[Recipe]) -> dict[str, int]:
     """The distillation of an open run; see `run`."""
     config = run.recipe.rl.distill
     model, done = load_policy(run)
-    worker = new_worker(run, model)
-    worker.temperature = run.recipe.rl.temperature if config.temperature is None else config.temperature
-    tasks = training_pool(run.recipe).tasks[: config.num_tasks]
-    asked = {
-        "stage": done.stage_index,
-        "step": done.step,
-        "temperature": worker.temperature,
-        "max_response_tokens": worker.max_tokens,
-        "num_samples": config.num_samples,
-        "seed": config.seed,
-    }
-    answers = run.distilled / "answers.jsonl"
-    file = ResultFile(answers, asked)
-    try:
-        _sample(tasks, worker, file, config)
-    finally:
-        file.close()
-    wanted = {task.id for task in tasks}
-    by_task = {
-        line["id"]: [Answer(**answer) for answer in line["answers"]]
-        for line in read_results(answers)
-        if line["id"] in wanted
-    }
-    kept, dropped = select(by_task, config)
-    prompts = {task.id: asyncio.run(worker.new_environment().reset(task)) for task in tasks if task.id in kept}
-    lines = [
-        json.dumps({"id": id_, "messages": conversation(prompts[id_], answer)}, ensure_ascii=False)
-        for id_, chosen in kept.items()
-        for answer in chosen
-    ]
-    write_file(run.distilled / "sft.jsonl", "".join(f"{line}\n" for line in lines))
+    with new_worker(run, model) as worker:
+        worker.temperature = run.recipe.rl.temperature if config.temperature is None else config.temperature
+        tasks = training_pool(run.recipe).tasks[: config.num_tasks]
+        asked = {
+            "stage": done.stage_index,
+            "step": done.step,
+            "temperature": worker.temperature,
+            "max_response_tokens": worker.max_tokens,
+            "num_samples": config.num_samples,
+            "seed": config.seed,
+        }
+        answers = run.distilled / "answers.jsonl"
+        file = ResultFile(answers, asked)
+        try:
+            _sample(tasks, worker, file, config)
+        finally:
+            file.close()
+        wanted = {task.id for task in tasks}
+        by_task = {
+            line["id"]: [Answer(**answer) for answer in line["answers"]]
+            for line in read_results(answers)
+            if line["id"] in wanted
+        }
+        kept, dropped = select(by_task, config)
+        prompts = {
+            task.id: asyncio.run(worker.new_environment().reset(task)).messages for task in tasks if task.id in kept
+        }
+        lines = [
+            json.dumps({"id": id_, "messages": conversation(prompts[id_], answer)}, ensure_ascii=False)
+            for id_, chosen in kept.items()
+            for answer in chosen
+        ]
+        write_file(run.distilled / "sft.jsonl", "".join(f"{line}\n" for line in lines))
     say(f"{len(lines):,} of {sum(map(len, by_task.values())):,} answers kept: {run.distilled / 'sft.jsonl'}")
     return {"kept": len(lines), **dropped}
 
@@ -155,7 +157,7 @@ def _fault(answer: Answer, config: DistillConfig) -> str | None:
 def _sample(tasks: Sequence[Problem], worker: RolloutWorker, file: ResultFile, config: DistillConfig) -> None:
     """Answer every task that `file` lacks; each is recorded when all of its answers are there."""
     waiting = [task for task in tasks if task.id not in file.done]
-    size = max(worker.engine.max_sequences // config.num_samples, 1)
+    size = max(worker.max_sequences // config.num_samples, 1)
     with progress("distill", total=len(tasks), unit="tasks") as bar:
         bar.skip(len(tasks) - len(waiting))
         for start in range(0, len(waiting), size):
@@ -171,5 +173,5 @@ def _sample(tasks: Sequence[Problem], worker: RolloutWorker, file: ResultFile, c
 
 
 def _answer(rollout: Rollout) -> Answer:
-    ids = rollout.generation.token_ids
-    return Answer(rollout.reply, len(ids), rollout.reward, rollout.generation.finish_reason, repetition(ids))
+    ids = rollout.sampled_ids
+    return Answer(rollout.reply, len(ids), rollout.reward, rollout.ending.finish_reason, repetition(ids))

@@ -111,6 +111,11 @@ class Evaluator:
                 self._tasks[suite.name] = suite_tasks(suite, seed=self.seed)
                 check_apart(training, self._tasks[suite.name], suite.name)
 
+    def is_due(self, step: int) -> bool:
+        """Whether it is time to measure what `step` finished steps have led to."""
+        config = self.config
+        return config is not None and (step % config.every_steps == 0 or step == self.recipe.rl.max_steps)
+
     def run_if_due(self, step: int, settings: StepSettings) -> list[SuiteResult]:
         """Measure what `step` finished steps have led to, if it is time and not done yet.
 
@@ -118,7 +123,7 @@ class Evaluator:
             step: Finished steps; the engine holds the weights after them.
             settings: Of training at the moment.
         """
-        if self.config is None or (step % self.config.every_steps and step != self.recipe.rl.num_steps):
+        if self.config is None or not self.is_due(step):
             return []
         known = read_evaluations(self.file)
         done = {result.suite for result in known if result.step == step}
@@ -177,7 +182,7 @@ def _summarize(suite: SuiteConfig, step: int, rollouts: Sequence[Rollout]) -> Su
         suite.name,
         step,
         np.array([rollout.reward for rollout in rollouts]).reshape(shape),
-        np.array([len(rollout.generation.token_ids) for rollout in rollouts]).reshape(shape),
-        np.array([rollout.generation.finish_reason == "length" for rollout in rollouts]).reshape(shape),
+        np.array([len(rollout.sampled_ids) for rollout in rollouts]).reshape(shape),
+        np.array([rollout.ending.finish_reason == "length" for rollout in rollouts]).reshape(shape),
         suite.short_tokens,
     )

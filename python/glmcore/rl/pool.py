@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from glmcore.data.reasoning import Problem
-from glmcore.envs.reasoning import ReasoningEnv
+from glmcore.envs.registry import list_tasks
 from glmcore.errors import RunError
 from glmcore.recipe import Recipe
 from glmcore.rl.curriculum.difficulty import PassRecord
@@ -35,7 +35,7 @@ def training_pool(recipe: Recipe) -> Pool:
     config = recipe.rl
     if config.pool is None:
         return Pool(list({task.question: task for task in _tasks_of_all_steps(recipe)}.values()))
-    found = ReasoningEnv.tasks("train", config.tasks, config.pool.num_tasks, seed=config.pool.seed)
+    found = list_tasks(config.environment, config.tasks, "train", config.pool.num_tasks, config.pool.seed)
     tasks = list({task.question: task for task in found}.values())
     if not config.pool.wrong_answer_share:
         return Pool(tasks)
@@ -95,8 +95,8 @@ def check_apart(training: Sequence[Problem], held_out: Sequence[Problem], name: 
 
 def _tasks_of_all_steps(recipe: Recipe) -> list[Problem]:
     config = recipe.rl
-    count = config.num_steps * config.groups_per_step
-    return ReasoningEnv.tasks("train", config.tasks, count, seed=recipe.run.seed + 1)
+    count = config.max_steps * config.groups_per_step
+    return list_tasks(config.environment, config.tasks, "train", count, recipe.run.seed + 1)
 
 
 def _with_wrong_answers(tasks: Sequence[Problem], share: float, seed: int) -> Pool:

@@ -40,28 +40,28 @@ def probe(run: RunDirectory[Recipe]) -> dict[str, int]:
     config = run.recipe.rl
     difficulty = DifficultyConfig() if config.curriculum is None else config.curriculum.difficulty
     model, progress = load_policy(run)
-    worker = new_worker(run, model)
-    worker.temperature = config.temperature if config.probe.temperature is None else config.probe.temperature
-    pool = training_pool(run.recipe)
-    asked = {
-        "stage": progress.stage_index,
-        "step": progress.step,
-        "temperature": worker.temperature,
-        "max_response_tokens": config.max_response_tokens,
-        "few_attempts": difficulty.few_attempts,
-        "many_attempts": difficulty.many_attempts,
-        "half_life": difficulty.half_life,
-        "seed": config.probe.seed,
-    }
-    file = ResultFile(run.probe, asked)
+    with new_worker(run, model) as worker:
+        worker.temperature = config.temperature if config.probe.temperature is None else config.probe.temperature
+        pool = training_pool(run.recipe)
+        asked = {
+            "stage": progress.stage_index,
+            "step": progress.step,
+            "temperature": worker.temperature,
+            "max_response_tokens": config.max_response_tokens,
+            "few_attempts": difficulty.few_attempts,
+            "many_attempts": difficulty.many_attempts,
+            "half_life": difficulty.half_life,
+            "seed": config.probe.seed,
+        }
+        file = ResultFile(run.probe, asked)
 
-    def rewards_of(problems: Sequence[Problem], seeds: Sequence[int]) -> list[float]:
-        return [rollout.reward for rollout in worker.roll_out(problems, seeds)]
+        def rewards_of(problems: Sequence[Problem], seeds: Sequence[int]) -> list[float]:
+            return [rollout.reward for rollout in worker.roll_out(problems, seeds)]
 
-    try:
-        probe_tasks(pool, difficulty, rewards_of, file, seed=config.probe.seed, batch=worker.engine.max_sequences)
-    finally:
-        file.close()
+        try:
+            probe_tasks(pool, difficulty, rewards_of, file, seed=config.probe.seed, batch=worker.max_sequences)
+        finally:
+            file.close()
     return dict(Counter(record.difficulty(difficulty) for record in read_probe(run.probe).values()))
 
 

@@ -1,0 +1,26 @@
+"""How much an engine takes on at a time, and how much memory it may use for that."""
+
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from glmcore.config import Config
+
+
+class EngineConfig(Config):
+    """Bounds of an engine."""
+
+    max_sequences: PositiveInt = 256
+    """Most sequences that are read and generated together; others wait."""
+    max_step_tokens: PositiveInt = 2_048
+    """Most tokens of a step: one of each running sequence, the rest parts of prompts. Bounds how long a prompt can
+    delay the sequences that are being generated."""
+    max_waiting: NonNegativeInt = 4_096
+    """Sequences that may wait; more are refused."""
+    cache_tokens: PositiveInt | None = None
+    """Tokens that the key-value cache holds. None for what `cache_memory_share` gives."""
+    cache_memory_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Part of the free memory that the cache may come to use, where `cache_tokens` does not say; never more than
+    `max_sequences` sequences of the model's context need."""
+    reuse_prefixes: bool = True
+    """Keep the cache of ended sequences for prompts that begin alike, as long as there is room."""
