@@ -9,7 +9,11 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 from serving import app_of, random_conversations, running
 from serving import settings as serve_settings
 
@@ -34,14 +38,34 @@ PATHS = {
 FIELDS = sorted(
     {*CHAT, *COMPLETION, *MESSAGES, *RESPONSE}
     | {"tools", "tool_choice", "stop", "n", "seed", "logprobs", "top_logprobs", "logit_bias", "stream", "temperature"}
-    | {"response_format", "system", "thinking", "echo", "top_p", "top_k", "stop_sequences", "text", "instructions", "tokens"}
+    | {
+        "response_format",
+        "system",
+        "thinking",
+        "echo",
+        "top_p",
+        "top_k",
+        "stop_sequences",
+        "text",
+        "instructions",
+        "tokens",
+    }
 )
 LEAVES = st.one_of(
     *(st.none(), st.booleans(), st.text(max_size=8), st.floats(), st.integers(), st.integers(-(10**30), 10**30)),
-    *(st.sampled_from(["user", "assistant", "tool", "system", "function", "auto", "required", "json_schema", "\ud800", "<|user|>"]),),
+    *(
+        st.sampled_from(
+            ["user", "assistant", "tool", "system", "function", "auto", "required", "json_schema", "\ud800", "<|user|>"]
+        ),
+    ),
 )
-KEYS = st.one_of(st.sampled_from(["role", "content", "type", "text", "function", "name", "parameters", "tool_calls"]), st.text(max_size=4))
-JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8)
+KEYS = st.one_of(
+    st.sampled_from(["role", "content", "type", "text", "function", "name", "parameters", "tool_calls"]),
+    st.text(max_size=4),
+)
+JSON = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +153,9 @@ def test_bodies_that_break_parsers_are_refused(client, path, body):
     assert_decent(client.post(path, content=body, headers={"content-type": "application/json"}))
 
 
-@pytest.mark.parametrize("target", ["/%2e%2e/etc/passwd", "/page/../../app.py", "/v1/models/%00", "/" + "a" * 5000, "//"])
+@pytest.mark.parametrize(
+    "target", ["/%2e%2e/etc/passwd", "/page/../../app.py", "/v1/models/%00", "/" + "a" * 5000, "//"]
+)
 def test_no_path_leads_to_a_file(client, target):
     response = client.get(target)
     assert response.status_code in (200, 404)

@@ -71,7 +71,12 @@ def kind(response) -> tuple[int, str]:
 def test_every_path_but_health_asks_for_the_key(serve):
     served = serve(keys=[KEY])
     client = served.client
-    for method, path in [("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/no/such/path")]:
+    for method, path in [
+        ("GET", "/v1/models"),
+        ("GET", "/metrics"),
+        ("GET", "/openapi.json"),
+        ("GET", "/no/such/path"),
+    ]:
         assert kind(client.request(method, path)) == (401, "authentication_error")
     refused = client.post("/v1/chat/completions", json=ASK)
     assert kind(refused) == (401, "authentication_error")
@@ -80,7 +85,9 @@ def test_every_path_but_health_asks_for_the_key(serve):
     assert refused.status_code == 401
     assert refused.json()["type"] == "error"
     assert client.get("/health").json() == {"status": "ok"}
-    answer = client.post("/v1/chat/completions", json={**ASK, "max_tokens": 2}, headers={"authorization": f"Bearer {KEY}"})
+    answer = client.post(
+        "/v1/chat/completions", json={**ASK, "max_tokens": 2}, headers={"authorization": f"Bearer {KEY}"}
+    )
     assert answer.status_code == 200
 
 
@@ -118,7 +125,11 @@ def test_a_body_that_does_not_come_is_not_waited_for(serve):
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_memory_at_once(serve, path, stream):
     served = serve()
-    body = {**LONG, "stream": stream} if "chat" in path else {"prompt": "a", "max_tokens": 1900, "stream": stream, "seed": 1}
+    body = (
+        {**LONG, "stream": stream}
+        if "chat" in path
+        else {"prompt": "a", "max_tokens": 1900, "stream": stream, "seed": 1}
+    )
     content = json.dumps(body | {"n": 2}).encode()
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as raw:
@@ -137,7 +148,9 @@ def test_a_full_server_says_when_to_come_back_and_serves_again(serve):
         full = served.client.post("/v1/chat/completions", json=ASK)
         assert kind(full) == (429, "rate_limit_error")
         assert int(full.headers["retry-after"]) >= 3
-        anthropic = served.client.post("/v1/messages", json={**{k: ASK[k] for k in ("messages",)}, "model": "glm", "max_tokens": 5})
+        anthropic = served.client.post(
+            "/v1/messages", json={**{k: ASK[k] for k in ("messages",)}, "model": "glm", "max_tokens": 5}
+        )
         assert anthropic.status_code == 529
         assert anthropic.json()["error"]["type"] == "overloaded_error"
     served.wait_until(served.is_idle, "it still runs")
@@ -175,7 +188,9 @@ def test_a_request_that_takes_too_long_is_ended_with_an_error(serve):
 def test_a_silent_stream_shows_signs_of_life(serve):
     served = serve(limits={"heartbeat_s": 0.05})
     asyncio.run(served.conversations.service.pause())
-    with served.client.stream("POST", "/v1/chat/completions", json={**ASK, "max_tokens": 2, "stream": True}) as response:
+    with served.client.stream(
+        "POST", "/v1/chat/completions", json={**ASK, "max_tokens": 2, "stream": True}
+    ) as response:
         lines = response.iter_lines()
         assert next(lines).startswith(": ")
         asyncio.run(served.conversations.service.resume())
@@ -199,7 +214,9 @@ def test_answers_and_limits_are_counted(serve):
 def test_prompts_are_in_the_log_only_when_asked_for(serve, caplog, shown):
     served = serve(security={"log_prompts": shown})
     with caplog.at_level("INFO", logger="glmcore.serve"):
-        served.client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "sesame"}], "max_tokens": 2})
+        served.client.post(
+            "/v1/chat/completions", json={"messages": [{"role": "user", "content": "sesame"}], "max_tokens": 2}
+        )
         served.client.post("/v1/chat/completions?q=sesame", content=b'{"messages": "sesame"')
     assert ("sesame" in caplog.text) == shown
     assert "2 completion tokens" in caplog.text
@@ -220,7 +237,9 @@ def test_a_server_that_stops_ends_what_is_left_within_its_time(tokenizer):
     with running(app_of(conversations, config), config) as server:
 
         def read():
-            with httpx.stream("POST", f"{server.url}/v1/chat/completions", json={**LONG, "stream": True}, timeout=60) as response:
+            with httpx.stream(
+                "POST", f"{server.url}/v1/chat/completions", json={**LONG, "stream": True}, timeout=60
+            ) as response:
                 try:
                     told.extend(response.iter_lines())
                 except httpx.RemoteProtocolError:

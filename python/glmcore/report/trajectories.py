@@ -45,7 +45,7 @@ def write_viewer(run_dir: str | Path, max_bytes: int = MAX_BYTES) -> Path:
 
 
 def piece(tokenizer: Tokenizer, token: int) -> str:
-    """The text of one token; bytes that are no whole characters are written as `\\xNN`."""
+    r"""The text of one token; bytes that are no whole characters are written in hexadecimal, such as `\xe4`."""
     return tokenizer.decode_bytes([token]).decode("utf-8", errors="backslashreplace")
 
 
