@@ -118,7 +118,7 @@ class RLConfig(Config):
     replay: str | None = None
     """Directory of an asynchronous run whose rollouts are trained on again, in its order, to the same weights."""
     rollout_precision: Literal["fp8", "bf16"] = "fp8"
-    """Of the weights that engines sample with: block FP8, as GLM-4.5 has it (arXiv:2508.06471, section 3.5), or bfloat16
+    """Of the weights that engines sample with: block FP8, as for GLM-4.5 (arXiv:2508.06471, section 3.5), or bfloat16,
     for comparison."""
     sync_timeout_s: PositiveFloat = 600.0
     """Most that the new weights may take to reach the engines."""
