@@ -1,5 +1,6 @@
 import json
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_the_kind_of_a_task_follows_from_its_attempts_however_they_come_in(rewar
     config = DifficultyConfig(few_attempts=4, many_attempts=16, half_life=8.0)
     record = PassRecord()
     bounds = [0, *sorted(min(cut, len(rewards)) for cut in cuts), len(rewards)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         record.add(rewards[start:end], 8.0)
     assert record == record_of(rewards)
     assert record.kind(config) == plain_kind(rewards, config)

@@ -85,6 +85,20 @@ def _view(args: argparse.Namespace) -> None:
 
 
 def _ablate(args: argparse.Namespace) -> None:
-    from glmcore.ablation import run
+    from glmcore.ablation.config import load_ablation
 
-    run(load_recipe, args.settings)
+    config, folder = load_ablation(args.settings)
+    from glmcore.ablation.page import write_ablation
+    from glmcore.ablation.runs import Ablation
+
+    [name] = [Path(setting).stem for setting in args.settings if "=" not in setting]
+    ablation = Ablation(config, folder, name)
+    if args.dry_run:
+        for seed in config.seeds:
+            for arm in config.arms:
+                print(ablation.recipe_of(arm, seed).run.dir)
+        return
+    ablation.run()
+    page, table = write_ablation(ablation)
+    print(table)
+    print(f"report: {page}", file=sys.stderr)

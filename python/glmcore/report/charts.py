@@ -23,6 +23,9 @@ class Series:
     """None leaves a gap."""
     colour: int
     """Number of the page's colour."""
+    low: Sequence[float] = ()
+    """Lower bound at each x, for a line with a shaded range; never thinned, so for short lines."""
+    high: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def line_chart(
     """
     lines = [_thin(line) for line in series]
     xs = [x for line in lines for x, y in zip(line.x, line.y, strict=True) if y is not None]
-    ys = [y for line in lines for y in line.y if y is not None]
+    ys = [y for line in lines for y in (*line.y, *line.low, *line.high) if y is not None]
     if not xs:
         return f'<p class="missing">{escape(title)}: no data yet</p>'
     x_axis = _Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
@@ -63,6 +66,7 @@ def line_chart(
     parts = [_open(title)]
     parts += [_band(band, x_axis, index) for index, band in enumerate(bands)]
     parts += _grid(x_axis, y_axis, x_label, y_label)
+    parts += [_range(line, x_axis, y_axis) for line in lines if line.low]
     parts += [_polyline(line, x_axis, y_axis) for line in lines if line.x]
     parts.append("</svg>")
     legend = "".join(
@@ -164,12 +168,20 @@ def _band(band: Band, x_axis: _Axis, index: int) -> str:
     )
 
 
+def _range(line: Series, x_axis: _Axis, y_axis: _Axis) -> str:
+    there = [f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in zip(line.x, line.high, strict=True)]
+    back = [f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in zip(line.x, line.low, strict=True)]
+    return f'<polygon class="range c{line.colour}" points="{" ".join([*there, *reversed(back)])}"/>'
+
+
 def _polyline(line: Series, x_axis: _Axis, y_axis: _Axis) -> str:
     points = [f"{x_axis(x):.1f},{y_axis(y):.1f}" for x, y in zip(line.x, line.y, strict=True) if y is not None]
     return f'<polyline class="line c{line.colour}" data-label="{escape(line.label)}" points="{" ".join(points)}"/>'
 
 
 def _thin(line: Series) -> Series:
+    if line.low:
+        return line
     kept = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y is not None]
     size = -(-len(kept) // MAX_POINTS) or 1
     chunks = [kept[i : i + size] for i in range(0, len(kept), size)]

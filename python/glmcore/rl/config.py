@@ -117,8 +117,27 @@ class RLConfig(Config):
     ray: RayConfig = RayConfig()
     replay: str | None = None
     """Directory of an asynchronous run whose rollouts are trained on again, in its order, to the same weights."""
+    rollout_precision: Literal["fp8", "bf16"] = "fp8"
+    """Of the weights that engines sample with: block FP8, as for GLM-4.5 (arXiv:2508.06471, section 3.5), or bfloat16,
+    for comparison."""
     sync_timeout_s: PositiveFloat = 600.0
     """Most that the new weights may take to reach the engines."""
+
+    pool: PoolConfig | None = None
+    """A fixed set of tasks; None for new tasks at every step."""
+    curriculum: CurriculumConfig | None = None
+    """Which tasks of the pool come when; None for all in turn."""
+    dynamic_sampling: DynamicSamplingConfig | None = None
+    """Whether groups of equal rewards are replaced by further ones."""
+    dynamic_temperature: TemperatureConfig | None = None
+    """How the temperature follows the reward; None to keep it."""
+    length_stages: list[LengthStageConfig] = Field(default_factory=list[LengthStageConfig])
+    """Shorter limits of the first steps, for comparison: GLM-4.5 trains with the longest answers from the start."""
+    probe: ProbeConfig = ProbeConfig()
+    evaluation: EvaluationConfig | None = None
+    distill: DistillConfig = DistillConfig()
+    trajectory_log: TrajectoryLogConfig | None = TrajectoryLogConfig()
+    """Trajectories kept for `glmcore rl view`; None for none."""
 
     @property
     def max_staleness(self) -> int:
@@ -147,22 +166,6 @@ class RLConfig(Config):
         if self.replay is not None and self.backend == "ray":
             raise ValueError("replay samples nothing: leave backend at 'local'")
         return self
-
-    pool: PoolConfig | None = None
-    """A fixed set of tasks; None for new tasks at every step."""
-    curriculum: CurriculumConfig | None = None
-    """Which tasks of the pool come when; None for all in turn."""
-    dynamic_sampling: DynamicSamplingConfig | None = None
-    """Whether groups of equal rewards are replaced by further ones."""
-    dynamic_temperature: TemperatureConfig | None = None
-    """How the temperature follows the reward; None to keep it."""
-    length_stages: list[LengthStageConfig] = Field(default_factory=list[LengthStageConfig])
-    """Shorter limits of the first steps, for comparison: GLM-4.5 trains with the longest answers from the start."""
-    probe: ProbeConfig = ProbeConfig()
-    evaluation: EvaluationConfig | None = None
-    distill: DistillConfig = DistillConfig()
-    trajectory_log: TrajectoryLogConfig | None = TrajectoryLogConfig()
-    """Trajectories kept for `glmcore rl view`; None for none."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

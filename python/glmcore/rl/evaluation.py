@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from glmcore.data.reasoning import Problem
 from glmcore.durable import write_file
-from glmcore.envs.reasoning import ReasoningEnv
+from glmcore.envs.registry import list_tasks
 from glmcore.errors import RunError
 from glmcore.progress import say
 from glmcore.recipe import Recipe
@@ -19,7 +18,7 @@ from glmcore.rl.curriculum.course import StepSettings
 from glmcore.rl.curriculum.difficulty import PASS_REWARD
 from glmcore.rl.evaluate import RewardEstimate, evaluate
 from glmcore.rl.evaluation_config import SuiteConfig
-from glmcore.rl.pool import check_apart, training_pool
+from glmcore.rl.pool import check_apart, distinct, training_pool, what_is_asked
 from glmcore.rl.rollout import Rollout, RolloutWorker
 from glmcore.trajectory import TaskStats
 
@@ -104,11 +103,11 @@ class Evaluator:
         self.file = file
         self.worker = worker
         self.seed = recipe.run.seed
-        self._tasks: dict[str, list[Problem]] = {}
+        self._tasks: dict[str, list[Any]] = {}
         if self.config is not None:
             training = training_pool(recipe).tasks
             for suite in self.config.suites:
-                self._tasks[suite.name] = suite_tasks(suite, seed=self.seed)
+                self._tasks[suite.name] = suite_tasks(recipe, suite, seed=self.seed)
                 check_apart(training, self._tasks[suite.name], suite.name)
 
     def is_due(self, step: int) -> bool:
@@ -134,13 +133,13 @@ class Evaluator:
         return found
 
     @cached_property
-    def _validation(self) -> list[Problem]:
+    def _validation(self) -> list[Any]:
         """Held-out tasks that a temperature is chosen on, none of them in a suite."""
         config = self.recipe.rl.dynamic_temperature
         assert config is not None, "only a dynamic temperature is chosen"
         suites = [task for tasks in self._tasks.values() for task in tasks]
         suite = SuiteConfig(name="temperature", tasks=self.recipe.rl.tasks, num_tasks=config.num_tasks + len(suites))
-        kept = suite_tasks(suite, seed=self.seed + 1, apart_from=suites)[: config.num_tasks]
+        kept = suite_tasks(self.recipe, suite, seed=self.seed + 1, apart_from=suites)[: config.num_tasks]
         if not kept:
             raise RunError(f"no held-out task of {self.recipe.rl.tasks} is left to choose the temperature on")
         return kept
@@ -162,11 +161,11 @@ class Evaluator:
         return result
 
 
-def suite_tasks(suite: SuiteConfig, seed: int, apart_from: Sequence[Problem] = ()) -> list[Problem]:
-    """The distinct held-out tasks of a suite, without those of others."""
-    found = ReasoningEnv.tasks("held_out", suite.tasks, suite.num_tasks, seed=seed)
-    others = {task.question for task in apart_from}
-    return list({task.question: task for task in found if task.question not in others}.values())
+def suite_tasks(recipe: Recipe, suite: SuiteConfig, seed: int, apart_from: Sequence[Any] = ()) -> list[Any]:
+    """The distinct held-out tasks of a suite in the recipe's environment, without those of others."""
+    found = list_tasks(recipe.rl.environment, suite.tasks, "held_out", suite.num_tasks, seed)
+    others = {what_is_asked(task) for task in apart_from}
+    return distinct(task for task in found if what_is_asked(task) not in others)
 
 
 def read_evaluations(file: Path) -> list[SuiteResult]:

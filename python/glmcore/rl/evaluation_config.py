@@ -10,8 +10,8 @@ class SuiteConfig(Config):
     """Held-out tasks that are answered several times each."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
-    tasks: list[str] = Field(min_length=1)
-    """Task families, as in `rl.tasks`; other ones than the training's are welcome."""
+    tasks: list[str] = Field(default_factory=list[str])
+    """Parts of the recipe's environment, as in `rl.tasks`; other ones than those of training are welcome."""
     num_tasks: PositiveInt = 128
     num_samples: PositiveInt = 4
     """Answers to each task: k of avg@k, and the largest k of pass@k."""

@@ -1,14 +1,15 @@
 """The tasks of a run: what is trained on, and what never is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from glmcore.data.reasoning import Problem
 from glmcore.envs.registry import list_tasks
-from glmcore.errors import RunError
+from glmcore.errors import ConfigError, RunError
 from glmcore.recipe import Recipe
 from glmcore.rl.curriculum.difficulty import PassRecord
 from glmcore.rl.curriculum.source import CurriculumSource
@@ -20,8 +21,8 @@ from glmcore.rl.tasks import FixedOrder, TaskSource
 class Pool:
     """A fixed set of training tasks."""
 
-    tasks: list[Problem]
-    """With distinct ids and questions."""
+    tasks: list[Any]
+    """With distinct ids, and distinct questions where they have one."""
     unverified: frozenset[str] = frozenset()
     """Ids of those whose reference answers nobody has verified."""
 
@@ -34,11 +35,13 @@ def training_pool(recipe: Recipe) -> Pool:
     """
     config = recipe.rl
     if config.pool is None:
-        return Pool(list({task.question: task for task in _tasks_of_all_steps(recipe)}.values()))
+        return Pool(distinct(_tasks_of_all_steps(recipe)))
     found = list_tasks(config.environment, config.tasks, "train", config.pool.num_tasks, config.pool.seed)
-    tasks = list({task.question: task for task in found}.values())
+    tasks = distinct(found)
     if not config.pool.wrong_answer_share:
         return Pool(tasks)
+    if not all(isinstance(task, Problem) for task in tasks):
+        raise ConfigError("rl.pool.wrong_answer_share needs tasks with a reference answer: those of reasoning_gym")
     return _with_wrong_answers(tasks, config.pool.wrong_answer_share, config.pool.seed)
 
 
@@ -80,20 +83,36 @@ def read_probe(file: Path) -> dict[str, PassRecord]:
     return {line["id"]: PassRecord(**line["record"]) for line in read_results(file)}
 
 
-def check_apart(training: Sequence[Problem], held_out: Sequence[Problem], name: str) -> None:
+def distinct(tasks: Iterable[Any]) -> list[Any]:
+    """Tasks without those that ask the same or have the same id as an earlier one, in their order."""
+    kept: dict[str, Any] = {}
+    ids: set[str] = set()
+    for task in tasks:
+        if task.id not in ids and what_is_asked(task) not in kept:
+            kept[what_is_asked(task)] = task
+            ids.add(task.id)
+    return list(kept.values())
+
+
+def what_is_asked(task: Any) -> str:
+    """The question of a task; the id of one that keeps it elsewhere."""
+    return str(getattr(task, "question", task.id))
+
+
+def check_apart(training: Sequence[Any], held_out: Sequence[Any], name: str) -> None:
     """Make sure that no held-out task is trained on.
 
     Raises:
         RunError: One is, by its id or by its question.
     """
     ids = {task.id for task in training}
-    questions = {task.question for task in training}
+    questions = {what_is_asked(task) for task in training}
     for task in held_out:
-        if task.id in ids or task.question in questions:
-            raise RunError(f"suite {name!r}: held-out task {task.id} is trained on: {task.question!r}")
+        if task.id in ids or what_is_asked(task) in questions:
+            raise RunError(f"suite {name!r}: held-out task {task.id} is trained on: {what_is_asked(task)!r}")
 
 
-def _tasks_of_all_steps(recipe: Recipe) -> list[Problem]:
+def _tasks_of_all_steps(recipe: Recipe) -> list[Any]:
     config = recipe.rl
     count = config.max_steps * config.groups_per_step
     return list_tasks(config.environment, config.tasks, "train", count, recipe.run.seed + 1)

@@ -77,7 +77,10 @@ def open_source(
         buffer = stack.enter_context(_open_buffer(config, parts.directory / "trajectories"))
         buffer.recover(checkpoint)
         if config.mode == "sync":
-            sync = WeightSync(parts.worker.engine, WeightPublisher(timeout_s=config.sync_timeout_s))
+            sync = WeightSync(
+                parts.worker.engine,
+                WeightPublisher(precision=config.rollout_precision, timeout_s=config.sync_timeout_s),
+            )
             yield SynchronousSource(config, parts.model, parts.worker, sync, buffer, parts.course, parts.seed), buffer
             return
         source = stack.enter_context(contextlib.closing(_asynchronous(parts, buffer)))
@@ -113,7 +116,7 @@ def _asynchronous(parts: Parts, buffer: TrajectoryBuffer) -> AsynchronousSource:
         player, follow = sampling.player(parts.worker, timeline), sampling.follow
     scheduler = RolloutScheduler(config, course, player, buffer, parts.seed, follow)
     record = BatchRecord(parts.directory / "batches") if config.asynchronous.record_rollouts else None
-    sync = WeightSync(sampling, WeightPublisher(timeout_s=config.sync_timeout_s))
+    sync = WeightSync(sampling, WeightPublisher(precision=config.rollout_precision, timeout_s=config.sync_timeout_s))
     return AsynchronousSource(config, parts.model, scheduler, thread, sampling, sync, record, timeline)
 
 

@@ -69,7 +69,9 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
 
     state = found.extra if found is not None and progress.stage_index == stage_index else {}
     with new_worker(run, model) as worker:
-        sync = WeightSync(worker.engine, WeightPublisher(timeout_s=config.sync_timeout_s))
+        sync = WeightSync(
+            worker.engine, WeightPublisher(precision=config.rollout_precision, timeout_s=config.sync_timeout_s)
+        )
         course = Course(config, task_source(recipe, run.probe))
         if state:
             course.load_state_dict(state["course"])

@@ -53,7 +53,8 @@ class Course:
 
         Args:
             step: Its number, from 1.
-            groups: Task id and rewards of every group that was sampled for it, in the order of the tasks.
+            groups: Task id and rewards of every group that was sampled for it, in the order of the tasks; attempts that
+                failed have no reward, so a group may have none.
             held_out_reward: Mean reward of the present weights on held-out tasks at a temperature; only called when
                 the temperature is chosen anew.
 
@@ -62,14 +63,14 @@ class Course:
         """
         for task_id, rewards in groups:
             self.tasks.observe(task_id, rewards)
-        rewards = [list(rewards) for _, rewards in groups]
-        reward = float(np.mean([np.mean(group) for group in rewards]))
+        rewards = [list(rewards) for _, rewards in groups if rewards]
+        reward = float(np.mean([np.mean(group) for group in rewards])) if rewards else 0.0
         figures = {
             "sampled_groups": float(len(groups)),
             "sampled_reward_mean": reward,
-            "teaching_groups": float(np.mean([teaches(group) for group in rewards])),
-            "solved_groups": float(np.mean([min(group) >= 1.0 for group in rewards])),
-            "failed_groups": float(np.mean([max(group) <= 0.0 for group in rewards])),
+            "teaching_groups": sum(map(teaches, rewards)) / len(groups),
+            "solved_groups": sum(min(group) >= 1.0 for group in rewards) / len(groups),
+            "unsolved_groups": sum(max(group) <= 0.0 for group in rewards) / len(groups),
             "temperature": self.temperature.value,
             "max_response_tokens": float(self.settings(step).max_response_tokens),
         }

@@ -11,8 +11,8 @@ from glmcore.rl.curriculum.config import DynamicSamplingConfig
 
 
 def teaches(rewards: Sequence[float]) -> bool:
-    """Whether the rewards of a group differ, so that some attempts are better than others."""
-    return float(np.std(np.asarray(rewards, np.float64))) > MIN_DEVIATION
+    """Whether the rewards of a group differ, so that some attempts are better than others; none differ of none."""
+    return len(rewards) > 1 and float(np.std(np.asarray(rewards, np.float64))) > MIN_DEVIATION
 
 
 class GroupQuota:
