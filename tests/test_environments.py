@@ -3,7 +3,7 @@ import json
 import shutil
 import threading
 import zipfile
-from contextlib import closing
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -306,7 +306,7 @@ def test_parallel_calls_match_in_any_order_each_once(order):
     calls = [ToolCall("f", {"x": x} | ({"y": [1, "AB"]} if x == 3 else {})) for x in order]
     assert calls_match(calls, expected, schemas)
     assert not calls_match(calls[:2], expected, schemas)
-    assert not calls_match([calls[0], calls[0], calls[1]], expected, schemas)
+    assert not calls_match([ToolCall("f", {"x": 1})] * 3, expected, schemas)
 
 
 def test_service_is_right_when_the_database_ends_as_it_should():
@@ -359,7 +359,8 @@ class Server(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        with suppress(ConnectionError):  # a client that has read enough goes away
+            self.wfile.write(data)
 
     def reset(self, given):
         episode = str(len(self.episodes))
