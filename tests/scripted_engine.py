@@ -28,7 +28,8 @@ class Script:
             if reply is None:
                 await asyncio.sleep(3600)
             stop, _, text = reply.partition(":")
-            self._left = self.tokenizer.encode(text, special="parse") + [self.tokenizer.token_to_id(STOPS[stop])]
+            ids = self.tokenizer.encode(text, special="parse")
+            self._left = [*ids, self.tokenizer.token_to_id(STOPS[stop])]
         most = min(params.max_tokens, self.piece or params.max_tokens)
         now, later = self._left[:most], self._left[most:]
         given_up = bool(later) and self.piece is not None and most < params.max_tokens

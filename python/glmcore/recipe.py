@@ -48,7 +48,7 @@ class CorpusConfig(Config):
     problems: dict[str, PositiveInt] = Field(min_length=1)
     """Reasoning problems of each task; a task with fewer distinct questions gives what it has."""
     lookups: NonNegativeInt = 0
-    """Questions that are answered with a search, as conversations with tool calls; at most 15,000."""
+    """Questions that are answered with a search, as conversations with tool calls and as text; there are 4,500."""
     direct_answer_share: NonNegativeFloat = Field(default=0.5, le=1.0)
     """Share of the sft problems that are answered without thinking, and of the lookups without a search."""
     user_weight: NonNegativeFloat = 1.0

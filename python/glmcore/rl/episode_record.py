@@ -1,4 +1,4 @@
-"""What an episode leaves behind: rows of tokens to train on, and a record of the rest that the buffer keeps beside them.
+"""What an episode leaves behind: rows of tokens to train on, and a record of the rest that the buffer keeps.
 
 A sub-agent's conversation is a row of its own. The buffer admits a fixed number of rollouts to a group, so branches
 travel as `extra` of the rollout that they belong to and become further samples of its group when they are read. That

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
+from glmcore.data import lookups
 from glmcore.data.builders.fim import fill_in_middle
 from glmcore.data.builders.problems import conversation
 from glmcore.data.corpus.git_history import collect_commits
@@ -15,7 +16,6 @@ from glmcore.data.corpus.installed import (
     read_packages,
 )
 from glmcore.data.documents import Document
-from glmcore.data.lookups import SEARCH_TOOL, generate_lookups, to_messages
 from glmcore.data.reasoning import Problem, Solution, generate_problems, solve, to_text
 from glmcore.recipe import CorpusConfig
 
@@ -29,21 +29,22 @@ def collect(config: CorpusConfig, seed: int) -> dict[str, Iterable[Document]]:
     packages = read_packages()
     commits = collect_commits(Path.cwd(), config.git_bytes)
     solved = list(_solved(config, seed))
+    looked_up = list(lookups.generate_lookups(config.lookups, seed, held_out=False))
     code = _distinct(collect_code_files(packages, config.code_bytes))
     return {
         "prose": _distinct(collect_prose(packages, config.prose_bytes)),
         "code": fill_in_middle(code, **config.fill_in_the_middle.model_dump(), seed=seed),
         "repository": _distinct(chain(collect_repositories(packages, config.repository_bytes), commits)),
-        "reasoning": (Document(p.id, "reasoning", to_text(p, solution)) for p, solution in solved),
+        "reasoning": chain(
+            (Document(p.id, "reasoning", to_text(p, solution)) for p, solution in solved),
+            (Document(p.id, "reasoning", lookups.to_text(p)) for p in looked_up),
+        ),
         "sft": chain(
             (
                 Document(p.id, "sft", messages=conversation(p.question, solution, config.direct_answer_share))
                 for p, solution in solved
             ),
-            (
-                Document(p.id, "sft", messages=to_messages(p, config.direct_answer_share), tools=[SEARCH_TOOL])
-                for p in generate_lookups(config.lookups, seed, held_out=False)
-            ),
+            (_searched(p, config.direct_answer_share) for p in looked_up),
         ),
     }
 
@@ -55,6 +56,11 @@ def _solved(config: CorpusConfig, seed: int) -> Iterator[tuple[Problem, Solution
             solution = solve(problem)
             if solution is not None:
                 yield problem, solution
+
+
+def _searched(lookup: lookups.Lookup, direct_answer_share: float) -> Document:
+    messages = lookups.to_messages(lookup, direct_answer_share)
+    return Document(lookup.id, "sft", messages=messages, tools=[lookups.SEARCH_TOOL])
 
 
 def _distinct(documents: Iterable[Document]) -> Iterator[Document]:

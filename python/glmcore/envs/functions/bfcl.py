@@ -33,8 +33,8 @@ CATEGORIES = (
     *NO_CALL,
     *ANY_CALL,
 )
-"""Those that can be judged without running anything. Java and JavaScript have values in the syntax of their language, and
-the items of several turns, memory and web search need services that the package itself has to run."""
+"""Those that can be judged without running anything. Java and JavaScript have values in the syntax of their language;
+items of several turns, memory and web search need services that the package itself has to run."""
 _TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": None, "HashMap": "object", "ArrayList": "array"}
 
 

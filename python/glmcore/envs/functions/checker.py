@@ -1,4 +1,4 @@
-"""Whether function calls are among the answers that are possible, by the rules of the Berkeley Function-Calling Leaderboard.
+"""Whether function calls are among the possible answers, by the rules of the Berkeley Function-Calling Leaderboard.
 
 An expected call names, for each argument, the values that are right; an empty text among them means that the argument
 may be left out. Texts are compared without case, spaces and some punctuation; the order of parallel calls is free.
