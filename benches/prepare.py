@@ -1,4 +1,4 @@
-"""From JSON lines to shards: the whole preparation beside the tokenizer alone, in one interleaved run.
+"""From JSON lines to shards, straight and by the whole preparation, beside the tokenizer alone, in one interleaved run.
 
 Run `python benches/prepare.py [--tokenizer PATH] [--megabytes N]`. The tokenizer's own rate is that of
 `Tokenizer.encode_batch`, freshly loaded, on the same texts in memory, on as many threads as there are workers. Rates
@@ -20,6 +20,8 @@ from pathlib import Path
 
 from glmcore import Tokenizer, train_tokenizer
 from glmcore.data import prepare
+from glmcore.data.json_lines import tokenize_json_lines
+from glmcore.data.shards import ShardWriter
 from glmcore.recipe import DataRecipe
 
 CHARS = 4_000
@@ -58,6 +60,13 @@ def write_recipe(folder: Path, name: str, cleaning: str, threads: int, tokenizer
     return DataRecipe.load([file])
 
 
+def tokenize(folder: Path, tokenizer: Tokenizer, threads: int) -> None:
+    """The lines straight to a shard."""
+    (folder / "run").mkdir()
+    with ShardWriter(folder / "run/bench.tokens", tokenizer.vocab_size) as writer:
+        tokenize_json_lines([folder / "bench.jsonl"], writer, tokenizer, num_threads=threads)
+
+
 def timed(work: Callable[[], object]) -> tuple[float, float]:
     """Processor and clock seconds of a call, its progress not shown."""
     started, used = time.perf_counter(), processor_seconds()
@@ -94,8 +103,11 @@ def main() -> None:
         recipes = {name: write_recipe(folder, name, rule, args.threads, path) for name, rule in CLEANINGS.items()}
         best: dict[str, tuple[float, float]] = {}
         for _ in range(args.rounds):
-            tokenizer = load(path)
-            runs = {"encode_batch alone": lambda t=tokenizer: t.encode_batch(texts, num_threads=args.threads)}
+            fresh = [load(path) for _ in range(2)]
+            runs = {
+                "encode_batch alone": lambda t=fresh[0]: t.encode_batch(texts, num_threads=args.threads),
+                "tokenize_json_lines": lambda t=fresh[1]: tokenize(folder, t, args.threads),
+            }
             runs |= {name: lambda recipe=recipe: prepare.run(recipe) for name, recipe in recipes.items()}
             for name, work in runs.items():
                 shutil.rmtree(folder / "run", ignore_errors=True)

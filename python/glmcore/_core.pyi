@@ -19,6 +19,7 @@ __all__ = [
     "CoreConversation",
     "CoreDecontaminator",
     "CoreDraws",
+    "CoreJsonLines",
     "CoreLease",
     "CoreMegatronWriter",
     "CoreQualityClassifier",
@@ -281,6 +282,11 @@ class CoreShardWriter:
     ) -> None:
         """Add a document."""
 
+    def append_batch(
+        self, ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], end: int | None, source: int, quality: float
+    ) -> None:
+        """Add many documents, each with `end` behind it."""
+
     def finish(self) -> None:
         """Complete the file and give it its name."""
 
@@ -374,6 +380,22 @@ def shuffled(len: int, seed: int, name: str) -> npt.NDArray[np.uint32]:
     """The numbers below `len` in the order that belongs to a seed and a name."""
 
 @final
+class CoreJsonLines:
+    """A file of JSON objects with a text each."""
+
+    def __new__(cls, path: str | os.PathLike[str], field: str) -> CoreJsonLines:
+        """Map a file."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the file."""
+
+    def encode(
+        self, tokenizer: CoreTokenizer, start: int, min_bytes: int, num_threads: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], int]:
+        """Ids of the texts of the lines from byte `start` on that hold `min_bytes`, their bounds, the byte behind."""
+
+@final
 class CoreMegatronWriter:
     """Writes one Megatron data set."""
 
@@ -382,6 +404,9 @@ class CoreMegatronWriter:
 
     def append(self, ids: npt.NDArray[np.int64]) -> None:
         """Add a document."""
+
+    def append_batch(self, ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], end: int | None) -> None:
+        """Add many documents, each with `end` behind it."""
 
     def finish(self) -> None:
         """Complete the files and give them their names."""

@@ -1,18 +1,18 @@
 """The whole road once: corpus, tokenizer, shards, training stages, RL, export, report."""
 
+import contextlib
 import time
 
+from glmcore.convert import convert
 from glmcore.data.prepare import prepare
 from glmcore.engine.llm import LLM
-from glmcore.envs.reasoning import ReasoningEnv
-from glmcore.fp8 import quantize_checkpoint
+from glmcore.envs.registry import open_family
 from glmcore.progress import say
 from glmcore.recipe import Recipe
 from glmcore.report import format_table, summarize, write_report
 from glmcore.rl.rollout import RolloutWorker
-from glmcore.rl.stage import load_policy, reinforce, transcript
+from glmcore.rl.stage import reinforce, transcript
 from glmcore.rundir import RunDirectory, open_run, timed
-from glmcore.tokenizer import Tokenizer
 from glmcore.train.stages import train_stages
 
 NUM_ANSWERS = 3
@@ -49,14 +49,12 @@ def quickstart(recipe: Recipe) -> None:
 
 def export(run: RunDirectory) -> None:
     """Write the final model as bfloat16 and block-FP8 checkpoints and answer held-out problems with the former."""
-    model, _ = load_policy(run)
-    tokenizer = Tokenizer.from_pretrained(str(run.tokenizer))
+    run.export.mkdir(exist_ok=True)
     bf16, fp8 = run.export / "bf16", run.export / "fp8"
     if not bf16.exists():
-        model.save_pretrained(bf16)
-    tokenizer.save(str(bf16))
+        convert(run.path, bf16, "bf16", progress=False)
     if not fp8.exists():
-        quantize_checkpoint(bf16, fp8, progress=False)
+        convert(bf16, fp8, "fp8", progress=False)
     run.record_samples("exported", _answers(run))
 
 
@@ -64,12 +62,20 @@ def _answers(run: RunDirectory) -> list[dict[str, object]]:
     """Greedy answers of the reloaded checkpoint to held-out problems."""
     config = run.recipe.rl
     llm = LLM(run.export / "bf16")
-    worker = RolloutWorker(
-        llm.engine, llm.tokenizer, ReasoningEnv, max_tokens=config.max_response_tokens, temperature=0.0
-    )
-    problems = ReasoningEnv.tasks("held_out", config.tasks, NUM_ANSWERS, seed=run.recipe.run.seed + 2)
-    rollouts = worker.roll_out(problems, [0] * len(problems))
-    for rollout in rollouts:
-        verdict = "right" if rollout.reward == 1 else "wrong"
-        say(f"Q: {rollout.problem.question}\nA ({verdict}): {rollout.reply.strip()}")
-    return [transcript(rollout) for rollout in rollouts]
+    with contextlib.closing(open_family(config.environment, config.tasks)) as family:
+        worker = RolloutWorker(
+            llm.engine,
+            llm.tokenizer,
+            family.new,
+            max_tokens=config.max_response_tokens,
+            temperature=0.0,
+            limits=config.environment.limits,
+            thinking=config.environment.thinking,
+        )
+        problems = family.tasks("held_out", NUM_ANSWERS, run.recipe.run.seed + 2)
+        rollouts = worker.roll_out(problems, [0] * len(problems))
+    shown = [transcript(rollout) for rollout in rollouts]
+    for one in shown:
+        verdict = "right" if one["reward"] == 1 else "wrong"
+        say(f"Q: {one['question']}\nA ({verdict}): {str(one['reply']).strip()}")
+    return shown

@@ -93,6 +93,11 @@ class Tokenizer:
         """Read the tokenizer.json of a checkpoint directory; errors as `from_file`."""
         return cls.from_file(Path(directory) / "tokenizer.json")
 
+    @classmethod
+    def open(cls, path: str | Path) -> "Tokenizer":
+        """Read what is there: a directory as `from_pretrained`, else a file as `from_file`."""
+        return cls.from_pretrained(path) if Path(path).is_dir() else cls.from_file(path)
+
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json, a compiled tokenizer, or into a directory what `transformers.AutoTokenizer` reads.
 

@@ -20,6 +20,9 @@ pub enum Error {
     /// Fewer or more bytes than the header announces.
     #[error("{} has {len} bytes, a complete file has {expected}: it was cut short or written over", path.display())]
     Truncated { path: PathBuf, len: u64, expected: u64 },
+    /// A line that is no record.
+    #[error("{}:{line}: {problem}", path.display())]
+    Line { path: PathBuf, line: usize, problem: String },
     /// Bytes that no writer leaves.
     #[error("{} is damaged at {place}: {problem}", path.display())]
     Corrupt { path: PathBuf, place: String, problem: String },

@@ -5,7 +5,7 @@
 //! by weight, in a shuffled order that no index stores: document `k` of an epoch is a pure function of
 //! (seed, source, epoch, `k`), and the state of a sampler is two integers per source. A [`SampleStream`]
 //! gives samples of one length, sample `k` a pure function of the seed and `k` alone. Megatron's files are
-//! read with [`MegatronFile`] and written with [`MegatronWriter`].
+//! read with [`MegatronFile`] and written with [`MegatronWriter`]. [`JsonLines`] reads the texts to be tokenised.
 //!
 //! ```
 //! use glmcore_data::{Shard, ShardWriter, Tokens};
@@ -58,6 +58,9 @@ compile_error!(
 mod error;
 mod file;
 mod format;
+mod json_lines;
+mod json_scan;
+mod json_text;
 mod mapped;
 mod megatron;
 mod megatron_writer;
@@ -72,6 +75,7 @@ mod writer;
 pub use error::Error;
 pub use file::TokenFile;
 pub use format::{MAX_VOCAB_SIZE, VERSION};
+pub use json_lines::{JsonLines, Texts};
 pub use megatron::MegatronFile;
 pub use megatron_writer::MegatronWriter;
 pub use mixture::{Draws, Lengths, Mixture, Progress, Source};

@@ -126,6 +126,34 @@ impl ShardWriter {
         Ok(())
     }
 
+    /// Adds many documents without loss masks, the ids of document i from `offsets[i]` to `offsets[i + 1]`, each with
+    /// `end` behind it. An error leaves the documents before it in the shard.
+    ///
+    /// # Errors
+    ///
+    /// As [`append`](Self::append).
+    ///
+    /// # Panics
+    ///
+    /// If the offsets fall or leave the ids.
+    pub fn append_batch<I: Copy + Into<i64>>(
+        &mut self,
+        ids: &[I],
+        offsets: &[usize],
+        end: Option<I>,
+        source: u16,
+        quality: f32,
+    ) -> Result<(), Error> {
+        let mut document = Vec::new();
+        for bounds in offsets.windows(2) {
+            document.clear();
+            document.extend_from_slice(&ids[bounds[0]..bounds[1]]);
+            document.extend(end);
+            self.append(&document, None, source, quality)?;
+        }
+        Ok(())
+    }
+
     /// Writes the rest, makes the file durable and gives it its name.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use numpy::{Element, IntoPyArray, PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
 use crate::error::{DataError, OrRaise, PackingError};
+use crate::json_lines::bounds;
 use crate::packing::{BatchArrays, OutArrays, Pieces, count, fill_arrays};
 use crate::view::view;
 
@@ -58,6 +59,21 @@ impl CoreShardWriter {
                 self.with(py, |writer| writer.append(ids, mask, source, quality))
             }
         }
+    }
+
+    /// Add many documents, each with `end` behind it.
+    fn append_batch(
+        &self,
+        py: Python<'_>,
+        ids: PyReadonlyArray1<'_, i32>,
+        offsets: PyReadonlyArray1<'_, i64>,
+        end: Option<i32>,
+        source: u16,
+        quality: f32,
+    ) -> PyResult<()> {
+        let ids = contiguous(&ids, "ids")?;
+        let offsets = bounds(&offsets, ids.len())?;
+        self.with(py, |writer| writer.append_batch(ids, &offsets, end, source, quality))
     }
 
     /// Complete the file and give it its name.

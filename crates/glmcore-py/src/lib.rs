@@ -13,6 +13,7 @@ mod decode;
 mod error;
 mod fp8;
 mod ids;
+mod json_lines;
 mod lease;
 mod megatron;
 mod packing;
@@ -36,6 +37,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     checksum::register(module)?;
     clean::register(module)?;
     data::register(module)?;
+    json_lines::register(module)?;
     decode::register(module)?;
     megatron::register(module)?;
     samples::register(module)?;

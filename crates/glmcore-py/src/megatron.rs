@@ -8,6 +8,7 @@ use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
 
 use crate::error::{DataError, OrRaise};
+use crate::json_lines::bounds;
 
 /// Writes one Megatron data set.
 #[pyclass(frozen, module = "glmcore._core")]
@@ -29,6 +30,24 @@ impl CoreMegatronWriter {
         })?;
         py.detach(|| match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(writer) => writer.append(ids).or_raise(),
+            None => Err(closed()),
+        })
+    }
+
+    /// Add many documents, each with `end` behind it.
+    fn append_batch(
+        &self,
+        py: Python<'_>,
+        ids: PyReadonlyArray1<'_, i32>,
+        offsets: PyReadonlyArray1<'_, i64>,
+        end: Option<i32>,
+    ) -> PyResult<()> {
+        let ids = ids.as_slice().map_err(|_| {
+            DataError::new_err("ids must be C-contiguous: pass np.ascontiguousarray(ids)")
+        })?;
+        let offsets = bounds(&offsets, ids.len())?;
+        py.detach(|| match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(writer) => writer.append_batch(ids, &offsets, end).or_raise(),
             None => Err(closed()),
         })
     }

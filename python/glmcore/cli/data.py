@@ -1,4 +1,4 @@
-"""Verbs for data: data prepare, inspect, stats."""
+"""Verbs for data: data prepare, tokenize, inspect, stats."""
 
 import argparse
 import json
@@ -38,6 +38,24 @@ def add_verbs(verbs: Any) -> None:
         "--engine", choices=["local", "ray"], default="local", help="who does the work: this machine, or a Ray cluster"
     )
     prepare.set_defaults(command=_prepare, resumable=True)
+
+    tokenize = add_verb(
+        actions,
+        "tokenize",
+        "turn JSON lines into one token file, a document a line, without cleaning",
+        "  glmcore data tokenize web-*.jsonl --tokenizer runs/nano/tokenizer --output web.tokens\n"
+        "  glmcore data tokenize web.jsonl --tokenizer tokenizer.json --output web --megatron --field content",
+    )
+    tokenize.add_argument("files", nargs="+", type=Path, help="JSON objects, one a line")
+    tokenize.add_argument("--tokenizer", type=Path, required=True, help="directory, tokenizer.json or .glmtok")
+    tokenize.add_argument(
+        "--output", type=Path, required=True, metavar="PATH", help="shard to write, or Megatron prefix"
+    )
+    tokenize.add_argument("--megatron", action="store_true", help="write PATH.bin and PATH.idx")
+    tokenize.add_argument("--field", default="text", help="key of the text (default: text)")
+    tokenize.add_argument("--threads", type=int, help="default: all cores")
+    tokenize.add_argument("--json", action="store_true", help="print what was written as a JSON object")
+    tokenize.set_defaults(command=_tokenize)
 
     inspect = add_verb(
         actions,
@@ -85,6 +103,26 @@ def _prepare(args: argparse.Namespace) -> None:
     prepare.run(recipe, engine=args.engine, recheck=True)
 
 
+def _tokenize(args: argparse.Namespace) -> None:
+    from glmcore.data.json_lines import tokenize_json_lines
+    from glmcore.data.megatron import MegatronWriter
+    from glmcore.data.shards import ShardWriter
+    from glmcore.progress import progress
+    from glmcore.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.open(args.tokenizer)
+    writer_of = MegatronWriter if args.megatron else ShardWriter
+    total = sum(path.stat().st_size for path in args.files if path.is_file())
+    with progress("tokenize", total=total, unit="bytes") as bar, writer_of(args.output, tokenizer.vocab_size) as writer:
+        done = tokenize_json_lines(
+            args.files, writer, tokenizer, field=args.field, num_threads=args.threads, on_bytes=bar.advance
+        )
+    if args.json:
+        print(json.dumps({"output": str(args.output), **vars(done)}))
+    else:
+        print(f"{args.output}: {done.num_documents:,} documents, {done.num_tokens:,} tokens", file=sys.stderr)
+
+
 def _inspect(args: argparse.Namespace) -> None:
     from glmcore.data.inspection import Prepared
     from glmcore.tokenizer import Tokenizer
@@ -94,11 +132,7 @@ def _inspect(args: argparse.Namespace) -> None:
         print(f"{found.verify()} shards are what was written", file=sys.stderr)
     if args.show < 1:
         return
-    if args.tokenizer is None:
-        tokenizer = found.tokenizer()
-    else:
-        directory = args.tokenizer.is_dir()
-        tokenizer = (Tokenizer.from_pretrained if directory else Tokenizer.from_file)(args.tokenizer)
+    tokenizer = found.tokenizer() if args.tokenizer is None else Tokenizer.open(args.tokenizer)
     for document in found.show(args.show, tokenizer):
         if args.json:
             segments = [{"learned": learned, "text": text} for learned, text in document.segments]

@@ -1,4 +1,4 @@
-"""Verbs that use a checkpoint: generate, chat, quantize, info."""
+"""Verbs that use a checkpoint: generate, chat, quantize, convert, info."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from glmcore.cli.recipes import load_recipe
 from glmcore.cli.verb import add_verb
 from glmcore.errors import RequestError
 
@@ -49,6 +50,25 @@ def add_verbs(verbs: Any) -> None:
     quantize.add_argument("--threads", type=int, help="tensors at a time (default: all cores)")
     quantize.set_defaults(command=_quantize, resumable=True)
 
+    convert = add_verb(
+        verbs,
+        "convert",
+        "write a checkpoint of a run, or a Hugging Face one, in another form",
+        "  glmcore convert runs/nano /tmp/nano-bf16 --to bf16\n"
+        "  glmcore convert runs/nano/checkpoints/03-00000040 /tmp/nano-fp8 --to fp8\n"
+        "  glmcore convert GLM-4.6-FP8 GLM-4.6-BF16 --to bf16\n"
+        "  glmcore convert /tmp/nano-bf16 runs/more --to run --recipe nano run.seed=1 --stage sft",
+    )
+    convert.add_argument("source", type=Path, help="run directory, checkpoint of a run, or Hugging Face directory")
+    convert.add_argument("target", type=Path, help="directory to make")
+    convert.add_argument("--to", choices=["bf16", "fp8", "run"], required=True, help="form of the target")
+    convert.add_argument(
+        "--recipe", nargs="+", metavar="RECIPE|KEY=VALUE", help="what a run is to follow, with the checkpoint's model"
+    )
+    convert.add_argument("--stage", metavar="NAME", help="where a run is to begin: a stage, or rl (default: the first)")
+    convert.add_argument("--threads", type=int, help="tensors at a time between bf16 and fp8 (default: all cores)")
+    convert.set_defaults(command=_convert, resumable=True)
+
     info = add_verb(
         verbs,
         "info",
@@ -66,7 +86,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-def _checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path) -> Path:
     """The checkpoint of a run directory, or `path` itself."""
     exported = path / "export" / "bf16"
     return exported if exported.is_dir() else path
@@ -85,7 +105,7 @@ def _generate(args: argparse.Namespace) -> None:
     from glmcore.chat import apply_chat_template
     from glmcore.engine.llm import LLM
 
-    llm = LLM(_checkpoint(args.model))
+    llm = LLM(find_checkpoint(args.model))
     ids: Any = prompt
     if args.chat:
         turn = [{"role": "user", "content": prompt}]
@@ -97,7 +117,7 @@ def _generate(args: argparse.Namespace) -> None:
 def _chat(args: argparse.Namespace) -> None:
     from glmcore.engine.llm import LLM
 
-    llm = LLM(_checkpoint(args.model))
+    llm = LLM(find_checkpoint(args.model))
     params = _sampling(args)
     messages: list[dict[str, Any]] = []
     print("Type a message; an empty line or Ctrl-D ends the chat.", file=sys.stderr)
@@ -137,6 +157,13 @@ def _quantize(args: argparse.Namespace) -> None:
     )
 
 
+def _convert(args: argparse.Namespace) -> None:
+    recipe = None if args.recipe is None else load_recipe(args.recipe)
+    from glmcore.convert import convert
+
+    convert(args.source, args.target, args.to, recipe=recipe, stage=args.stage, num_threads=args.threads)
+
+
 def _info(args: argparse.Namespace) -> None:
     if args.model is None:
         from glmcore import __version__
@@ -149,7 +176,7 @@ def _info(args: argparse.Namespace) -> None:
     from glmcore.model.config import GlmConfig
     from glmcore.model.glm import Glm
 
-    directory = _checkpoint(args.model)
+    directory = find_checkpoint(args.model)
     config = GlmConfig.from_hf(directory / "config.json")
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in Glm(config).parameters())

@@ -13,7 +13,6 @@ from glmcore.errors import RequestError
 
 if TYPE_CHECKING:
     from glmcore.ragged import TokenIds
-    from glmcore.tokenizer import Tokenizer
 
 
 def add_verbs(verbs: Any) -> None:
@@ -83,14 +82,10 @@ def _train(args: argparse.Namespace) -> None:
     tokenizer.save(args.target)
 
 
-def _load_tokenizer(place: Path) -> "Tokenizer":
+def _encode(args: argparse.Namespace) -> None:
     from glmcore.tokenizer import Tokenizer
 
-    return Tokenizer.from_pretrained(place) if place.is_dir() else Tokenizer.from_file(place)
-
-
-def _encode(args: argparse.Namespace) -> None:
-    tokenizer = _load_tokenizer(args.tokenizer)
+    tokenizer = Tokenizer.open(args.tokenizer)
     if not args.files:
         parts = iter([tokenizer.encode_batch([_stdin_text()], args.threads, args.special).ids])
         _tell(parts, None, args)
@@ -153,7 +148,9 @@ def _write_npy(path: Path, parts: "Iterator[TokenIds]") -> None:
 
 
 def _decode(args: argparse.Namespace) -> None:
-    tokenizer = _load_tokenizer(args.tokenizer)
+    from glmcore.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.open(args.tokenizer)
     text = tokenizer.decode(_read_ids(args.file), skip_special_tokens=args.skip_special_tokens)
     sys.stdout.write(text)
 
@@ -178,7 +175,9 @@ def _one_dimension(ids: "TokenIds") -> "TokenIds":
 
 
 def _info(args: argparse.Namespace) -> None:
-    tokenizer = _load_tokenizer(args.tokenizer)
+    from glmcore.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.open(args.tokenizer)
     special = [{"id": tokenizer.token_to_id(token), "token": token} for token in tokenizer.special_tokens]
     described = {"vocab_size": tokenizer.vocab_size, "patterns": tokenizer.patterns, "special_tokens": special}
     print(json.dumps(described, indent=1, ensure_ascii=False))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from glmcore._core import CoreMegatronWriter
 from glmcore.data.shards import PathLike, ShardWriter, TokenShards, flat
+from glmcore.ragged import Ragged
 
 
 class MegatronWriter:
@@ -38,6 +39,14 @@ class MegatronWriter:
             DataError: An id is outside the vocabulary, or the disk is full.
         """
         self._core.append(flat("ids", ids, "iu").astype(np.int64))
+
+    def append_batch(self, documents: Ragged, end: int | None = None) -> None:
+        """Add many documents, with an id `end` behind each. An error leaves those before it in the data set.
+
+        Raises:
+            DataError: An id is outside the vocabulary, or the disk is full.
+        """
+        self._core.append_batch(documents.ids, documents.offsets, end)
 
     def finish(self) -> None:
         """Complete the files; needed only without a `with` block.

@@ -267,8 +267,7 @@ def write_tokenizer(run: Run, plan: Plan) -> str:
     """
     config = run.recipe.tokenizer
     if config.path is not None:
-        path = Path(config.path)
-        tokenizer = Tokenizer.from_pretrained(path) if path.is_dir() else Tokenizer.from_file(path)
+        tokenizer = Tokenizer.open(config.path)
     else:
         names = sorted({*plan.built_in, *(part.source.name for part in plan.parts)})
         _judge(run, plan)

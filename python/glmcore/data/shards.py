@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from glmcore._core import CoreShards, CoreShardWriter
 from glmcore.errors import DataError
+from glmcore.ragged import Ragged
 
 PathLike = str | os.PathLike[str]
 TokenView = npt.NDArray[np.uint16] | npt.NDArray[np.int32]
@@ -71,6 +72,22 @@ class ShardWriter:
         if array.dtype != np.int32:
             array = array.astype(np.int64)
         self._core.append(array, mask, source, quality)
+
+    def append_batch(self, documents: Ragged, end: int | None = None, source: int = 0, quality: float = 1.0) -> None:
+        """Add many documents, all of whose tokens are learned. An error leaves those before it in the shard.
+
+        Args:
+            documents: Ids of each document.
+            end: An id that is put behind each, as `<|endoftext|>`.
+            source: Number of their source, 0 to 65535.
+            quality: Any number that later steps select by.
+
+        Raises:
+            DataError: An id is outside the vocabulary, a number is out of range, or the disk is full.
+        """
+        if not 0 <= source < 2**16:
+            raise DataError(f"source is {source}, it must be from 0 to 65535")
+        self._core.append_batch(documents.ids, documents.offsets, end, source, quality)
 
     @property
     def num_documents(self) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from glmcore.durable import atomic_directory, write_file
+from glmcore.durable import atomic_directory, atomic_file, write_file
 from glmcore.errors import CheckpointError
 from glmcore.fp8.checkpoint import CHECKSUMS, INDEX, checksum_lines, sha256
 from glmcore.fp8.layout import SCALE_SUFFIX, Quantization, describe, is_quantized, published_dtype, published_views
@@ -151,31 +151,61 @@ def save_pretrained(model: Glm, directory: Path, *, fp8: bool) -> None:
     for name, view in views.items():
         if not view.dtype.is_floating_point or view.itemsize < 2:
             raise CheckpointError(f"tensor {name!r} is held as {view.dtype}: save the model that it was made from")
-    config = model.config.model_copy(update={"rope_theta": model.rope_theta}).to_hf()
-    if fp8:
-        kept = [name for name, view in views.items() if view.dim() == 2 and not is_quantized(name)]
-        modules = [name.removesuffix(".weight") for name in kept]
-        config["quantization_config"] = describe(Quantization("fp8", FP8_BLOCK), modules, "float32")
+    config = model.config.model_copy(update={"rope_theta": model.rope_theta})
     try:
-        with atomic_directory(directory) as temporary, ThreadPoolExecutor(1) as hashing:
-            write_file(temporary / "config.json", json.dumps(config, indent=2) + "\n")
-            _write_files(temporary, views, fp8, hashing)
+        with atomic_directory(directory) as temporary:
+            write_checkpoint(temporary, config, views, views.__getitem__, fp8=fp8)
     except OSError as error:
         raise CheckpointError(f"cannot write {directory}: {error.strerror}") from None
 
 
-def _write_files(directory: Path, views: dict[str, Tensor], fp8: bool, hashing: ThreadPoolExecutor) -> None:
+def write_checkpoint(
+    directory: Path, config: GlmConfig, layout: Mapping[str, Tensor], read: Callable[[str], Tensor], *, fp8: bool
+) -> None:
+    """Fill a directory with config.json, safetensors and the checksums of all its files.
+
+    A file of tensors that is there is whole, and not written again; so a killed call can be repeated.
+
+    Args:
+        directory: May hold other files, such as a tokenizer's.
+        config: Of the model.
+        layout: Published names with tensors of the right shape, on any device.
+        read: Gives the values of a tensor; asked once for each that is written, in the order of `layout`.
+        fp8: Quantise in blocks of 128x128.
+
+    Raises:
+        CheckpointError: A weight to be quantised is not finite.
+        OSError: The directory cannot be written.
+    """
+    told = config.to_hf()
+    if fp8:
+        kept = [name for name, tensor in layout.items() if tensor.dim() == 2 and not is_quantized(name)]
+        modules = [name.removesuffix(".weight") for name in kept]
+        told["quantization_config"] = describe(Quantization("fp8", FP8_BLOCK), modules, "float32")
+    write_file(directory / "config.json", json.dumps(told, indent=2) + "\n")
+    with ThreadPoolExecutor(1) as hashing:
+        _write_files(directory, layout, read, fp8, hashing)
+
+
+def _write_files(
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    read: Callable[[str], Tensor],
+    fp8: bool,
+    hashing: ThreadPoolExecutor,
+) -> None:
     """Write tensors one by one, each converted when its turn comes, and the index and checksums of the files."""
-    groups = _split({name: _layout_of(name, view, fp8) for name, view in views.items()})
+    groups = _split({name: _layout_of(name, tensor, fp8) for name, tensor in tensors.items()})
     digests: dict[str, Future[str]] = {}
     weight_map: dict[str, str] = {}
     for number, group in enumerate(groups, start=1):
         file = SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         layout = {name: told for part in group.values() for name, told in part.items()}
-        with TensorWriter(directory / file, layout) as writer:
-            for name in group:
-                for written, tensor in _published(name, views[name], fp8).items():
-                    writer.write(written, tensor)
+        if not (directory / file).exists():
+            with atomic_file(directory / file) as temporary, TensorWriter(temporary, layout) as writer:
+                for name in group:
+                    for written, tensor in _published(name, read(name), fp8).items():
+                        writer.write(written, tensor)
         digests[file] = hashing.submit(sha256, directory / file)  # while it is in the page cache
         weight_map |= dict.fromkeys(layout, file)
     if len(groups) > 1:
@@ -183,7 +213,8 @@ def _write_files(directory: Path, views: dict[str, Tensor], fp8: bool, hashing: 
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         write_file(directory / INDEX, json.dumps(index, indent=2) + "\n")
     sums = {file: digest.result() for file, digest in digests.items()}
-    sums |= {file.name: sha256(file) for file in directory.glob("*.json")}
+    others = (file for file in directory.iterdir() if file.is_file() and not file.name.startswith("."))
+    sums |= {file.name: sha256(file) for file in others if file.name not in (CHECKSUMS, *sums)}
     write_file(directory / CHECKSUMS, checksum_lines(sums))
 
 

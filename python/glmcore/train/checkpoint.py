@@ -257,14 +257,35 @@ def load_weights(path: Path, model: nn.Module) -> None:
     Raises:
         CheckpointError: A file is missing or damaged, or a tensor is missing, extra or misshapen.
     """
-    manifest = Manifest.read(path)
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    extra = {name for name in manifest.tensors if name.startswith("model.")} - set(state)
-    if extra:
-        raise CheckpointError(f"{path}: tensor {min(extra)!r} is not part of the recipe's model")
-    _check_tensors(path, manifest, state, same_type=False)
-    verify(path, manifest, sorted({chunk[0] for name in state for chunk in manifest.tensors[name].chunks}))
-    _load(path, manifest, state, None)
+    state = model.state_dict()
+    StoredWeights(path, state).read_into(state)
+
+
+class StoredWeights:
+    """The weights of a checkpoint, to be read all or one by one, on one process, whatever ranks wrote them.
+
+    Args:
+        path: The checkpoint.
+        like: The state of the model, on any device.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or a tensor is missing, extra or misshapen.
+    """
+
+    def __init__(self, path: Path, like: Mapping[str, Tensor]) -> None:
+        self.path = path
+        self.manifest = Manifest.read(path)
+        state = {f"model.{name}": tensor for name, tensor in like.items()}
+        extra = {name for name in self.manifest.tensors if name.startswith("model.")} - set(state)
+        if extra:
+            raise CheckpointError(f"{path}: tensor {min(extra)!r} is not part of the recipe's model")
+        _check_tensors(path, self.manifest, state, same_type=False)
+        files = {chunk[0] for name in state for chunk in self.manifest.tensors[name].chunks}
+        verify(path, self.manifest, sorted(files))
+
+    def read_into(self, state: Mapping[str, Tensor]) -> None:
+        """Fill tensors, of any type, by their names in the model's state."""
+        _load(self.path, self.manifest, {f"model.{name}": tensor for name, tensor in state.items()}, None)
 
 
 def verify(path: Path, manifest: Manifest, files: list[str]) -> None:

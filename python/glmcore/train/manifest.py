@@ -47,6 +47,10 @@ class Manifest:
     extra: dict[str, Any] = field(default_factory=dict)
     """State of the loop, any JSON."""
 
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of every file."""
+        return {name: file.sha256 for name, file in self.files.items()}
+
     def write(self, directory: Path) -> None:
         """Write it with a digest of itself."""
         content = json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":"))

@@ -1,0 +1,468 @@
+"""A vLLM or SGLang server as a `PolicyEngine`: token ids in, ids and log-probabilities out, weights from the disk.
+
+No token has a doubtful version. Before weights change, the server is told to end all requests early and hand back what
+they have; when the new weights are there, requests are sent again with that behind their prompts, so that all is
+computed anew. What a request had drawn when its server died is lost, and only that.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from glmcore.engine.request import Generation
+from glmcore.engine.sampling import SamplingParams
+from glmcore.errors import ConfigError, RequestError, ServerError, SyncError
+from glmcore.fp8.weight_directory import WeightDirectory
+from glmcore.rl.http_engine_dialects import Call, Dialect, Sampled, Segment
+from glmcore.rl.http_engine_process import ServerProcess
+from glmcore.rl.rollout import rollout_seed
+
+if TYPE_CHECKING:
+    from glmcore.fp8.bucket import Bucket
+
+_SERVED = frozenset(
+    {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "stop_token_ids", "min_tokens", "ignore_eos"}
+)
+"""Fields of `SamplingParams` that mean the same when a request is cut in two and the first part joins the prompt."""
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class HttpEngineConfig:
+    """Bounds of time and trouble, in seconds."""
+
+    request_s: float = 3_600.0
+    """Most that a request may take between two weight updates."""
+    load_s: float = 600.0
+    """Most that a server takes to load weights."""
+    start_s: float = 1_200.0
+    """Most that a server takes to come up."""
+    drain_s: float = 10.0
+    """Most that requests take to come back when they are ended early; those that do not are sent again whole."""
+    health_every_s: float = 5.0
+    health_s: float = 10.0
+    """Most that a server takes to say that it is well."""
+    health_misses: int = 3
+    """So many times not being well, one after another, means being dead."""
+    max_restarts: int = 8
+    """Over the life of the engine."""
+    max_tries: int = 4
+    """For a request that fails at a server that is well."""
+
+
+class HttpEngine:
+    """One server. Start it before use and close it after; methods may be called by many tasks of one event loop.
+
+    Args:
+        url: Of the server.
+        dialect: Its kind.
+        directory: Where weights are written for the server to load. The newest version there is loaded at the start
+            and after a restart.
+        stop_token_ids: Tokens that end a text where the request names none.
+        config: Bounds.
+        process: Starts the server, and starts it again when it is dead; None for a server that others look after.
+        api_key: Sent as a bearer token.
+
+    Raises:
+        ConfigError: `httpx` is not installed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        dialect: Dialect,
+        directory: WeightDirectory,
+        stop_token_ids: Iterable[int],
+        *,
+        config: HttpEngineConfig = HttpEngineConfig(),
+        process: ServerProcess | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        try:
+            import httpx
+        except ImportError:
+            raise ConfigError("HTTP engines need httpx: pip install 'glmcore[http]'") from None
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self._client = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, limits=limits)
+        self.url = url
+        self.dialect = dialect
+        self.directory = directory
+        self.stop_token_ids = tuple(stop_token_ids)
+        self.config = config
+        self.process = process
+        self.num_restarts = 0
+        self._version = max(directory.versions(), default=0)
+        self._control = asyncio.Lock()
+        """Held by whoever stops, loads or restarts."""
+        self._open = False
+        """Whether requests may be sent."""
+        self._changed = asyncio.Event()
+        """Set, and replaced, when those that wait to send should look again."""
+        self._paused = False
+        self._broken: str | None = None
+        self._running: set[asyncio.Task[Mapping[str, Any]]] = set()
+        self._partial: dict[int, Generation] = {}
+        self._num_aborts = 0
+        self._life = 0
+        """Counts recoveries, so that of many requests that fail together one recovers."""
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights that draw the next token."""
+        return self._version
+
+    async def start(self) -> None:
+        """Bring the server up with the newest weights and begin to watch it.
+
+        Raises:
+            ServerError: It does not come up in time.
+            SyncError: It does not load the weights.
+        """
+        async with self._control:
+            if self.process is not None and not self.process.is_alive:
+                self.process.start()
+            try:
+                await self._bring_up(restart=False)
+            except RequestError as error:
+                raise ServerError(f"{self.url} has to be {self.dialect.needs}: {error}") from None
+            self._set_open(True)
+        self._watch = asyncio.create_task(self._keep_watch())
+
+    async def close(self) -> None:
+        """End all requests and, if it is ours, the server."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        self._broken = "it was closed"
+        self._set_open(True)
+        await self._cancel_running()
+        await self._client.aclose()
+        if self.process is not None:
+            await asyncio.to_thread(self.process.stop)
+
+    async def generate(
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0
+    ) -> list[Generation]:
+        """Continue a prompt `params.n` times; see `PolicyEngine`.
+
+        Raises:
+            RequestError: The server cannot do what is asked, or not with the right log-probabilities.
+            ServerError: The server is dead and cannot be brought back, or fails again and again.
+        """
+        sampled = self._sampled(params)
+        self.dialect.check(sampled)
+        if not prompt_ids:
+            raise RequestError("the prompt is empty")
+        tasks = [
+            asyncio.ensure_future(self._continue(list(prompt_ids), sampled, params.seed, choice, priority))
+            for choice in range(params.n)
+        ]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def update_weights(self, version: int, buckets: "Iterable[Bucket]") -> str:
+        """Write the weights to the disk, then have the server load them between two tokens.
+
+        Returns:
+            `weights_checksum` of what the server has loaded, read back from the disk.
+
+        Raises:
+            SyncError: The weights did not come whole, or the server does not load them.
+            ServerError: The server died of it and cannot be brought back.
+        """
+        checksum = await asyncio.to_thread(self.directory.update_weights, version, buckets)
+        async with self._control:
+            self._broken = None
+            try:
+                await self._replace(version)
+            except (ServerError, SyncError, RequestError) as error:
+                self._broken = f"version {version} could not be loaded: {error}"
+                self._set_open(True)
+                raise
+        return checksum
+
+    async def _replace(self, version: int) -> None:
+        try:
+            await self._stop()
+            self._version = version
+            await self._load()
+        except ServerError:
+            self._version = version
+            await self._bring_up(restart=False)
+        await self._go()
+
+    async def pause(self) -> None:
+        """Draw nothing until `resume`. Requests are kept, new ones taken.
+
+        Raises:
+            ServerError: The server cannot be reached.
+        """
+        async with self._control:
+            if not self._paused:
+                self._paused = True
+                await self._stop()
+
+    async def resume(self) -> None:
+        """Go on after `pause`.
+
+        Raises:
+            ServerError: The server cannot be reached.
+        """
+        async with self._control:
+            if self._paused:
+                self._paused = False
+                await self._go()
+
+    async def abort_all(self) -> list[Generation]:
+        """End all requests; gives what they have, which is also what their callers get, with the reason `abort`."""
+        async with self._control:
+            ended = list(self._partial.values())
+            was_open = self._open
+            self._num_aborts += 1
+            self._set_open(False)  # also wakes those that wait, to find that they have been ended
+            await self._drain(self.dialect.abort)
+            while any(id(generation) in self._partial for generation in ended):
+                await asyncio.sleep(0)
+            self._set_open(was_open)
+        return ended
+
+    async def is_healthy(self) -> bool:
+        """Whether the server says that it is well, in time."""
+        try:
+            await self._send(self.dialect.health, self.config.health_s)
+        except (ServerError, RequestError):
+            return False
+        return True
+
+    async def _continue(self, prompt: list[int], sampled: Sampled, seed: int, choice: int, priority: int) -> Generation:
+        result = Generation()
+        aborts, tries, parts = self._num_aborts, 0, 0
+        with self._listed(result):
+            while True:
+                while not self._open and self._num_aborts == aborts:
+                    await self._changed.wait()
+                if self._num_aborts != aborts:
+                    return result
+                if self._broken is not None:
+                    raise ServerError(f"{self.url} serves no more: {self._broken}")
+                life, version = self._life, self._version
+                # A part has draws of its own: with the seed of the first it would draw the same numbers again.
+                part = rollout_seed(seed, choice, parts) % 2**31
+                asked = self._rest_of(sampled, len(result.token_ids), part)
+                call = self.dialect.generate(prompt + result.token_ids, asked, uuid.uuid4().hex, priority)
+                try:
+                    segment = await self._segment(call)
+                except ServerError as error:
+                    tries += 1
+                    if tries >= self.config.max_tries:
+                        raise
+                    await self._recover(life, str(error))
+                    continue
+                if segment is None:  # cancelled on our side, to be sent again
+                    continue
+                if self._is_foreign(segment, version):
+                    await self._recover(life, f"it drew with version {segment.version} in the place of {version}")
+                    continue
+                parts += bool(segment.token_ids)
+                _extend(result, segment, version)
+                if segment.finish_reason != "abort":
+                    result.finish_reason, result.stop = segment.finish_reason, segment.stop
+                    return result
+
+    def _is_foreign(self, segment: Segment, version: int) -> bool:
+        """Whether tokens came from other weights: somebody has started the server anew, and it has those of its disk."""
+        return bool(segment.token_ids) and segment.version != version and self._is_written(version)
+
+    def _is_written(self, version: int) -> bool:
+        return self.directory.path(version).is_dir()
+
+    def _set_open(self, value: bool) -> None:
+        self._open = value
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _segment(self, call: Call) -> Segment | None:
+        task = asyncio.ensure_future(self._send(call, self.config.request_s))
+        self._running.add(task)
+        try:
+            await asyncio.wait([task])
+            return None if task.cancelled() else self.dialect.read(task.result())
+        finally:
+            self._running.discard(task)
+            task.cancel()
+
+    @contextmanager
+    def _listed(self, result: Generation) -> Iterator[None]:
+        self._partial[id(result)] = result
+        try:
+            yield
+        finally:
+            del self._partial[id(result)]
+
+    def _sampled(self, params: SamplingParams) -> Sampled:
+        """What is asked, in the servers' terms."""
+        plain = SamplingParams()
+        for field in fields(params):
+            if field.name not in _SERVED and getattr(params, field.name) != getattr(plain, field.name):
+                raise RequestError(f"HTTP engines do not take {field.name}: it does not survive a weight update")
+        stops = self.stop_token_ids if params.stop_token_ids is None else params.stop_token_ids
+        if params.stop_token_ids is None and getattr(params, "ignore_eos", False):
+            stops = ()
+        return Sampled(
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=getattr(params, "top_k", 0),
+            min_p=getattr(params, "min_p", 0.0),
+            seed=0,
+            stop_token_ids=stops,
+            min_tokens=getattr(params, "min_tokens", 0),
+        )
+
+    @staticmethod
+    def _rest_of(sampled: Sampled, done: int, seed: int) -> Sampled:
+        left = {"max_tokens": sampled.max_tokens - done, "min_tokens": max(0, sampled.min_tokens - done)}
+        return Sampled(**{**vars(sampled), **left, "seed": seed})
+
+    async def _stop(self) -> None:
+        """Let no request draw a token any more."""
+        self._set_open(False)
+        await self._drain(self.dialect.pause)
+
+    async def _drain(self, ending: Call) -> None:
+        """End what is under way; what does not come back in time is sent again whole."""
+        await self._send(ending, self.config.health_s)
+        deadline = time.monotonic() + self.config.drain_s
+        while self._running and time.monotonic() < deadline:
+            await asyncio.wait(list(self._running), timeout=_POLL_S)
+            await asyncio.sleep(0)
+        await self._cancel_running()
+
+    async def _cancel_running(self) -> None:
+        for task in list(self._running):
+            task.cancel()
+        while self._running:
+            await asyncio.sleep(0)
+
+    async def _go(self) -> None:
+        if not self._paused:
+            await self._send(self.dialect.resume, self.config.health_s)
+            self._set_open(True)
+
+    async def _load(self) -> None:
+        """Have the server hold the present version, where one has been written."""
+        if not self._is_written(self._version):
+            return
+        path = self.directory.path(self._version).absolute()
+        for call in self.dialect.load(path, self._version, self.config.load_s):
+            try:
+                answer = await self._send(call, self.config.load_s)
+            except RequestError as error:
+                raise SyncError(f"{self.url} does not load {path}: {error}") from None
+            if answer.get("success") is False:
+                raise SyncError(f"{self.url} does not load {path}: {answer.get('message', call.path)}")
+        held = await self._held()
+        if held != self._version:
+            raise SyncError(f"{self.url} holds version {held} after version {self._version} was loaded")
+
+    async def _recover(self, life: int, why: str) -> None:
+        """Bring a server back that did not answer; if another task has done so since `life`, only return."""
+        async with self._control:
+            if self._life != life or self._broken is not None:
+                return
+            self._life += 1
+            well = await self.is_healthy()
+            if well and await self._is_current():
+                return
+            self._set_open(False)
+            await self._cancel_running()
+            try:
+                await self._bring_up(restart=not well)
+                await self._go()
+            except (ServerError, SyncError, RequestError) as error:
+                self._broken = f"{why}; {error}"
+                self._set_open(True)
+
+    async def _is_current(self) -> bool:
+        """Whether a server that is well holds the present version, where one has been written."""
+        if not self._is_written(self._version):
+            return True
+        try:
+            return await self._held() == self._version
+        except (ServerError, RequestError):
+            return False
+
+    async def _held(self) -> int | None:
+        return self.dialect.read_version(await self._send(self.dialect.version, self.config.health_s))
+
+    async def _bring_up(self, *, restart: bool) -> None:
+        """Have a server that is well and holds the present version; start it again where it is dead and ours."""
+        deadline = time.monotonic() + self.config.start_s
+        while True:
+            if self.process is not None and (restart or not self.process.is_alive):
+                if self.num_restarts >= self.config.max_restarts:
+                    raise ServerError(f"{self.url} has died {self.num_restarts + 1} times: see {self.process.log}")
+                self.num_restarts += 1
+                await asyncio.to_thread(self.process.start)
+                restart = False
+            if await self.is_healthy():
+                break
+            if time.monotonic() > deadline:
+                raise ServerError(f"{self.url} did not come up in {self.config.start_s:g} s")
+            await asyncio.sleep(_POLL_S * 4)
+        if await self._held() != self._version:
+            await self._load()
+
+    async def _keep_watch(self) -> None:
+        misses = 0
+        while self._broken is None:
+            await asyncio.sleep(self.config.health_every_s)
+            if self._control.locked():  # it is being seen to
+                continue
+            life = self._life
+            misses = 0 if await self.is_healthy() and await self._is_current() else misses + 1
+            if misses >= self.config.health_misses:
+                await self._recover(life, f"it was not well {misses} times")
+                misses = 0
+
+    async def _send(self, call: Call, timeout_s: float) -> Mapping[str, Any]:
+        """One request to the server; gives the object that it answers, an empty one for no content.
+
+        Raises:
+            ServerError: It cannot be reached, is too slow, or says that it failed.
+            RequestError: It refuses.
+        """
+        import httpx
+
+        try:
+            response = await self._client.request(call.method, call.path, json=call.body, timeout=timeout_s)
+        except httpx.TimeoutException:
+            raise ServerError(f"{self.url}{call.path} did not answer in {timeout_s:g} s") from None
+        except (httpx.TransportError, RuntimeError) as error:  # a closed client raises the latter
+            raise ServerError(f"{self.url}{call.path} cannot be reached: {error or type(error).__name__}") from None
+        if response.status_code != 200:
+            trouble = f"{self.url}{call.path} answered {response.status_code}: {' '.join(response.text[:300].split())}"
+            refused = 400 <= response.status_code < 500 and response.status_code not in (408, 429)
+            raise (RequestError if refused else ServerError)(trouble)
+        told: Any = {}
+        with suppress(ValueError):
+            told = response.json()
+        return told if isinstance(told, dict) else {}
+
+
+def _extend(result: Generation, segment: Segment, version: int) -> None:
+    if not result.token_ids:
+        result.cached_tokens = segment.cached_tokens
+    result.token_ids += segment.token_ids
+    result.logprobs += segment.logprobs
+    result.policy_versions += [version] * len(segment.token_ids)
