@@ -8,7 +8,6 @@ from test_model import packed, random_model
 
 from glmcore.engine.config import EngineConfig
 from glmcore.engine.engine import Engine
-from glmcore.engine.sampler import sample
 from glmcore.engine.sampling import SamplingParams
 from glmcore.errors import RequestError
 from glmcore.fp8 import WeightPublisher
@@ -52,36 +51,6 @@ def test_generation_is_what_repeated_full_passes_give():
     assert not {1, 2} & set(generation.token_ids[:-1])
 
 
-def test_draws_follow_the_distribution():
-    torch.manual_seed(0)
-    logits = torch.randn(1, 8).expand(20_000, -1)
-    uniform = torch.from_numpy(np.random.default_rng(0).random(20_000))
-    ones = torch.ones(20_000)
-    for top_p in (1.0, 0.7):
-        tokens, _ = sample(logits, uniform, ones, ones * top_p)
-        probability = logits[0].double().softmax(-1)
-        order = probability.argsort(descending=True)
-        before = probability[order].cumsum(0) - probability[order]
-        probability[order[before >= top_p]] = 0
-        expected = probability / probability.sum() * 20_000
-        counts = torch.bincount(tokens, minlength=8)
-        assert bool((counts[expected == 0] == 0).all())
-        kept = expected > 0
-        chi_square = float(((counts[kept] - expected[kept]) ** 2 / expected[kept]).sum())
-        assert chi_square < 24.3  # the 0.1% point with 7 degrees of freedom
-
-
-@settings(deadline=None, max_examples=50)
-@given(temperature=st.floats(0.1, 3), uniform=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 1000))
-def test_the_log_probability_is_that_of_the_drawn_token_at_the_temperature(temperature, uniform, seed):
-    logits = torch.randn(1, 16, generator=torch.Generator().manual_seed(seed))
-    token, logprob = sample(
-        logits, torch.tensor([uniform], dtype=torch.float64), torch.tensor([temperature]), torch.tensor([1.0])
-    )
-    expected = (logits[0].double() / torch.tensor(temperature)).log_softmax(-1)
-    assert float(logprob) == pytest.approx(float(expected[token]), abs=1e-5)
-
-
 def test_new_weights_change_the_answers_and_mark_them():
     generator = engine()
     params = [SamplingParams(max_tokens=16, seed=3)]
@@ -108,12 +77,3 @@ def test_new_weights_change_the_answers_and_mark_them():
 def test_a_prompt_that_cannot_be_continued_is_refused(prompt, message):
     with pytest.raises(RequestError, match=message):
         engine().generate([[3], prompt], [SamplingParams()] * 2)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"max_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"seed": -1}],
-)
-def test_sampling_parameters_outside_their_range_are_refused(fields):
-    with pytest.raises(RequestError):
-        SamplingParams(**fields)

@@ -29,6 +29,10 @@ class BufferFullError(TrajectoryError):
     """The trajectory buffer has no room for a group: wait until others are consumed."""
 
 
+class NotReadyError(TrajectoryError):
+    """The groups of a batch were not complete in time: wait longer."""
+
+
 class StaleError(TrajectoryError):
     """A group might be trained on when it is too old: sample it from newer weights."""
 
@@ -80,6 +84,10 @@ class RankError(GlmcoreError, RuntimeError):
 
 class SandboxError(GlmcoreError, RuntimeError):
     """A sandbox cannot be made here, or not as asked."""
+
+
+class EnvironmentFailure(GlmcoreError, RuntimeError):  # noqa: N818 (it fails one rollout, which is no error of the run)
+    """An environment broke down, hung or gave garbage, so that its episode has no reward."""
 
 
 class VerifierError(GlmcoreError, RuntimeError):

@@ -1,11 +1,12 @@
 """The whole road once: corpus, tokenizer, shards, training stages, RL, export, report."""
 
+import contextlib
 import time
 
 from glmcore.convert import convert
 from glmcore.data.prepare import prepare
 from glmcore.engine.llm import LLM
-from glmcore.envs.reasoning import ReasoningEnv
+from glmcore.envs.registry import open_family
 from glmcore.progress import say
 from glmcore.recipe import Recipe
 from glmcore.report import format_table, summarize, write_report
@@ -61,12 +62,20 @@ def _answers(run: RunDirectory) -> list[dict[str, object]]:
     """Greedy answers of the reloaded checkpoint to held-out problems."""
     config = run.recipe.rl
     llm = LLM(run.export / "bf16")
-    worker = RolloutWorker(
-        llm.engine, llm.tokenizer, ReasoningEnv, max_tokens=config.max_response_tokens, temperature=0.0
-    )
-    problems = ReasoningEnv.tasks("held_out", config.tasks, NUM_ANSWERS, seed=run.recipe.run.seed + 2)
-    rollouts = worker.roll_out(problems, [0] * len(problems))
-    for rollout in rollouts:
-        verdict = "right" if rollout.reward == 1 else "wrong"
-        say(f"Q: {rollout.problem.question}\nA ({verdict}): {rollout.reply.strip()}")
-    return [transcript(rollout) for rollout in rollouts]
+    with contextlib.closing(open_family(config.environment, config.tasks)) as family:
+        worker = RolloutWorker(
+            llm.engine,
+            llm.tokenizer,
+            family.new,
+            max_tokens=config.max_response_tokens,
+            temperature=0.0,
+            limits=config.environment.limits,
+            thinking=config.environment.thinking,
+        )
+        problems = family.tasks("held_out", NUM_ANSWERS, run.recipe.run.seed + 2)
+        rollouts = worker.roll_out(problems, [0] * len(problems))
+    shown = [transcript(rollout) for rollout in rollouts]
+    for one in shown:
+        verdict = "right" if one["reward"] == 1 else "wrong"
+        say(f"Q: {one['question']}\nA ({verdict}): {str(one['reply']).strip()}")
+    return shown

@@ -47,8 +47,10 @@ class CorpusConfig(Config):
     git_bytes: NonNegativeInt = 500_000
     problems: dict[str, PositiveInt] = Field(min_length=1)
     """Reasoning problems of each task; a task with fewer distinct questions gives what it has."""
+    lookups: NonNegativeInt = 0
+    """Questions that are answered with a search, as conversations with tool calls; at most 15,000."""
     direct_answer_share: NonNegativeFloat = Field(default=0.5, le=1.0)
-    """Share of the sft problems that are answered without thinking."""
+    """Share of the sft problems that are answered without thinking, and of the lookups without a search."""
     user_weight: NonNegativeFloat = 1.0
     """Weight of source `user` in every pretrain stage, when there is one."""
 
@@ -103,7 +105,8 @@ class Recipe(DataRecipe):
             raise ValueError(
                 f"model.vocab_size={self.model.vocab_size} is below tokenizer.vocab_size={self.tokenizer.vocab_size}"
             )
-        unknown = sorted(set(self.rl.tasks) - set(self.corpus.problems)) if self.corpus else []
+        from_corpus = self.corpus is not None and self.rl.environment.name == "reasoning_gym"
+        unknown = sorted(set(self.rl.tasks) - set(self.corpus.problems)) if self.corpus and from_corpus else []
         if unknown:
             raise ValueError(f"rl.tasks {unknown} are not in corpus.problems")
         if self.train.validation is not None and not self.held_out.share:

@@ -31,6 +31,12 @@ CHANGEABLE = frozenset(
         "train.log_load_every_steps",
         "train.tensorboard",
         "rl.checkpoint_every_steps",
+        "rl.ray",
+        "rl.sync_timeout_s",
+        "rl.distill",
+        "rl.evaluation",
+        "rl.probe",
+        "rl.trajectory_log",
     }
 )
 """What may be otherwise when a run is gone on with: how the work is spread, saved and watched. Other ranks or threads
@@ -83,6 +89,26 @@ class RunDirectory(Generic[_Recipe]):
     def trajectories(self) -> Path:
         """The trajectory buffer's log."""
         return self.path / "trajectories"
+
+    @property
+    def probe(self) -> Path:
+        """How often each training task was solved in the offline pass."""
+        return self.path / "probe.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """Results of the suites while RL goes on."""
+        return self.path / "evaluations.jsonl"
+
+    @property
+    def shown(self) -> Path:
+        """Trajectories that are kept to be looked at, a file for each step."""
+        return self.path / "shown"
+
+    @property
+    def distilled(self) -> Path:
+        """SFT data from the RL policy."""
+        return self.path / "distilled"
 
     @property
     def export(self) -> Path:

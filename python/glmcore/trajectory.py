@@ -9,7 +9,7 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from glmcore._core import CoreLease, CoreTrajectoryBuffer
-from glmcore.errors import TrajectoryError
+from glmcore.errors import NotReadyError
 from glmcore.trajectory_records import (
     BufferStats,
     GroupInfo,
@@ -283,8 +283,9 @@ class TrajectoryBuffer:
             group_ids: Exactly these, to repeat an order.
 
         Raises:
-            TrajectoryError: They were not complete in time, others would get too old, or it is not known yet whether
-                leases of an earlier process were consumed.
+            NotReadyError: They were not complete in time.
+            TrajectoryError: Others would get too old, or it is not known yet whether leases of an earlier process were
+                consumed.
         """
         wanted = None if group_ids is None else list(group_ids)
         lease = self._core.take(num_groups, policy_version, timeout, wanted)
@@ -292,7 +293,7 @@ class TrajectoryBuffer:
             waiting = [group for group in self.groups() if group.state != "leased"]
             running = sum(group.num_rollouts - group.num_done for group in waiting)
             due = sum(group.state == "running" and group.due_version <= policy_version for group in waiting)
-            raise TrajectoryError(
+            raise NotReadyError(
                 f"{num_groups} complete groups were not there after {timeout} s: {len(waiting)} are admitted, "
                 f"{running} of their rollouts still run, {due} running groups are due at version {policy_version}"
             )

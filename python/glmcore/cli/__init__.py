@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from glmcore.cli import data, eval, models, plan, runs, tokenizer
+from glmcore.cli import data, demo, eval, models, plan, reinforcement, runs, serve, tokenizer
 from glmcore.errors import ConfigError, GlmcoreError, RankError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -66,11 +66,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=_version_or_help(parser), resumable=False)
     verbs = parser.add_subparsers(metavar="COMMAND")
     runs.add_verbs(verbs)
+    reinforcement.add_verbs(verbs)
     data.add_verbs(verbs)
     models.add_verbs(verbs)
+    serve.add_verbs(verbs)
     eval.add_verbs(verbs)
     plan.add_verbs(verbs)
     tokenizer.add_verbs(verbs)
+    demo.add_verbs(verbs)
     return parser
 
 

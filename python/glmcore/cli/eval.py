@@ -119,11 +119,11 @@ def _measure(
 
     if re.match(r"https?://", args.model):
         return asyncio.run(run(ServerModel(args.model, args.name, os.environ.get("OPENAI_API_KEY"), args.timeout)))
-    from glmcore.cli.models import checkpoint_of
+    from glmcore.cli.models import find_checkpoint
     from glmcore.engine.llm import LLM
     from glmcore.engine.service import EngineService
 
-    llm = LLM(checkpoint_of(Path(args.model)))
+    llm = LLM(find_checkpoint(Path(args.model)))
 
     async def run_here() -> "list[Row]":
         service = EngineService(llm.engine)

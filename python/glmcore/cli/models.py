@@ -86,7 +86,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
-def checkpoint_of(path: Path) -> Path:
+def find_checkpoint(path: Path) -> Path:
     """The checkpoint of a run directory, or `path` itself."""
     exported = path / "export" / "bf16"
     return exported if exported.is_dir() else path
@@ -105,7 +105,7 @@ def _generate(args: argparse.Namespace) -> None:
     from glmcore.chat import apply_chat_template
     from glmcore.engine.llm import LLM
 
-    llm = LLM(checkpoint_of(args.model))
+    llm = LLM(find_checkpoint(args.model))
     ids: Any = prompt
     if args.chat:
         turn = [{"role": "user", "content": prompt}]
@@ -117,7 +117,7 @@ def _generate(args: argparse.Namespace) -> None:
 def _chat(args: argparse.Namespace) -> None:
     from glmcore.engine.llm import LLM
 
-    llm = LLM(checkpoint_of(args.model))
+    llm = LLM(find_checkpoint(args.model))
     params = _sampling(args)
     messages: list[dict[str, Any]] = []
     print("Type a message; an empty line or Ctrl-D ends the chat.", file=sys.stderr)
@@ -176,7 +176,7 @@ def _info(args: argparse.Namespace) -> None:
     from glmcore.model.config import GlmConfig
     from glmcore.model.glm import Glm
 
-    directory = checkpoint_of(args.model)
+    directory = find_checkpoint(args.model)
     config = GlmConfig.from_hf(directory / "config.json")
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in Glm(config).parameters())

@@ -1,4 +1,4 @@
-"""Verbs that go the road of a recipe: quickstart, train, rl, report."""
+"""Verbs that go the road of a recipe: quickstart, train, report."""
 
 import argparse
 import json
@@ -37,8 +37,6 @@ def add_verbs(verbs: Any) -> None:
     )
     train.add_argument("--stage", metavar="NAME", help="run this stage alone, from the end of the one before it")
     _add_settings(train, _train)
-    rl = add_verb(verbs, "rl", "run the RL stage of a recipe", "  glmcore rl nano run.dir=runs/mine")
-    _add_settings(rl, _rl)
 
     report = add_verb(
         verbs,
@@ -59,14 +57,20 @@ def _add_settings(parser: argparse.ArgumentParser, command: Any) -> None:
     parser.set_defaults(command=command, resumable=True)
 
 
-def _refuse_ranks(verb: str) -> None:
+def refuse_ranks(verb: str) -> None:
+    """Stop where torchrun has started several processes.
+
+    Raises:
+        ConfigError: It has.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
             f"{verb} is the work of one process: of the verbs only train spreads over the ranks of torchrun"
         )
 
 
-def _recipe_or_print(args: argparse.Namespace) -> "Recipe | None":
+def recipe_or_print(args: argparse.Namespace) -> "Recipe | None":
+    """The recipe of the settings; with `--dry-run` it is printed instead."""
     recipe = load_recipe(args.settings)
     if not args.dry_run:
         return recipe
@@ -81,7 +85,7 @@ def _recipe_or_print(args: argparse.Namespace) -> "Recipe | None":
 def _quickstart(args: argparse.Namespace) -> None:
     extra = [] if args.corpus is None else [f"corpus.path={json.dumps(str(Path(args.corpus).absolute()))}"]
     recipe = load_recipe(args.settings, default="nano", extra=extra)
-    _refuse_ranks("quickstart")
+    refuse_ranks("quickstart")
     from glmcore.quickstart import quickstart
 
     quickstart(recipe)
@@ -100,7 +104,7 @@ def _print_stages(recipe: "Recipe") -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    recipe = _recipe_or_print(args)
+    recipe = recipe_or_print(args)
     if recipe is None:
         _print_stages(load_recipe(args.settings))
     else:
@@ -114,15 +118,6 @@ def _train(args: argparse.Namespace) -> None:
             if ranks.is_first:
                 prepare.run(recipe)
             train.run(recipe, args.stage, ranks)
-
-
-def _rl(args: argparse.Namespace) -> None:
-    recipe = _recipe_or_print(args)
-    if recipe:
-        _refuse_ranks("rl")
-        from glmcore import rl
-
-        rl.run(recipe)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -11,13 +11,16 @@ import torch
 from glmcore.engine import sequence as own
 from glmcore.engine.blocks import BlockPool
 from glmcore.engine.config import EngineConfig
+from glmcore.engine.guide import Grammars
 from glmcore.engine.memory import cache_blocks
 from glmcore.engine.request import Delta, EngineStats, Generation
 from glmcore.engine.runner import Runner
 from glmcore.engine.sampler import Sampler
 from glmcore.engine.sampling import SamplingParams
 from glmcore.engine.scheduler import Scheduler
+from glmcore.engine.scoring import TextScores, score_text
 from glmcore.engine.sequence import Part
+from glmcore.engine.stopping import TextStream, special_ids
 from glmcore.errors import QueueFullError, RequestError, SyncError
 from glmcore.fp8.bucket import Bucket
 from glmcore.fp8.receiver import WeightReceiver
@@ -50,13 +53,15 @@ class Engine:
         self.tokenizer = tokenizer
         self.config = config
         self.policy_version = 0
-        self._special = _without_text(tokenizer) if tokenizer else frozenset()
+        self._special = special_ids(tokenizer) if tokenizer else frozenset()
+        self.grammars = Grammars(tokenizer, model.config.vocab_size) if tokenizer else None
+        """Compiles constraints. Other threads may compile ahead, so that `add` takes no time."""
         self.cache_tokens = BLOCK * cache_blocks(model, config)
         """Tokens that the key-value cache holds."""
         self._runner = Runner(model, self.cache_tokens // BLOCK)
         self._pool = BlockPool(self.cache_tokens // BLOCK, reuse=config.reuse_prefixes)
         self._scheduler = Scheduler(config, self._pool)
-        self._sampler = Sampler(model.config.vocab_size, model.lm_head.weight.device)
+        self._sampler = Sampler(model.config.vocab_size, model.lm_head.weight.device, self.grammars)
         self._choices: dict[int, list[own.Sequence]] = {}
         """Sequences of each request that has not ended."""
         self._aborted: list[tuple[int, Delta]] = []
@@ -86,6 +91,8 @@ class Engine:
                 the context, or prompt and answer do not fit the cache.
         """
         limit = self._limit(prompt_ids, params)
+        if params.constraint is not None and self.grammars is not None:
+            self.grammars.compile(params.constraint)
         waiting = self._scheduler.num_waiting
         if waiting + params.n > self.config.max_waiting and not (waiting == 0 and self._has_place(params.n)):
             raise QueueFullError(
@@ -93,7 +100,7 @@ class Engine:
                 "try again later"
             )
         request_id = next(self._next_id)
-        stops = self.stop_token_ids if params.stop_token_ids is None else frozenset(params.stop_token_ids)
+        stops = params.stop_ids(self.stop_token_ids)
         choices = [
             own.Sequence(
                 request_id,
@@ -103,7 +110,7 @@ class Engine:
                 stops,
                 limit,
                 (priority, next(self._arrivals)),
-                self.tokenizer.stream_decoder() if self.tokenizer else None,
+                TextStream(self.tokenizer, self._special, params.stop, params.min_tokens) if self.tokenizer else None,
             )
             for index in range(params.n)
         ]
@@ -147,8 +154,7 @@ class Engine:
         Raises:
             SyncError: A weight update has begun and not ended, so that the weights are a mixture; or the engine sleeps.
         """
-        if self._torn_by is not None:
-            raise SyncError(f"the weights are a mixture: the update to version {self._torn_by} did not complete")
+        self._refuse_mixture()
         if self._asleep:
             raise SyncError("the engine sleeps: call wake() first")
         told = self.take_aborted()
@@ -158,6 +164,10 @@ class Engine:
         logits = self._runner.logits(parts)
         self._runner.copy_blocks(self._scheduler.computed(parts))
         return told + self._draw(logits, parts)
+
+    def _refuse_mixture(self) -> None:
+        if self._torn_by is not None:
+            raise SyncError(f"the weights are a mixture: the update to version {self._torn_by} did not complete")
 
     def _draw(self, logits: torch.Tensor, parts: list[Part]) -> list[tuple[int, Delta]]:
         """From scores [S, V] to tokens. Sequences that begin together share the scores of their prompt's end."""
@@ -172,22 +182,32 @@ class Engine:
         self._generated_tokens += len(sequences)
         tokens, logprobs = drawn.tokens.tolist(), drawn.logprobs.tolist()
         return [
-            (sequence.request_id, self._record(sequence, tokens[row], logprobs[row], drawn.top_logprobs.get(row)))
+            (
+                sequence.request_id,
+                self._record(sequence, tokens[row], logprobs[row], drawn.top_logprobs.get(row), drawn.ended.get(row)),
+            )
             for row, sequence in enumerate(sequences)
         ]
 
-    def _record(self, sequence: own.Sequence, token: int, logprob: float, top: dict[int, float] | None) -> Delta:
-        """Add a token to a sequence, which may end it."""
+    def _record(
+        self, sequence: own.Sequence, token: int, logprob: float, top: dict[int, float] | None, ended: str | None
+    ) -> Delta:
+        """Add a token to a sequence, which may end it, as its constraint may have."""
         sequence.token_ids.append(token)
-        reason = None
-        if token in sequence.stop_ids:
-            reason = "stop"
+        reason: str | None = None
+        stop: int | str | None = None
+        if ended is not None:
+            reason = ended
+        elif token in sequence.stop_ids:
+            reason, stop = "stop", token
         elif len(sequence.token_ids) >= sequence.limit:
             reason = "length"
         text = ""
-        if sequence.decoder is not None:
-            text = "" if self._is_silent(token) else sequence.decoder.push(token)
-            text += sequence.decoder.finish() if reason else ""
+        if sequence.text is not None:
+            text = sequence.text.push(token)
+            text += sequence.text.finish() if reason else ""
+            if sequence.text.stopped_by is not None:
+                reason, stop = "stop", sequence.text.stopped_by
         cached, sequence.cached_tokens = sequence.cached_tokens, 0
         if reason:
             self._end(sequence)
@@ -199,14 +219,9 @@ class Engine:
             policy_versions=[self.policy_version],
             text=text,
             finish_reason=reason,
-            stop=token if reason == "stop" else None,
+            stop=stop,
             cached_tokens=cached,
         )
-
-    def _is_silent(self, token: int) -> bool:
-        """Whether a token has no text: it is special, or the tokenizer does not know it."""
-        assert self.tokenizer is not None
-        return token >= self.tokenizer.vocab_size or token in self._special
 
     def _slot(self, sequence: own.Sequence) -> int:
         if sequence.slot is None:
@@ -266,6 +281,24 @@ class Engine:
             on_tokens(sum(len(delta.token_ids) for _, delta in deltas))
         return results
 
+    def score(self, prompt_ids: Sequence[int], top_logprobs: int = 0) -> TextScores:
+        """How likely the model finds a text, in one forward pass beside whatever else the engine does.
+
+        Args:
+            prompt_ids: Not empty, within the context.
+            top_logprobs: Most likely tokens to tell at each place.
+
+        Raises:
+            RequestError: The text is empty, too long, or has an id outside the vocabulary.
+            SyncError: The weights are a mixture.
+        """
+        if len(prompt_ids) < self.model.config.max_position_embeddings:
+            self._limit(prompt_ids, SamplingParams(max_tokens=1))
+        else:
+            raise RequestError(f"the text has {len(prompt_ids)} tokens, more than the context holds")
+        self._refuse_mixture()
+        return score_text(self.model, prompt_ids, top_logprobs)
+
     def _limit(self, prompt_ids: Sequence[int], params: SamplingParams) -> int:
         """Tokens that a request may generate."""
         config = self.model.config
@@ -279,6 +312,9 @@ class Engine:
                 f"the prompt has {len(prompt_ids)} tokens; the context of {config.max_position_embeddings} leaves no "
                 "room to generate"
             )
+        params.check_vocabulary(config.vocab_size)
+        if self.tokenizer is None and (params.stop or params.constraint):
+            raise RequestError("stop strings and constraints need an engine with a tokenizer")
         limit = min(params.max_tokens, room)
         if len(prompt_ids) + limit > self.cache_tokens:
             raise RequestError(
@@ -355,9 +391,3 @@ class Engine:
             preemptions=scheduler.preemptions,
             policy_version=self.policy_version,
         )
-
-
-def _without_text(tokenizer: Tokenizer) -> frozenset[int]:
-    """Tokens that replies do not show."""
-    tokens = [token for token in map(tokenizer.token_to_id, tokenizer.special_tokens) if token is not None]
-    return frozenset(token for token in tokens if not tokenizer.decode([token], skip_special_tokens=True))

@@ -1,16 +1,24 @@
 """The next token of every sequence of a batch, each by its own parameters.
 
-Shapes: B sequences of a step, V vocabulary.
+Parameters and what sequences have drawn so far are tensors with a slot a sequence. A step takes the slots of its
+sequences and works on the whole batch; what no sequence of it asks for costs nothing.
+
+Shapes: B sequences of a step, V vocabulary, S slots.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from glmcore.engine.sampling import SamplingParams
+from glmcore.engine.drawing import draw, most_likely
+from glmcore.engine.guide import Grammars, Guide, allowed_tokens
+from glmcore.engine.penalties import Biases, Penalties
+from glmcore.engine.sampling import STREAM_TOKEN, SamplingParams, uniforms
+from glmcore.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -21,16 +29,29 @@ class Drawn:
     """int64 [B], on the CPU."""
     logprobs: Tensor
     """Log-probability of each token in the model's own distribution at the temperature of its sequence (at 1 where that
-    is 0), float32 or wider [B]."""
+    is 0), as a trainer computes it: before biases, penalties, constraints and truncation. float32 or wider [B], on the
+    CPU."""
     top_logprobs: dict[int, dict[int, float]] = field(default_factory=dict)
     """For each place of the batch that asked: the most likely tokens of the same distribution, most likely first."""
+    ended: dict[int, Literal["stop", "abort"]] = field(default_factory=dict)
+    """Places whose constraint ends the text: it is complete and no stop token can tell it, or it failed (`abort`)."""
 
 
-@dataclass
-class _Slot:
-    params: SamplingParams
-    uniforms: np.ndarray
-    step: int = 0
+@dataclass(frozen=True)
+class _Rows:
+    """Parameters of the sequences of a step, each [B]."""
+
+    slots: np.ndarray
+    temperature: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    top_k: Tensor
+    num_top: Tensor
+    """Most likely tokens that are asked for."""
+    penalty: Tensor
+    """Row in the penalties, or -1."""
+    edited: Tensor
+    """Whether something is drawn from other scores than the model's own."""
 
 
 class Sampler:
@@ -39,25 +60,63 @@ class Sampler:
     Args:
         vocab_size: V.
         device: Where the scores are.
+        grammars: Compiles constraints; without it requests with one are refused.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, vocab_size: int, device: torch.device | str = "cpu", grammars: Grammars | None = None) -> None:
         self.vocab_size = vocab_size
         self.device = torch.device(device)
-        self._slots: dict[int, _Slot] = {}
-        self._next = 0
+        self._free: list[int] = []
+        self._seeds = np.zeros(0, np.uint64)
+        self._steps = np.zeros(0, np.int64)
+        """Tokens that each sequence has drawn, [S]."""
+        self._numbers = torch.zeros(3, 0)
+        """Temperature, top_p and min_p, [3, S]."""
+        self._counts = torch.zeros(4, 0, dtype=torch.int64)
+        """top_k, num_top, penalty and edited of `_Rows`, [4, S]."""
+        self._penalties = Penalties(vocab_size, self.device)
+        self._biases = Biases()
+        self._grammars = grammars
+        self._guides: dict[int, tuple[Guide, frozenset[int]]] = {}
+        """Of each slot with a constraint, with its stop tokens."""
 
     def admit(
         self, params: SamplingParams, prompt_ids: Sequence[int], *, stop_ids: Iterable[int] = (), choice: int = 0
     ) -> int:
-        """Take a sequence in; the slot that it has until `release`."""
-        self._next += 1
-        self._slots[self._next] = _Slot(params, params.uniforms(choice))
-        return self._next
+        """Take a sequence in; the slot that it has until `release`.
+
+        Args:
+            params: Its parameters.
+            prompt_ids: Its prompt.
+            stop_ids: The tokens that end it, which cannot come before `min_tokens`.
+            choice: Which of the `n` continuations it is.
+
+        Raises:
+            RequestError: Its constraint cannot be enforced.
+        """
+        guide = self._guide(params, stop_ids)
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        if guide is not None:
+            self._guides[slot] = (guide, frozenset(stop_ids))
+        self._seeds[slot] = params.seed_of(choice)
+        self._steps[slot] = 0
+        self._numbers[:, slot] = torch.tensor([params.temperature, params.top_p, params.min_p])
+        row = self._penalties.admit(params, prompt_ids) if params.penalises else -1
+        counts = [min(params.top_k, self.vocab_size), min(params.top_logprobs, self.vocab_size), row]
+        self._counts[:, slot] = torch.tensor([*counts, int(params.edits_scores)])
+        self._biases.add(slot, params, stop_ids)
+        return slot
 
     def release(self, slot: int) -> None:
         """Forget a sequence."""
-        del self._slots[slot]
+        row = int(self._counts[2, slot])
+        if row >= 0:
+            self._penalties.release(row)
+        self._biases.drop(slot)
+        self._guides.pop(slot, None)
+        self._free.append(slot)
 
     @torch.no_grad()
     def draw(self, logits: Tensor, slots: Sequence[int]) -> Drawn:
@@ -67,45 +126,109 @@ class Sampler:
             logits: Scores of the model, float32 or wider [B, V]; overwritten.
             slots: Slot of each sequence, distinct, [B].
         """
-        states = [self._slots[slot] for slot in slots]
-        uniform = torch.tensor([state.uniforms[state.step] for state in states], dtype=torch.float64)
-        for state in states:
-            state.step += 1
-        temperature = torch.tensor([state.params.temperature for state in states])
-        top_p = torch.tensor([state.params.top_p for state in states])
-        tokens, logprobs = sample(logits.cpu(), uniform, temperature, top_p)
-        return Drawn(tokens, logprobs)
+        rows = self._rows(slots)
+        edited = rows.edited.nonzero().squeeze(1).to(self.device)
+        own = logits[edited]
+        self._edit(logits, rows)
+        greedy = (rows.temperature == 0).nonzero().squeeze(1).to(self.device)
+        likeliest = logits[greedy].argmax(-1)
+        heat = rows.temperature.masked_fill(rows.temperature == 0, 1.0)
+        if bool((heat != 1).any()):
+            logits.div_(heat.to(logits)[:, None])
+        probability = logits.softmax(-1)
+        tokens = self._choose(probability, rows).index_copy_(0, greedy, likeliest)
+        logprobs = probability.gather(1, tokens[:, None]).squeeze(1).log()
+        if len(edited):
+            own.div_(heat.to(logits)[edited, None])
+            logprobs[edited] = own.log_softmax(-1).gather(1, tokens[edited, None]).squeeze(1)
+            logits[edited] = own
+        top = _most_likely(logits, rows.num_top)
+        ended = self._remember(rows, tokens)
+        return Drawn(tokens.cpu(), logprobs.cpu(), top, ended)
+
+    def _rows(self, slots: Sequence[int]) -> _Rows:
+        places = np.asarray(slots, np.int64)
+        index = torch.from_numpy(places)
+        temperature, top_p, min_p = self._numbers[:, index]
+        top_k, num_top, penalty, edited = self._counts[:, index]
+        return _Rows(places, temperature, top_p, min_p, top_k, num_top, penalty, edited)
+
+    def _edit(self, logits: Tensor, rows: _Rows) -> None:
+        """Change the scores, in place, as the parameters say."""
+        if not bool(rows.edited.any()):
+            return
+        self._biases.apply(logits, rows.slots, self._steps)
+        penalised = (rows.penalty >= 0).nonzero().squeeze(1)
+        if len(penalised):
+            self._penalties.apply(logits, penalised.to(self.device), rows.penalty[penalised].to(self.device))
+
+        guided = [place for place, slot in enumerate(rows.slots.tolist()) if slot in self._guides]
+        if guided and self._grammars is not None:
+            guides = [self._guides[int(rows.slots[place])][0] for place in guided]
+            forbidden = torch.from_numpy(~allowed_tokens(guides, self._grammars)).to(self.device)
+            index = torch.tensor(guided, device=self.device)
+            logits[index] = logits[index].masked_fill_(forbidden, -torch.inf)
+
+    def _guide(self, params: SamplingParams, stop_ids: Iterable[int]) -> Guide | None:
+        if params.constraint is None:
+            return None
+        if self._grammars is None:
+            raise RequestError("a constraint needs an engine with a tokenizer")
+        return self._grammars.start(params.constraint, stop_ids)
+
+    def _choose(self, probability: Tensor, rows: _Rows) -> Tensor:
+        """A token of each row, of those that truncation leaves, [B]."""
+        uniform = torch.from_numpy(uniforms(self._seeds[rows.slots], self._steps[rows.slots], STREAM_TOKEN))
+        uniform = uniform.to(self.device)
+        truncated = (rows.temperature > 0) & ((rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0))
+        if not bool(truncated.any()):
+            return draw(probability, uniform)
+        chosen = truncated.nonzero().squeeze(1)
+        place = chosen.to(self.device)
+        limits = (part[chosen].to(self.device) for part in (rows.top_k, rows.top_p, rows.min_p))
+        likely, ids = most_likely(probability[place], *limits)
+        kept = ids.gather(1, draw(likely, uniform[place])[:, None]).squeeze(1)
+        if len(chosen) == len(truncated):
+            return kept
+        return draw(probability, uniform).index_copy_(0, place, kept)
+
+    def _remember(self, rows: _Rows, tokens: Tensor) -> dict[int, Literal["stop", "abort"]]:
+        self._steps[rows.slots] += 1
+        penalised = (rows.penalty >= 0).nonzero().squeeze(1)
+        if len(penalised):
+            self._penalties.count(rows.penalty[penalised].to(self.device), tokens[penalised.to(self.device)])
+        ended: dict[int, Literal["stop", "abort"]] = {}
+        if not self._guides:
+            return ended
+        for place, slot in enumerate(rows.slots.tolist()):
+            guide, stop_ids = self._guides.get(slot, (None, frozenset()))
+            if guide is None:
+                continue
+            token = int(tokens[place])
+            if token not in stop_ids:
+                guide.consume(token)
+            if guide.failed:
+                ended[place] = "abort"
+            elif guide.is_complete and not stop_ids:
+                ended[place] = "stop"
+        return ended
+
+    def _grow(self) -> None:
+        held = len(self._seeds)
+        more = max(16, held)
+        self._seeds = np.concatenate([self._seeds, np.zeros(more, np.uint64)])
+        self._steps = np.concatenate([self._steps, np.zeros(more, np.int64)])
+        self._numbers = torch.cat([self._numbers, self._numbers.new_zeros(3, more)], 1)
+        self._counts = torch.cat([self._counts, self._counts.new_zeros(4, more)], 1)
+        self._free += reversed(range(held, held + more))
 
 
-def sample(logits: Tensor, uniform: Tensor, temperature: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw a token for each sequence by inverting the cumulative distribution at `uniform`.
-
-    Args:
-        logits: float32 [B, V].
-        uniform: Random numbers in [0, 1), float64 [B].
-        temperature: float32 [B]; 0 takes the most likely token.
-        top_p: float32 [B].
-
-    Returns:
-        Tokens, int64 [B], and their log-probabilities at the given temperature before `top_p`, float32 [B]
-        (at temperature 1 where it is 0).
-    """
-    greedy = temperature == 0
-    logprobs = (logits / temperature.masked_fill(greedy, 1.0)[:, None]).log_softmax(-1)
-    probability = logprobs.double().exp()
-    if bool((top_p < 1).any()):
-        probability = _keep_nucleus(probability, top_p)
-    cumulative = probability.cumsum(-1)
-    target = uniform[:, None] * cumulative[:, -1:]
-    token = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-    # Rounding can put the target at the very end of the distribution.
-    token = torch.where(greedy, logits.argmax(-1), token.clamp(max=logits.shape[-1] - 1))
-    return token, logprobs.gather(1, token[:, None]).squeeze(1)
-
-
-def _keep_nucleus(probability: Tensor, top_p: Tensor) -> Tensor:
-    """Zero all but the most likely tokens whose probabilities reach `top_p`; at least one stays."""
-    ordered, index = probability.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered
-    ordered = ordered.masked_fill(before >= top_p[:, None], 0.0)
-    return torch.zeros_like(probability).scatter_(1, index, ordered)
+def _most_likely(scores: Tensor, num_top: Tensor) -> dict[int, dict[int, float]]:
+    """For each row of `scores` [B, V] with `num_top` [B] above 0, so many tokens and their log-probabilities."""
+    asking = num_top.nonzero().squeeze(1)
+    if not len(asking):
+        return {}
+    counts = num_top[asking].tolist()
+    logprobs, tokens = scores[asking.to(scores.device)].log_softmax(-1).topk(max(counts))
+    found = zip(asking.tolist(), counts, tokens.tolist(), logprobs.tolist(), strict=True)
+    return {place: dict(zip(ids[:count], values[:count], strict=True)) for place, count, ids, values in found}

@@ -4,7 +4,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from glmcore.engine.sampling import SamplingParams
-from glmcore.tokenizer import StreamDecoder
+from glmcore.engine.stopping import TextStream
 
 
 @dataclass(eq=False)
@@ -20,7 +20,7 @@ class Sequence:
     """Tokens that may be generated."""
     order: tuple[int, int]
     """Priority, then number of arrival: the lower goes first, and is preempted last."""
-    decoder: StreamDecoder | None
+    text: TextStream | None
     slot: int | None = None
     """Its place in the sampler, from its first start on."""
     token_ids: list[int] = field(default_factory=list)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from glmcore.engine.engine import Engine
 from glmcore.engine.request import Delta, EngineStats, Generation
 from glmcore.engine.sampling import SamplingParams
+from glmcore.engine.scoring import TextScores
 from glmcore.errors import RequestError
 from glmcore.fp8.bucket import Bucket
 
@@ -74,6 +75,8 @@ class EngineService:
             RequestError: The request cannot be served, at the first step of the iterator; see `Engine.add`.
             SyncError: The engine's weights are a mixture.
         """
+        if params.constraint is not None and self.engine.grammars is not None:
+            await asyncio.to_thread(self.engine.grammars.compile, params.constraint)
         listener = _Listener(asyncio.get_running_loop())
         adding = self._submit(lambda: self._add(prompt_ids, params, priority, listener))
         try:
@@ -88,6 +91,10 @@ class EngineService:
         finally:
             # By the future, as the task can be cancelled before it knows the number.
             self._submit(lambda: self._forget(adding))
+
+    async def score(self, prompt_ids: Sequence[int], top_logprobs: int = 0) -> TextScores:
+        """How likely the model finds a text; see `Engine.score`."""
+        return await self._call(lambda: self.engine.score(prompt_ids, top_logprobs))
 
     async def update_weights(self, version: int, buckets: Iterable[Bucket]) -> str:
         """See `PolicyEngine.update_weights`."""

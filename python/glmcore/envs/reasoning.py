@@ -1,13 +1,13 @@
 """Reasoning problems whose answers a program verifies: one question, one answer."""
 
 from collections.abc import Sequence
-from itertools import cycle
-from typing import Any, Literal
+from itertools import cycle, islice
 
 from glmcore.chat import Message
 from glmcore.data.reasoning import Problem, generate_problems, score
-from glmcore.envs.protocol import StepResult
-from glmcore.errors import RequestError
+from glmcore.envs.config import ReasoningGymConfig
+from glmcore.envs.protocol import Split, Start, StepResult
+from glmcore.errors import DataError, RequestError
 
 
 class ReasoningEnv:
@@ -16,10 +16,10 @@ class ReasoningEnv:
     def __init__(self) -> None:
         self._problem: Problem | None = None
 
-    async def reset(self, task: Problem) -> Sequence[dict[str, Any]]:
+    async def reset(self, task: Problem) -> Start:
         """Pose the problem."""
         self._problem = task
-        return [{"role": "user", "content": task.question}]
+        return Start([{"role": "user", "content": task.question}])
 
     async def step(self, message: Message) -> StepResult:
         """Verify the answer: the content after the thinking, exactly.
@@ -30,15 +30,53 @@ class ReasoningEnv:
         if self._problem is None:
             raise RequestError("reset the environment before the first step")
         right = message.finished_thinking and score(self._problem, message.content) == 1.0
-        return StepResult(observations=(), reward=float(right), done=True)
+        return StepResult(reward=float(right), done=True)
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
     @staticmethod
-    def tasks(split: Literal["train", "held_out"], names: Sequence[str], count: int, seed: int) -> list[Problem]:
+    def tasks(split: Split, names: Sequence[str], count: int, seed: int) -> list[Problem]:
         """`count` problems, the tasks in turn. Where a task has too few distinct ones they come again.
 
         Raises:
             DataError: A task is unknown.
         """
-        share = -(-count // len(names))
-        by_task = [cycle(list(generate_problems(name, share, seed, held_out=split == "held_out"))) for name in names]
-        return [next(by_task[index % len(names)]) for index in range(count)]
+        return ReasoningFamily(ReasoningGymConfig(), names).tasks(split, count, seed)
+
+
+class ReasoningFamily:
+    """Generators of `reasoning-gym`, in turn.
+
+    Args:
+        config: Difficulties.
+        names: The generators; those without `options` are of `glmcore.data.reasoning.TASKS`.
+    """
+
+    def __init__(self, config: ReasoningGymConfig, names: Sequence[str]) -> None:
+        self._options = config.options
+        self._names = list(names)
+
+    def tasks(self, split: Split, count: int, seed: int) -> list[Problem]:
+        """`count` problems; where a generator has too few distinct ones they come again.
+
+        Raises:
+            DataError: A generator is unknown, does not take its options or has no problem.
+        """
+        share = -(-count // len(self._names))
+        by_name = [self._problems(name, share, seed, split) for name in self._names]
+        return [problem for turn in zip(*by_name, strict=True) for problem in turn][:count]
+
+    def _problems(self, name: str, count: int, seed: int, split: Split) -> list[Problem]:
+        options = self._options.get(name)
+        found = list(generate_problems(name, count, seed, held_out=split == "held_out", options=options))
+        if not found:
+            raise DataError(f"reasoning task {name!r} has no {split} problem")
+        return list(islice(cycle(found), count))
+
+    def new(self) -> ReasoningEnv:
+        """The environment of one more episode."""
+        return ReasoningEnv()
+
+    def close(self) -> None:
+        """Nothing is held."""

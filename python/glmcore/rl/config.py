@@ -6,6 +6,19 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from typing_extensions import Self
 
 from glmcore.config import Config
+from glmcore.envs.config import EnvironmentConfig, ReasoningGymConfig
+from glmcore.rl.async_config import AsyncConfig, RayConfig
+from glmcore.rl.curriculum.config import (
+    CurriculumConfig,
+    DynamicSamplingConfig,
+    LengthStageConfig,
+    PoolConfig,
+    ProbeConfig,
+    TemperatureConfig,
+)
+from glmcore.rl.distill_config import DistillConfig
+from glmcore.rl.evaluation_config import EvaluationConfig
+from glmcore.rl.trajectory_log_config import TrajectoryLogConfig
 from glmcore.train.config import OptimizerConfig
 
 
@@ -73,9 +86,10 @@ class RLConfig(Config):
     not published.
     """
 
-    tasks: list[str] = Field(min_length=1)
-    """Reasoning tasks to draw problems from."""
-    num_steps: PositiveInt
+    environment: EnvironmentConfig = ReasoningGymConfig()
+    tasks: list[str] = Field(default_factory=list[str])
+    """Parts of the environment to draw tasks from: generators of `reasoning_gym`, categories of `bfcl`, ..."""
+    max_steps: PositiveInt
     groups_per_step: PositiveInt = 16
     """Problems of one update."""
     rollouts_per_group: int = Field(default=8, ge=2)
@@ -94,6 +108,61 @@ class RLConfig(Config):
     evaluation_problems: PositiveInt = 512
     """Held-out problems, each sampled once at `temperature`, before and after."""
     checkpoint_every_steps: PositiveInt = 5
+    mode: Literal["sync", "async"] = "sync"
+    """`sync` trains on rollouts of the newest weights alone, sampling and training in turn. `async` does both at the
+    same time, for tasks whose environments are slow."""
+    asynchronous: AsyncConfig = AsyncConfig()
+    backend: Literal["local", "ray"] = "local"
+    """`local` is one process; `ray`, for `async` alone, has engines and environments in actors of a Ray cluster."""
+    ray: RayConfig = RayConfig()
+    replay: str | None = None
+    """Directory of an asynchronous run whose rollouts are trained on again, in its order, to the same weights."""
+    sync_timeout_s: PositiveFloat = 600.0
+    """Most that the new weights may take to reach the engines."""
+
+    @property
+    def max_staleness(self) -> int:
+        """Most optimiser steps between sampling a token and training on it; those on one batch count."""
+        return self.asynchronous.max_staleness if self.mode == "async" else self.updates_per_step - 1
+
+    @model_validator(mode="after")
+    def _environment_has_the_tasks(self) -> Self:
+        self.environment.check_tasks(self.tasks)
+        return self
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> Self:
+        if self.max_staleness < self.updates_per_step - 1:
+            raise ValueError(
+                f"asynchronous.max_staleness={self.max_staleness} is less than what "
+                f"updates_per_step={self.updates_per_step} makes of fresh rollouts: {self.updates_per_step - 1}"
+            )
+        if self.backend == "ray" and self.mode == "sync":
+            raise ValueError("backend='ray' samples beside the trainer: set mode='async', max_staleness=0 if need be")
+        if self.mode == "async" and (self.dynamic_sampling is not None or self.dynamic_temperature is not None):
+            raise ValueError(
+                "dynamic_sampling and dynamic_temperature go from batch to batch, which mode='async' samples ahead: "
+                "set mode='sync', or loss.drop_uniform_groups=true"
+            )
+        if self.replay is not None and self.backend == "ray":
+            raise ValueError("replay samples nothing: leave backend at 'local'")
+        return self
+
+    pool: PoolConfig | None = None
+    """A fixed set of tasks; None for new tasks at every step."""
+    curriculum: CurriculumConfig | None = None
+    """Which tasks of the pool come when; None for all in turn."""
+    dynamic_sampling: DynamicSamplingConfig | None = None
+    """Whether groups of equal rewards are replaced by further ones."""
+    dynamic_temperature: TemperatureConfig | None = None
+    """How the temperature follows the reward; None to keep it."""
+    length_stages: list[LengthStageConfig] = Field(default_factory=list[LengthStageConfig])
+    """Shorter limits of the first steps, for comparison: GLM-4.5 trains with the longest answers from the start."""
+    probe: ProbeConfig = ProbeConfig()
+    evaluation: EvaluationConfig | None = None
+    distill: DistillConfig = DistillConfig()
+    trajectory_log: TrajectoryLogConfig | None = TrajectoryLogConfig()
+    """Trajectories kept for `glmcore rl view`; None for none."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -106,4 +175,14 @@ class RLConfig(Config):
             raise ValueError(
                 f"loss.overlong.penalty_tokens={tolerated} exceeds max_response_tokens={self.max_response_tokens}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _curriculum_fits(self) -> Self:
+        if self.curriculum is not None and self.pool is None:
+            raise ValueError("a curriculum chooses from a fixed set of tasks: set pool.num_tasks")
+        steps = [stage.last_step for stage in self.length_stages]
+        lengths = [stage.max_tokens for stage in self.length_stages] + [self.max_response_tokens]
+        if sorted(set(steps)) != steps or sorted(lengths) != lengths:
+            raise ValueError("length_stages must rise in last_step and in max_tokens, up to max_response_tokens")
         return self

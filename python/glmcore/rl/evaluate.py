@@ -52,7 +52,7 @@ def evaluate(
     seeds = [rollout_seed(seed, index) for index in range(len(problems))]
     with progress(title, total=len(problems), unit="problems") as bar:
         rollouts: list[Rollout] = []
-        size = worker.engine.config.max_sequences
+        size = worker.max_sequences
         for start in range(0, len(problems), size):
             rollouts += worker.roll_out(problems[start : start + size], seeds[start : start + size])
             bar.advance(min(size, len(problems) - start))

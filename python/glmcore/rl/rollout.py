@@ -1,30 +1,28 @@
-"""Rollouts: the engine answers a task, the environment judges the answer."""
+"""Rollouts: an environment poses a task, the engine answers, the environment judges."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-from glmcore.chat import apply_chat_template, parse_reply
-from glmcore.data.reasoning import Problem
 from glmcore.engine.engine import Engine
-from glmcore.engine.request import Generation
+from glmcore.engine.protocol import PolicyEngine
 from glmcore.engine.sampling import SamplingParams
-from glmcore.envs.protocol import Environment
+from glmcore.envs.config import EpisodeLimits
+from glmcore.envs.protocol import Environment, Task
+from glmcore.errors import EnvironmentFailure, RequestError, TrajectoryError
+from glmcore.rl.episode import Ending, play
+from glmcore.rl.episode_record import Recorder, Row
+from glmcore.rl.lockstep import LockstepEngine
+from glmcore.rl.measured import MeasuredEnvironment
+from glmcore.rl.recorder import BufferRecorder, record_row
+from glmcore.rl.timeline import Timeline
 from glmcore.tokenizer import Tokenizer
+from glmcore.trajectory import TrajectoryBuffer
 
-
-@dataclass(frozen=True)
-class Rollout:
-    """One attempt at one task."""
-
-    problem: Problem
-    prompt_ids: list[int]
-    generation: Generation
-    reply: str
-    """Text of the answer, thinking included."""
-    reward: float
+CLOSING_SECONDS = 30.0
+"""What the buffer waits for a rollout beyond the time limits of its episode, which end it if anything works at all."""
 
 
 def rollout_seed(*place: int) -> int:
@@ -32,8 +30,135 @@ def rollout_seed(*place: int) -> int:
     return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
 
 
+class Player(Protocol):
+    """Plays episodes."""
+
+    limits: EpisodeLimits
+
+    async def play(self, task: Task, seed: int, sampling: SamplingParams, recorder: Recorder) -> Ending:
+        """Play one; see `glmcore.rl.episode.play`."""
+        ...
+
+
+class EpisodePlayer:
+    """Plays episodes with an engine and environments of this process.
+
+    Args:
+        engine: Draws the tokens.
+        tokenizer: Of its model.
+        new_environment: Makes the environment of one episode.
+        limits: Of an episode; `max_context` must be set.
+        thinking: False asks for answers without thinking.
+        timeline: Gets the intervals in which environments work.
+    """
+
+    def __init__(
+        self,
+        engine: PolicyEngine,
+        tokenizer: Tokenizer,
+        new_environment: Callable[[], Environment[Any]],
+        limits: EpisodeLimits,
+        *,
+        thinking: bool = True,
+        timeline: Timeline | None = None,
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.new_environment = new_environment
+        self.limits = limits
+        self.thinking = thinking
+        self.timeline = timeline
+
+    async def play(self, task: Task, seed: int, sampling: SamplingParams, recorder: Recorder) -> Ending:
+        """See `Player.play`."""
+        environment = self.new_environment()
+        if self.timeline is not None:
+            environment = MeasuredEnvironment(environment, self.timeline)
+        return await play(
+            environment,
+            task,
+            self.engine,
+            self.tokenizer,
+            self.limits,
+            recorder,
+            seed,
+            sampling=sampling,
+            thinking=self.thinking,
+        )
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A rollout of the buffer that is to be played."""
+
+    rollout_id: int
+    task: Task
+    seed: int
+    step: int
+    """Whose settings it is sampled with."""
+
+
+async def play_into(buffer: TrajectoryBuffer, player: Player, attempt: Attempt, sampling: SamplingParams) -> None:
+    """Play one attempt; its tokens and its end, or its failure, go into the buffer.
+
+    An environment that raises, hangs or gives garbage fails this rollout alone.
+
+    Raises:
+        GlmcoreError: The engine, or the buffer, can do nothing more for any rollout.
+    """
+    rollout_id = attempt.rollout_id
+    limits = player.limits
+    try:
+        buffer.set_timeout(rollout_id, limits.episode_seconds + limits.step_seconds + CLOSING_SECONDS)
+        try:
+            ending = await player.play(attempt.task, attempt.seed, sampling, BufferRecorder(buffer, rollout_id))
+        except (EnvironmentFailure, RequestError) as error:
+            buffer.fail(rollout_id, str(error) or type(error).__name__, sync=False)
+            return
+        extra = ending.record.to_bytes()
+        buffer.finish(rollout_id, ending.reward, ending.finish_reason, extra=extra, sync=False)
+    except TrajectoryError:
+        if any(line.rollout_id == rollout_id for line in buffer.running()):
+            raise
+        # The buffer has ended it at its time limit and told the trainer; what came later is of no use.
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One attempt at one task, outside of any buffer."""
+
+    problem: Any
+    """The task."""
+    row: Row
+    """Tokens of the conversation."""
+    ending: Ending
+    reply: str
+    """Text of the answers, thinking included."""
+    failed: str | None = None
+    """What the environment did wrong, if it did; the reward is then 0."""
+
+    @property
+    def reward(self) -> float:
+        """What the environment gave."""
+        return self.ending.reward
+
+    @property
+    def sampled_ids(self) -> list[int]:
+        """Tokens that the policy sampled."""
+        return [token for token, mask in zip(self.row.ids, self.row.loss_mask, strict=True) if mask]
+
+    def write(self, buffer: TrajectoryBuffer, rollout_id: int) -> None:
+        """Make it that rollout of the buffer."""
+        record_row(self.row, BufferRecorder(buffer, rollout_id))
+        if self.failed is not None:
+            buffer.fail(rollout_id, self.failed, sync=False)
+        else:
+            extra = self.ending.record.to_bytes()
+            buffer.finish(rollout_id, self.reward, self.ending.finish_reason, extra=extra, sync=False)
+
+
 class RolloutWorker:
-    """Answers tasks with an engine and has an environment judge each answer.
+    """Answers tasks with an engine of this process, always the same way; see `LockstepEngine`.
 
     Args:
         engine: Draws the tokens; its policy version marks them.
@@ -41,55 +166,51 @@ class RolloutWorker:
         new_environment: Makes the environment of one episode.
         max_tokens: Most tokens of an answer.
         temperature: Of sampling.
+        limits: Of an episode.
+        thinking: False asks for answers without thinking.
     """
 
     def __init__(
         self,
         engine: Engine,
         tokenizer: Tokenizer,
-        new_environment: Callable[[], Environment],
+        new_environment: Callable[[], Environment[Any]],
         *,
         max_tokens: int,
         temperature: float,
+        limits: EpisodeLimits = EpisodeLimits(),  # noqa: B008 (frozen)
+        thinking: bool = True,
     ) -> None:
         self.engine = engine
-        self.tokenizer = tokenizer
         self.new_environment = new_environment
         self.max_tokens = max_tokens
         self.temperature = temperature
+        self.lockstep = LockstepEngine(engine)
+        limits = limits.within(engine.model.config.max_position_embeddings)
+        self.player = EpisodePlayer(self.lockstep, tokenizer, new_environment, limits, thinking=thinking)
+
+    @property
+    def max_sequences(self) -> int:
+        """Rollouts that the engine decodes together."""
+        return self.engine.config.max_sequences
 
     def roll_out(
         self,
-        problems: Sequence[Problem],
+        tasks: Sequence[Task],
         seeds: Sequence[int],
         on_tokens: Callable[[int], None] = lambda _: None,
     ) -> list[Rollout]:
-        """One rollout for each problem, in order, the i-th drawn with the i-th seed."""
-        return asyncio.run(self._roll_out(problems, seeds, on_tokens))
+        """One rollout for each task, in order, the i-th drawn with the i-th seed."""
+        self.lockstep.on_tokens = on_tokens
+        sampling = SamplingParams(max_tokens=self.max_tokens, temperature=self.temperature)
+        return self.lockstep.play([self._play(*each, sampling) for each in zip(tasks, seeds, strict=True)])
 
-    async def _roll_out(
-        self, problems: Sequence[Problem], seeds: Sequence[int], on_tokens: Callable[[int], None]
-    ) -> list[Rollout]:
-        environments = [self.new_environment() for _ in problems]
-        starts = await asyncio.gather(
-            *(environment.reset(problem) for environment, problem in zip(environments, problems, strict=True))
-        )
-        prompts = [
-            apply_chat_template(self.tokenizer, messages, add_generation_prompt=True).ids.tolist()
-            for messages in starts
-        ]
-        params = [SamplingParams(max_tokens=self.max_tokens, temperature=self.temperature, seed=seed) for seed in seeds]
-        generations = self.engine.generate(prompts, params, on_tokens)
-        replies = [self._reply(generation) for generation in generations]
-        results = await asyncio.gather(
-            *(environment.step(parse_reply(reply)) for environment, reply in zip(environments, replies, strict=True))
-        )
-        return [
-            Rollout(problem, prompt, generation, reply, result.reward)
-            for problem, prompt, generation, reply, result in zip(
-                problems, prompts, generations, replies, results, strict=True
-            )
-        ]
-
-    def _reply(self, generation: Generation) -> str:
-        return self.tokenizer.decode(generation.token_ids, skip_special_tokens=True)
+    async def _play(self, task: Task, seed: int, sampling: SamplingParams) -> Rollout:
+        row, failed = Row(), None
+        try:
+            ending = await self.player.play(task, seed, sampling, row)
+        except (EnvironmentFailure, RequestError) as error:
+            ending, failed = Ending(0.0, "failed"), str(error) or type(error).__name__
+        sampled = [token for token, mask in zip(row.ids, row.loss_mask, strict=True) if mask]
+        reply = self.player.tokenizer.decode(sampled, skip_special_tokens=True)
+        return Rollout(task, row, ending, reply, failed)

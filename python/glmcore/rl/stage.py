@@ -1,42 +1,56 @@
 """The RL stage of a recipe: evaluate, improve, evaluate again."""
 
+import contextlib
 import copy
 import time
+from typing import Any
 
-from glmcore.data.reasoning import Problem
+from glmcore.data.prepare import prepare
 from glmcore.engine.engine import Engine
-from glmcore.envs.reasoning import ReasoningEnv
+from glmcore.envs.protocol import Family
+from glmcore.envs.registry import list_tasks, open_family
 from glmcore.errors import RunError
 from glmcore.fp8.publisher import WeightPublisher
 from glmcore.metrics import MetricLog
 from glmcore.model.glm import Glm
 from glmcore.progress import say
 from glmcore.recipe import Recipe
+from glmcore.rl.checkpointing import LoopCheckpoints, checkpoint_name
+from glmcore.rl.curriculum.course import Course, StepSettings
 from glmcore.rl.evaluate import RewardEstimate, evaluate
-from glmcore.rl.loop import SynchronousLoop, checkpoint_name
+from glmcore.rl.evaluation import Evaluator
+from glmcore.rl.loop import Loop
+from glmcore.rl.pool import task_source
 from glmcore.rl.reference import reference_policy
 from glmcore.rl.rollout import Rollout, RolloutWorker
+from glmcore.rl.sources import Parts, open_source
 from glmcore.rl.sync import WeightSync
+from glmcore.rl.trajectory_log import TrajectoryLog
+from glmcore.rl.update import PolicyUpdate
 from glmcore.rundir import RunDirectory, open_run
 from glmcore.tokenizer import Tokenizer
 from glmcore.train.checkpoint import CheckpointStore, Progress, load_weights
 from glmcore.train.optim import Optimizer
 from glmcore.train.schedule import TrainPlan
-from glmcore.train.stages import configure_torch, new_model
-from glmcore.trajectory import TrajectoryBuffer
+from glmcore.train.stages import configure_torch, new_model, train_stages
 
 SHOWN_SAMPLES = 6
 """Transcripts kept of each evaluation."""
 
 
 def run(recipe: Recipe) -> None:
-    """Run the RL stage of `recipe` on its trained model; goes on where an earlier call stopped.
+    """Run the RL stage of `recipe`, and before it what is left of data and training stages.
+
+    Goes on where an earlier call stopped.
 
     Raises:
-        RunError: The training stages are not finished, or the run directory is in use.
+        RunError: The run directory is in use or belongs to another recipe.
+        DataError: A source cannot be read.
         CheckpointError: All checkpoints are damaged, or one cannot be written.
     """
     with open_run(recipe) as directory:
+        prepare(directory)
+        train_stages(directory)
         reinforce(directory)
 
 
@@ -53,36 +67,34 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
         store.load(found, model, optimizer)
     first_step = progress.step + 1 if progress.stage_index == stage_index else 1
 
-    worker = _new_worker(run, model)
-    sync = WeightSync(worker.engine, WeightPublisher())
-    if "before" not in run.stations().get("rl", {}):
-        _evaluate(run, worker, sync, model, "before", version=0)
-    metrics = MetricLog(run.metrics, run.tensorboard if recipe.train.tensorboard else None)
-    metrics.truncate_after("rl", first_step - 1)
-    with TrajectoryBuffer.open(
-        str(run.trajectories),
-        # Consumed rollouts stay until the next checkpoint.
-        capacity=(config.checkpoint_every_steps + 1) * config.groups_per_step * config.rollouts_per_group,
-        max_staleness=0,
-        groups_per_step=config.groups_per_step,
-    ) as buffer:
-        buffer.recover(checkpoint_name(progress))
-        loop = SynchronousLoop(
-            config,
-            model,
-            optimizer,
-            worker,
-            sync,
-            buffer,
-            store,
-            stage_index=stage_index,
-            seed=recipe.run.seed,
-            reference=None if config.loss.kl == "none" else reference_policy(run, model),
-        )
-        loop.run(_training_problems(recipe), first_step, metrics)
-    metrics.close()
-    if "after" not in run.stations()["rl"]:
-        _evaluate(run, worker, sync, model, "after", version=config.num_steps)
+    state = found.extra if found is not None and progress.stage_index == stage_index else {}
+    with contextlib.closing(open_family(config.environment, config.tasks)) as family:
+        worker = new_worker(run, model, family)
+        sync = WeightSync(worker.engine, WeightPublisher(timeout_s=config.sync_timeout_s))
+        course = Course(config, task_source(recipe, run.probe))
+        if state:
+            course.load_state_dict(state["course"])
+        if "before" not in run.stations().get("rl", {}):
+            _evaluate(run, worker, sync, model, "before", version=0)
+        metrics = MetricLog(run.metrics, run.tensorboard if recipe.train.tensorboard else None)
+        metrics.truncate_after("rl", first_step - 1)
+        version = (first_step - 1) * config.updates_per_step
+        parts = Parts(config, recipe.run.seed, model, worker, course, run.path)
+        with open_source(parts, version, checkpoint_name(progress), state) as (source, buffer):
+            reference = None if config.loss.kl == "none" else reference_policy(run, model)
+            shown = None if config.trajectory_log is None else TrajectoryLog(run.shown, config.trajectory_log)
+            loop = Loop(
+                config,
+                source,
+                PolicyUpdate(config, model, optimizer, reference, shown),
+                LoopCheckpoints(store, model, optimizer, stage_index, buffer),
+                course,
+                _Examination(run, worker, sync, model),
+            )
+            loop.run(first_step, metrics)
+        metrics.close()
+        if "after" not in run.stations()["rl"]:
+            _evaluate(run, worker, sync, model, "after", version=config.max_steps * config.updates_per_step)
     if "seconds" not in run.stations()["rl"]:
         _record_seconds(run, metrics)
     rewards = run.stations()["rl"]
@@ -105,15 +117,37 @@ def load_policy(run: RunDirectory) -> tuple[Glm, Progress]:
     return model, found.progress
 
 
-def _new_worker(run: RunDirectory, model: Glm) -> RolloutWorker:
+class _Examination:
+    """The suites of a recipe, answered by the worker's engine."""
+
+    def __init__(self, run: RunDirectory, worker: RolloutWorker, sync: WeightSync, model: Glm) -> None:
+        self._evaluator = Evaluator(run.recipe, run.evaluations, worker)
+        self._config = run.recipe.rl
+        self._sync = sync
+        self._model = model
+
+    def run_if_due(self, finished_steps: int, settings: StepSettings) -> None:
+        if self._evaluator.is_due(finished_steps):
+            self._sync.push(self._model, finished_steps * self._config.updates_per_step)
+            self._evaluator.run_if_due(finished_steps, settings)
+
+    def held_out_reward(self, temperature: float, settings: StepSettings) -> float:
+        """Of the worker's engine, which is the one that samples in the only mode that asks."""
+        return self._evaluator.held_out_reward(temperature, settings.max_response_tokens)
+
+
+def new_worker(run: RunDirectory, model: Glm, family: Family) -> RolloutWorker:
+    """An engine with a copy of the model's weights, and what it needs to answer tasks."""
     config = run.recipe.rl
     engine = Engine(copy.deepcopy(model), model.config.eos_token_id)
     return RolloutWorker(
         engine,
         Tokenizer.from_pretrained(str(run.tokenizer)),
-        ReasoningEnv,
+        family.new,
         max_tokens=config.max_response_tokens,
         temperature=config.temperature,
+        limits=config.environment.limits,
+        thinking=config.environment.thinking,
     )
 
 
@@ -124,6 +158,7 @@ def _evaluate(
     started = time.perf_counter()
     sync.push(model, version)
     config = run.recipe.rl
+    worker.temperature, worker.max_tokens = config.temperature, config.max_response_tokens
     problems = _held_out_problems(run.recipe)
     estimate, rollouts = evaluate(worker, problems, run.recipe.run.seed, f"evaluate {moment} rl")
     say(f"mean reward on held-out problems {moment} RL: {estimate}")
@@ -146,18 +181,15 @@ def _record_seconds(run: RunDirectory, metrics: MetricLog) -> None:
 
 def transcript(rollout: Rollout) -> dict[str, object]:
     """What people want to see of a rollout."""
+    asked = [said for said in rollout.ending.messages if said["role"] == "user"]
     return {
-        "question": rollout.problem.question,
+        "question": asked[0]["content"] if asked else rollout.problem.id,
         "reply": rollout.reply,
-        "answer": rollout.problem.answer,
+        "answer": getattr(rollout.problem, "answer", ""),
         "reward": rollout.reward,
     }
 
 
-def _training_problems(recipe: Recipe) -> list[Problem]:
-    count = recipe.rl.num_steps * recipe.rl.groups_per_step
-    return ReasoningEnv.tasks("train", recipe.rl.tasks, count, seed=recipe.run.seed + 1)
-
-
-def _held_out_problems(recipe: Recipe) -> list[Problem]:
-    return ReasoningEnv.tasks("held_out", recipe.rl.tasks, recipe.rl.evaluation_problems, seed=recipe.run.seed)
+def _held_out_problems(recipe: Recipe) -> list[Any]:
+    config = recipe.rl
+    return list_tasks(config.environment, config.tasks, "held_out", config.evaluation_problems, recipe.run.seed)

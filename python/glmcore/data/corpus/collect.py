@@ -15,6 +15,7 @@ from glmcore.data.corpus.installed import (
     read_packages,
 )
 from glmcore.data.documents import Document
+from glmcore.data.lookups import SEARCH_TOOL, generate_lookups, to_messages
 from glmcore.data.reasoning import Problem, Solution, generate_problems, solve, to_text
 from glmcore.recipe import CorpusConfig
 
@@ -34,9 +35,15 @@ def collect(config: CorpusConfig, seed: int) -> dict[str, Iterable[Document]]:
         "code": fill_in_middle(code, **config.fill_in_the_middle.model_dump(), seed=seed),
         "repository": _distinct(chain(collect_repositories(packages, config.repository_bytes), commits)),
         "reasoning": (Document(p.id, "reasoning", to_text(p, solution)) for p, solution in solved),
-        "sft": (
-            Document(p.id, "sft", messages=conversation(p.question, solution, config.direct_answer_share))
-            for p, solution in solved
+        "sft": chain(
+            (
+                Document(p.id, "sft", messages=conversation(p.question, solution, config.direct_answer_share))
+                for p, solution in solved
+            ),
+            (
+                Document(p.id, "sft", messages=to_messages(p, config.direct_answer_share), tools=[SEARCH_TOOL])
+                for p in generate_lookups(config.lookups, seed, held_out=False)
+            ),
         ),
     }
 

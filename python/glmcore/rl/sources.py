@@ -1,0 +1,135 @@
+"""The source of batches that a recipe asks for."""
+
+import contextlib
+import copy
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glmcore.engine.engine import Engine
+from glmcore.errors import RunError
+from glmcore.fp8.publisher import WeightPublisher
+from glmcore.model.glm import Glm
+from glmcore.recipe import Recipe, load_data_recipe
+from glmcore.rl.async_engine import LocalSampling
+from glmcore.rl.async_scheduler import RolloutScheduler
+from glmcore.rl.async_source import AsynchronousSource
+from glmcore.rl.async_tasks import SharedTasks
+from glmcore.rl.async_thread import LoopThread
+from glmcore.rl.config import RLConfig
+from glmcore.rl.curriculum.course import Course
+from glmcore.rl.loop import BatchSource
+from glmcore.rl.replay import BatchRecord, ReplaySource
+from glmcore.rl.rollout import EpisodePlayer, RolloutWorker
+from glmcore.rl.sync import WeightSync
+from glmcore.rl.sync_source import SynchronousSource
+from glmcore.rl.timeline import Timeline
+from glmcore.trajectory import TrajectoryBuffer
+
+REPLAYED = ("loss", "optimizer", "learning_rate", "warmup_steps", "updates_per_step", "temperature", "share_prefixes")
+"""What a replay must have in common with the run that it repeats."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a source is made of."""
+
+    config: RLConfig
+    seed: int
+    model: Glm
+    worker: RolloutWorker
+    """Samples in synchronous mode; asynchronous engines are copies of its engine."""
+    course: Course
+    directory: Path
+    """Where the run keeps what the source needs: `trajectories`, `batches`, `trace.json`."""
+
+
+@contextlib.contextmanager
+def open_source(
+    parts: Parts, version: int, checkpoint: str, state: dict[str, Any]
+) -> Generator[tuple[BatchSource, TrajectoryBuffer | None], None, None]:
+    """The source of a run and the buffer behind it, if there is one; both are closed afterwards.
+
+    Args:
+        parts: Of the run.
+        version: Of the model now.
+        checkpoint: Name of the checkpoint that the run goes on from.
+        state: Of the source, from that checkpoint; empty for none.
+
+    Raises:
+        RunError: The run that is to be repeated has no record, or was trained otherwise.
+        TrajectoryError: The buffer cannot be opened.
+    """
+    config = parts.config
+    if config.replay is not None:
+        _check_replayed(config, Path(config.replay))
+        yield ReplaySource(BatchRecord(Path(config.replay) / "batches"), parts.course, config.max_steps), None
+        return
+    with open_buffer(config, parts.directory / "trajectories") as buffer:
+        buffer.recover(checkpoint)
+        if config.mode == "sync":
+            sync = WeightSync(parts.worker.engine, WeightPublisher(timeout_s=config.sync_timeout_s))
+            yield SynchronousSource(config, parts.model, parts.worker, sync, buffer, parts.course, parts.seed), buffer
+            return
+        source = _asynchronous(parts, buffer)
+        try:
+            source.start(version, state.get("scheduler", {}))
+            yield source, buffer
+        finally:
+            source.close()
+
+
+def open_buffer(config: RLConfig, directory: Path) -> TrajectoryBuffer:
+    """The buffer of a run, in this process or in an actor.
+
+    Raises:
+        TrajectoryError: It cannot be opened.
+    """
+    # Consumed groups stay until the next checkpoint; beside them wait those that may still be trained on in time.
+    batches = config.checkpoint_every_steps + 2 + config.max_staleness // config.updates_per_step
+    options: dict[str, Any] = {
+        "capacity": batches * config.groups_per_step * config.rollouts_per_group,
+        "max_staleness": config.max_staleness,
+        "groups_per_step": config.groups_per_step,
+        "updates_per_step": config.updates_per_step,
+        "order": config.asynchronous.order,
+    }
+    return TrajectoryBuffer.open(str(directory), **options)
+
+
+def _asynchronous(parts: Parts, buffer: TrajectoryBuffer) -> AsynchronousSource:
+    config, worker = parts.config, parts.worker
+    course = parts.course
+    course.tasks = SharedTasks(course.tasks)
+    thread, timeline = LoopThread("rollouts"), Timeline(parts.directory / "trace.json")
+    sampling = LocalSampling(
+        Engine(copy.deepcopy(worker.engine.model), worker.engine.stop_token_ids),
+        thread,
+        timeline,
+        in_step=config.max_staleness < config.updates_per_step,
+        timeout_s=config.sync_timeout_s,
+    )
+    player = EpisodePlayer(
+        sampling.engine,
+        worker.player.tokenizer,
+        worker.new_environment,
+        worker.player.limits,
+        thinking=worker.player.thinking,
+        timeline=timeline,
+    )
+    scheduler = RolloutScheduler(config, course, player, buffer, parts.seed, sampling.follow)
+    record = BatchRecord(parts.directory / "batches") if config.asynchronous.record_rollouts else None
+    sync = WeightSync(sampling, WeightPublisher(timeout_s=config.sync_timeout_s))
+    return AsynchronousSource(config, parts.model, scheduler, thread, sampling, sync, record, timeline)
+
+
+def _check_replayed(config: RLConfig, directory: Path) -> None:
+    file = directory / "recipe.toml"
+    if not file.exists():
+        raise RunError(f"rl.replay: {directory} holds no run")
+    recorded = load_data_recipe([file])
+    assert isinstance(recorded, Recipe), "runs of the RL stage have whole recipes"
+    for name in REPLAYED:
+        if getattr(recorded.rl, name) != getattr(config, name):
+            raise RunError(f"rl.replay: {directory} was trained with another rl.{name}")
