@@ -9,49 +9,22 @@ import asyncio
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from glmcore.engine.request import Generation
 from glmcore.engine.sampling import SamplingParams
-from glmcore.errors import ConfigError, RequestError, ServerError, SyncError
+from glmcore.errors import RequestError, ServerError, SyncError
 from glmcore.fp8.weight_directory import WeightDirectory
 from glmcore.rl.http_engine_dialects import Call, Dialect, Sampled, Segment
+from glmcore.rl.http_engine_link import HttpEngineConfig, ServerLink
 from glmcore.rl.http_engine_process import ServerProcess
 from glmcore.rl.rollout import rollout_seed
 
 if TYPE_CHECKING:
     from glmcore.fp8.bucket import Bucket
 
-_SERVED = frozenset(
-    {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "stop_token_ids", "min_tokens", "ignore_eos"}
-)
-"""Fields of `SamplingParams` that mean the same when a request is cut in two and the first part joins the prompt."""
 _POLL_S = 0.05
-
-
-@dataclass(frozen=True)
-class HttpEngineConfig:
-    """Bounds of time and trouble, in seconds."""
-
-    request_s: float = 3_600.0
-    """Most that a request may take between two weight updates."""
-    load_s: float = 600.0
-    """Most that a server takes to load weights."""
-    start_s: float = 1_200.0
-    """Most that a server takes to come up."""
-    drain_s: float = 10.0
-    """Most that requests take to come back when they are ended early; those that do not are sent again whole."""
-    health_every_s: float = 5.0
-    health_s: float = 10.0
-    """Most that a server takes to say that it is well."""
-    health_misses: int = 3
-    """So many times not being well, one after another, means being dead."""
-    max_restarts: int = 8
-    """Over the life of the engine."""
-    max_tries: int = 4
-    """For a request that fails at a server that is well."""
 
 
 class HttpEngine:
@@ -78,17 +51,11 @@ class HttpEngine:
         directory: WeightDirectory,
         stop_token_ids: Iterable[int],
         *,
-        config: HttpEngineConfig = HttpEngineConfig(),
+        config: HttpEngineConfig = HttpEngineConfig(),  # noqa: B008 (frozen)
         process: ServerProcess | None = None,
         api_key: str | None = None,
     ) -> None:
-        try:
-            import httpx
-        except ImportError:
-            raise ConfigError("HTTP engines need httpx: pip install 'glmcore[http]'") from None
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._client = httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, limits=limits)
+        self._server = ServerLink(url, api_key)
         self.url = url
         self.dialect = dialect
         self.directory = directory
@@ -129,9 +96,9 @@ class HttpEngine:
                 self.process.start()
             try:
                 await self._bring_up(restart=False)
+                await self._go()
             except RequestError as error:
                 raise ServerError(f"{self.url} has to be {self.dialect.needs}: {error}") from None
-            self._set_open(True)
         self._watch = asyncio.create_task(self._keep_watch())
 
     async def close(self) -> None:
@@ -142,7 +109,7 @@ class HttpEngine:
         self._broken = "it was closed"
         self._set_open(True)
         await self._cancel_running()
-        await self._client.aclose()
+        await self._server.close()
         if self.process is not None:
             await asyncio.to_thread(self.process.stop)
 
@@ -155,7 +122,7 @@ class HttpEngine:
             RequestError: The server cannot do what is asked, or not with the right log-probabilities.
             ServerError: The server is dead and cannot be brought back, or fails again and again.
         """
-        sampled = self._sampled(params)
+        sampled = Sampled.of(params, self.stop_token_ids)
         self.dialect.check(sampled)
         if not prompt_ids:
             raise RequestError("the prompt is empty")
@@ -239,7 +206,7 @@ class HttpEngine:
     async def is_healthy(self) -> bool:
         """Whether the server says that it is well, in time."""
         try:
-            await self._send(self.dialect.health, self.config.health_s)
+            await self._server.send(self.dialect.health, self.config.health_s)
         except (ServerError, RequestError):
             return False
         return True
@@ -258,7 +225,7 @@ class HttpEngine:
                 life, version = self._life, self._version
                 # A part has draws of its own: with the seed of the first it would draw the same numbers again.
                 part = rollout_seed(seed, choice, parts) % 2**31
-                asked = self._rest_of(sampled, len(result.token_ids), part)
+                asked = sampled.rest(len(result.token_ids), part)
                 call = self.dialect.generate(prompt + result.token_ids, asked, uuid.uuid4().hex, priority)
                 try:
                     segment = await self._segment(call)
@@ -271,16 +238,23 @@ class HttpEngine:
                 if segment is None:  # cancelled on our side, to be sent again
                     continue
                 if self._is_foreign(segment, version):
-                    await self._recover(life, f"it drew with version {segment.version} in the place of {version}")
+                    tries += 1
+                    trouble = f"{self.url} drew with version {segment.version} in the place of {version}"
+                    if tries >= self.config.max_tries:
+                        raise ServerError(trouble)
+                    await self._recover(life, trouble)
                     continue
                 parts += bool(segment.token_ids)
                 _extend(result, segment, version)
                 if segment.finish_reason != "abort":
                     result.finish_reason, result.stop = segment.finish_reason, segment.stop
                     return result
+                if len(result.token_ids) == sampled.max_tokens:
+                    result.finish_reason = "length"
+                    return result
 
     def _is_foreign(self, segment: Segment, version: int) -> bool:
-        """Whether tokens came from other weights: somebody has started the server anew, and it has those of its disk."""
+        """Whether tokens came from other weights: somebody has started the server anew, with those it begins with."""
         return bool(segment.token_ids) and segment.version != version and self._is_written(version)
 
     def _is_written(self, version: int) -> bool:
@@ -292,7 +266,7 @@ class HttpEngine:
         self._changed = asyncio.Event()
 
     async def _segment(self, call: Call) -> Segment | None:
-        task = asyncio.ensure_future(self._send(call, self.config.request_s))
+        task = asyncio.ensure_future(self._server.send(call, self.config.request_s))
         self._running.add(task)
         try:
             await asyncio.wait([task])
@@ -309,31 +283,6 @@ class HttpEngine:
         finally:
             del self._partial[id(result)]
 
-    def _sampled(self, params: SamplingParams) -> Sampled:
-        """What is asked, in the servers' terms."""
-        plain = SamplingParams()
-        for field in fields(params):
-            if field.name not in _SERVED and getattr(params, field.name) != getattr(plain, field.name):
-                raise RequestError(f"HTTP engines do not take {field.name}: it does not survive a weight update")
-        stops = self.stop_token_ids if params.stop_token_ids is None else params.stop_token_ids
-        if params.stop_token_ids is None and getattr(params, "ignore_eos", False):
-            stops = ()
-        return Sampled(
-            max_tokens=params.max_tokens,
-            temperature=params.temperature,
-            top_p=params.top_p,
-            top_k=getattr(params, "top_k", 0),
-            min_p=getattr(params, "min_p", 0.0),
-            seed=0,
-            stop_token_ids=stops,
-            min_tokens=getattr(params, "min_tokens", 0),
-        )
-
-    @staticmethod
-    def _rest_of(sampled: Sampled, done: int, seed: int) -> Sampled:
-        left = {"max_tokens": sampled.max_tokens - done, "min_tokens": max(0, sampled.min_tokens - done)}
-        return Sampled(**{**vars(sampled), **left, "seed": seed})
-
     async def _stop(self) -> None:
         """Let no request draw a token any more."""
         self._set_open(False)
@@ -341,7 +290,7 @@ class HttpEngine:
 
     async def _drain(self, ending: Call) -> None:
         """End what is under way; what does not come back in time is sent again whole."""
-        await self._send(ending, self.config.health_s)
+        await self._server.send(ending, self.config.health_s)
         deadline = time.monotonic() + self.config.drain_s
         while self._running and time.monotonic() < deadline:
             await asyncio.wait(list(self._running), timeout=_POLL_S)
@@ -356,7 +305,7 @@ class HttpEngine:
 
     async def _go(self) -> None:
         if not self._paused:
-            await self._send(self.dialect.resume, self.config.health_s)
+            await self._server.send(self.dialect.resume, self.config.health_s)
             self._set_open(True)
 
     async def _load(self) -> None:
@@ -366,7 +315,7 @@ class HttpEngine:
         path = self.directory.path(self._version).absolute()
         for call in self.dialect.load(path, self._version, self.config.load_s):
             try:
-                answer = await self._send(call, self.config.load_s)
+                answer = await self._server.send(call, self.config.load_s)
             except RequestError as error:
                 raise SyncError(f"{self.url} does not load {path}: {error}") from None
             if answer.get("success") is False:
@@ -403,7 +352,7 @@ class HttpEngine:
             return False
 
     async def _held(self) -> int | None:
-        return self.dialect.read_version(await self._send(self.dialect.version, self.config.health_s))
+        return self.dialect.read_version(await self._server.send(self.dialect.version, self.config.health_s))
 
     async def _bring_up(self, *, restart: bool) -> None:
         """Have a server that is well and holds the present version; start it again where it is dead and ours."""
@@ -420,7 +369,8 @@ class HttpEngine:
             if time.monotonic() > deadline:
                 raise ServerError(f"{self.url} did not come up in {self.config.start_s:g} s")
             await asyncio.sleep(_POLL_S * 4)
-        if await self._held() != self._version:
+        if await self._held() != self._version and self._is_written(self._version):
+            await self._server.send(self.dialect.pause, self.config.health_s)
             await self._load()
 
     async def _keep_watch(self) -> None:
@@ -434,30 +384,6 @@ class HttpEngine:
             if misses >= self.config.health_misses:
                 await self._recover(life, f"it was not well {misses} times")
                 misses = 0
-
-    async def _send(self, call: Call, timeout_s: float) -> Mapping[str, Any]:
-        """One request to the server; gives the object that it answers, an empty one for no content.
-
-        Raises:
-            ServerError: It cannot be reached, is too slow, or says that it failed.
-            RequestError: It refuses.
-        """
-        import httpx
-
-        try:
-            response = await self._client.request(call.method, call.path, json=call.body, timeout=timeout_s)
-        except httpx.TimeoutException:
-            raise ServerError(f"{self.url}{call.path} did not answer in {timeout_s:g} s") from None
-        except (httpx.TransportError, RuntimeError) as error:  # a closed client raises the latter
-            raise ServerError(f"{self.url}{call.path} cannot be reached: {error or type(error).__name__}") from None
-        if response.status_code != 200:
-            trouble = f"{self.url}{call.path} answered {response.status_code}: {' '.join(response.text[:300].split())}"
-            refused = 400 <= response.status_code < 500 and response.status_code not in (408, 429)
-            raise (RequestError if refused else ServerError)(trouble)
-        told: Any = {}
-        with suppress(ValueError):
-            told = response.json()
-        return told if isinstance(told, dict) else {}
 
 
 def _extend(result: Generation, segment: Segment, version: int) -> None:

@@ -1,11 +1,17 @@
 """What vLLM and SGLang servers are asked and answer, as far as reinforcement learning needs it; pure functions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from glmcore.engine.sampling import SamplingParams
 from glmcore.errors import RequestError, ServerError
+
+_SERVED = frozenset(
+    {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "stop_token_ids", "min_tokens", "ignore_eos"}
+)
+"""Fields of `SamplingParams` that mean the same when a request is cut in two and the first part joins the prompt."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,36 @@ class Sampled:
     """Below 2**31."""
     stop_token_ids: Sequence[int]
     min_tokens: int
+
+    @staticmethod
+    def of(params: SamplingParams, stop_token_ids: Sequence[int]) -> "Sampled":
+        """What `params` ask of a model that ends its texts with `stop_token_ids`.
+
+        Raises:
+            RequestError: They ask for what changes its meaning when a request is cut in two.
+        """
+        plain = SamplingParams()
+        for field in fields(params):
+            if field.name not in _SERVED and getattr(params, field.name) != getattr(plain, field.name):
+                raise RequestError(f"HTTP engines do not take {field.name}: it does not survive a weight update")
+        stops = stop_token_ids if params.stop_token_ids is None else params.stop_token_ids
+        if params.stop_token_ids is None and getattr(params, "ignore_eos", False):
+            stops = ()
+        return Sampled(
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=getattr(params, "top_k", 0),
+            min_p=getattr(params, "min_p", 0.0),
+            seed=0,
+            stop_token_ids=tuple(stops),
+            min_tokens=getattr(params, "min_tokens", 0),
+        )
+
+    def rest(self, done: int, seed: int) -> "Sampled":
+        """The same for what follows `done` tokens."""
+        left = {"max_tokens": self.max_tokens - done, "min_tokens": max(0, self.min_tokens - done)}
+        return replace(self, **left, seed=seed)
 
 
 @dataclass(frozen=True)
