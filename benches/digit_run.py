@@ -17,7 +17,7 @@ from glmcore.rl.curriculum.course import Course
 from glmcore.rl.loop import Loop
 from glmcore.rl.rollout import RolloutWorker
 from glmcore.rl.sources import Parts, open_source
-from glmcore.rl.tasks import FixedOrder
+from glmcore.rl.tasks import FixedOrder, TaskSource
 from glmcore.rl.update import PolicyUpdate
 from glmcore.train.checkpoint import CheckpointStore, Progress
 from glmcore.train.config import CheckpointConfig
@@ -50,6 +50,7 @@ def train_digits(
     weights: dict[str, torch.Tensor] | None = None,
     seed: int = 0,
     limits: EpisodeLimits = EpisodeLimits(),  # noqa: B008 (frozen)
+    tasks: TaskSource | None = None,
     on_start: Callable[[], None] = lambda: None,
     after_step: Callable[[int], None] = lambda _: None,
 ) -> Glm:
@@ -62,6 +63,7 @@ def train_digits(
         weights: What to begin with; None for those of `prepared_model`.
         seed: Of the rollouts.
         limits: Of an episode.
+        tasks: Where they come from; None for all of them in turn.
         on_start: Called when everything is loaded.
         after_step: Called after every step.
     """
@@ -79,7 +81,7 @@ def train_digits(
         store.load(found, model, optimizer)
     progress = Progress(0, 0) if found is None else found.progress
     state = {} if found is None else found.extra
-    course = Course(config, FixedOrder(digit_tasks(NUM_TASKS)))  # pyright: ignore[reportArgumentType]: items are tasks
+    course = Course(config, tasks or FixedOrder(digit_tasks(NUM_TASKS)))  # pyright: ignore[reportArgumentType]: items are tasks
     if state:
         course.load_state_dict(state["course"])
     worker = RolloutWorker(
