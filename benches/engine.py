@@ -2,7 +2,7 @@
 
 Models have random weights and no stop token; both sides decode greedily, float32, one thread. transformers runs
 `generate` with its dynamic cache under every implementation of attention and experts that it has; the fastest counts.
-What is timed is whole calls of two lengths, and the difference counts: reading the prompt is left out on both sides.
+Whole calls of two lengths are timed, and the difference counts: reading the prompt is left out on both sides.
 
     python benches/engine.py --repeats 5
 """

@@ -1,8 +1,8 @@
 """What it costs to run a program in a sandbox: made for it, or taken from a pool of those that stand ready.
 
-Arms take turns in one run: a bare `subprocess.run`, the plain process that shuts nothing in, a bubblewrap sandbox made for
-the run, and one from a pool whose sandboxes had time to come up. Wall time is the median of the rounds; CPU time is that
-of this process and its children, the making of the sandbox included, the mean over the rounds.
+Arms take turns in one run: a bare `subprocess.run`, the plain process that shuts nothing in, a bubblewrap sandbox made
+for the run, and one from a pool whose sandboxes had time to come up. Wall time is the median of the rounds. CPU time
+is the mean, of this process and of children that it waits for; what runs inside of a sandbox is not in it.
 
     python benches/sandbox.py
     python benches/sandbox.py --rounds 100 --program python --json
@@ -22,7 +22,7 @@ from glmcore.envs.sandbox.job import Job
 from glmcore.envs.sandbox.pool import SandboxPool
 from glmcore.envs.sandbox.sandbox import new_sandbox
 
-PROGRAMS = {"true": ["true"], "python": ["python3", "-c", "pass"]}
+PROGRAMS = {"true": ["true"], "python": ["/usr/bin/python3", "-c", "pass"]}
 UNBOXED = SandboxConfig(kind="subprocess", memory="rlimit")
 BOXED = SandboxConfig()
 

@@ -195,11 +195,10 @@ def test_an_environment_that_does_not_even_start_or_end_fails_its_episode(tokeni
         async def close(self):
             await asyncio.sleep(3600)
 
+    stuck = Stuck(StepResult(reward=1.0, done=True))
+    limits = EpisodeLimits(max_context=999, step_seconds=0.05)
     with pytest.raises(EnvironmentFailure, match=r"close took more than 0\.05 s"):
-        done = StepResult(reward=1.0, done=True)
-        played(
-            tokenizer, Stuck(done), Script(tokenizer, ANSWER), limits=EpisodeLimits(max_context=999, step_seconds=0.05)
-        )
+        played(tokenizer, stuck, Script(tokenizer, ANSWER), limits=limits)
 
 
 def test_an_environment_that_ignores_its_cancellation_holds_nobody_up(tokenizer):

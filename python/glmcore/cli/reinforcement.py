@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from glmcore.cli.recipes import load_recipe
 from glmcore.cli.runs import recipe_or_print, refuse_ranks
 from glmcore.cli.verb import add_verb
 from glmcore.errors import ConfigError

@@ -13,6 +13,7 @@ from glmcore.engine.blocks import BlockPool
 from glmcore.engine.config import EngineConfig
 from glmcore.engine.drafting import Drafter
 from glmcore.engine.guide import Grammars
+from glmcore.engine.limit import answer_limit
 from glmcore.engine.memory import cache_blocks
 from glmcore.engine.request import Delta, EngineStats, Generation
 from glmcore.engine.runner import Runner
@@ -325,28 +326,9 @@ class Engine:
         return results
 
     def _limit(self, prompt_ids: Sequence[int], params: SamplingParams) -> int:
-        """Tokens that a request may generate."""
-        config = self.model.config
-        if not len(prompt_ids):
-            raise RequestError("the prompt is empty")
-        if not 0 <= min(prompt_ids) <= max(prompt_ids) < config.vocab_size:
-            raise RequestError(f"the prompt has a token outside the vocabulary of {config.vocab_size}")
-        room = config.max_position_embeddings - len(prompt_ids)
-        if room < 1:
-            raise RequestError(
-                f"the prompt has {len(prompt_ids)} tokens; the context of {config.max_position_embeddings} leaves no "
-                "room to generate"
-            )
-        params.check_vocabulary(config.vocab_size)
-        if self.tokenizer is None and (params.stop or params.constraint):
-            raise RequestError("stop strings and constraints need an engine with a tokenizer")
-        limit = min(params.max_tokens, room)
-        if len(prompt_ids) + limit > self.cache_tokens:
-            raise RequestError(
-                f"{len(prompt_ids)} tokens of prompt and up to {limit} of answer do not fit the cache of "
-                f"{self.cache_tokens} tokens: lower max_tokens or raise cache_tokens"
-            )
-        return limit
+        return answer_limit(
+            prompt_ids, params, self.model.config, self.cache_tokens, with_text=self.tokenizer is not None
+        )
 
     def _has_place(self, count: int) -> bool:
         return self._scheduler.num_running + count <= self.config.max_sequences
