@@ -101,7 +101,8 @@ class Engine:
         if params.constraint is not None and self.grammars is not None:
             self.grammars.compile(params.constraint)
         waiting = self._scheduler.num_waiting
-        if waiting + params.n > self.config.max_waiting and not (waiting == 0 and self._has_place(params.n)):
+        has_place = waiting == 0 and self._scheduler.num_running + params.n <= self.config.max_sequences
+        if waiting + params.n > self.config.max_waiting and not has_place:
             raise QueueFullError(
                 f"{waiting} sequences wait, {self.config.max_waiting} may, the request asks for {params.n} more: "
                 "try again later"
@@ -329,9 +330,6 @@ class Engine:
         return answer_limit(
             prompt_ids, params, self.model.config, self.cache_tokens, with_text=self.tokenizer is not None
         )
-
-    def _has_place(self, count: int) -> bool:
-        return self._scheduler.num_running + count <= self.config.max_sequences
 
     # Weights and memory
 
