@@ -363,7 +363,7 @@ class HttpEngine:
                     raise ServerError(f"{self.url} has died {self.num_restarts + 1} times: see {self.process.log}")
                 self.num_restarts += 1
                 await asyncio.to_thread(self.process.start)
-                restart = False
+                restart, deadline = False, time.monotonic() + self.config.start_s
             if await self.is_healthy():
                 break
             if time.monotonic() > deadline:

@@ -50,17 +50,17 @@ class Sampled:
             if field.name not in _SERVED and getattr(params, field.name) != getattr(plain, field.name):
                 raise RequestError(f"HTTP engines do not take {field.name}: it does not survive a weight update")
         stops = stop_token_ids if params.stop_token_ids is None else params.stop_token_ids
-        if params.stop_token_ids is None and getattr(params, "ignore_eos", False):
+        if params.stop_token_ids is None and params.ignore_eos:
             stops = ()
         return Sampled(
             max_tokens=params.max_tokens,
             temperature=params.temperature,
             top_p=params.top_p,
-            top_k=getattr(params, "top_k", 0),
-            min_p=getattr(params, "min_p", 0.0),
+            top_k=params.top_k,
+            min_p=params.min_p,
             seed=0,
             stop_token_ids=tuple(stops),
-            min_tokens=getattr(params, "min_tokens", 0),
+            min_tokens=params.min_tokens,
         )
 
     def rest(self, done: int, seed: int) -> "Sampled":

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from glmcore.errors import ServerError
@@ -33,12 +34,12 @@ class ServerProcess:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start it, in the place of an earlier one.
+        """Start it; an earlier one is killed.
 
         Raises:
             ServerError: The command cannot be run.
         """
-        self.stop()
+        self._end((signal.SIGKILL, None))
         try:
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
@@ -54,16 +55,15 @@ class ServerProcess:
 
     def stop(self) -> None:
         """End it with all that it has started."""
+        self._end((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, None))
+
+    def _end(self, *steps: tuple[signal.Signals, float | None]) -> None:
+        """Send signals, waiting so many seconds after each."""
         process, self._process = self._process, None
         if process is None:
             return
-        for number, patience_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, None)):
-            try:
+        for number, patience_s in steps:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-            except ProcessLookupError:
-                break
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(patience_s)
-            except subprocess.TimeoutExpired:
-                continue
-        process.wait()
