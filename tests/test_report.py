@@ -114,6 +114,37 @@ def test_the_page_shows_figures_charts_and_samples(browser, tmp_path):
     assert problems == []
 
 
+def test_suites_and_curriculum_are_shown_where_there_are_any(browser, tmp_path):
+    run = make_run(tmp_path / "demo")
+    interval = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 8}
+    results = [
+        {"suite": HOSTILE, "step": step, "num_samples": 4, "avg": interval, "pass_at": {"1": interval, "4": interval},
+         "length_mean": 20.0, "truncated": 0.0, "short": 0.25}
+        for step in (0, 5, 10)
+    ]  # fmt: skip
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(result) + "\n" for result in results))
+    log = MetricLog(run / "metrics.jsonl")
+    for step in range(11, 21):
+        log.write(
+            "rl", step, reward_mean=0.5, loss=0.0, tokens=10, tokens_per_s=5.0, seconds=1.0, peak_gib=1.6,
+            response_length_mean=20.0, teaching_groups=0.1 * (step - 10), temperature=1.0, tasks_easy=step,
+            entropy=0.5, kl_behaviour=0.01,
+        )  # fmt: skip
+    page, problems = show(browser, write_report(run))
+    headings = page.locator("h2").all_inner_texts()
+    assert {"Suites", "Curriculum", "Policies"} <= set(headings)
+    rows = page.locator("#suites tr").all_inner_texts()
+    assert [row.split("\t")[1:3] for row in rows[1:]] == [[step, "0.500 [0.400, 0.600], k = 4"] for step in ("0", "10")]
+    assert page.locator("polygon.range").count() == 2
+    labels = page.locator("svg[role=img]").evaluate_all(
+        "charts => charts.map(chart => chart.getAttribute('aria-label'))"
+    )
+    assert "Tasks of each difficulty by RL step" in labels
+    assert "Sampling temperature by RL step" not in labels  # it never changed
+    assert page.title() == "glmcore run demo"
+    assert problems == []
+
+
 def test_every_chart_has_its_points_inside_its_frame(browser, tmp_path):
     page, _ = show(browser, write_report(make_run(tmp_path / "demo")))
     charts = page.locator("svg[role=img]")

@@ -1,6 +1,7 @@
 """What goes before, beside and after reinforcement learning: probing, evaluation, distillation, runs from one model."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from test_tasks import tasks
 
 from glmcore.chat import apply_chat_template
 from glmcore.cli import main
+from glmcore.config import merge
+from glmcore.data.config import DataConfig
 from glmcore.data.prepare import prepare
 from glmcore.errors import ConfigError, RunError
-from glmcore.recipe import Recipe
+from glmcore.recipe import RECIPES, Recipe
 from glmcore.rl.curriculum.config import DifficultyConfig
 from glmcore.rl.curriculum.difficulty import PassRecord
 from glmcore.rl.distill import Answer, conversation, distill, repetition, select
@@ -302,6 +305,33 @@ def test_a_curriculum_needs_a_pool_and_the_probe_that_it_names(base):
         task_source(named, base / "probe.jsonl")
     with pytest.raises(ConfigError, match="must rise"):
         Recipe.load([TINY], [f"run.dir={base}", "rl.length_stages=[{ last_step = 2, max_tokens = 99 }]"])
+
+
+def test_the_blocks_of_the_guides_hold(tmp_path, capsys):
+    docs = Path(__file__).parents[1] / "docs"
+    guide = (docs / "curriculum.md").read_text() + (docs / "viewer.md").read_text()
+    settings, source, log = re.findall(r"```toml\n(.*?)```", guide, flags=re.DOTALL)
+    (tmp_path / "my.toml").write_text(settings)
+    (tmp_path / "log.toml").write_text(log)
+    recipe = Recipe.load([RECIPES / "nano.toml", tmp_path / "my.toml", tmp_path / "log.toml"])
+    assert [stage.difficulty for stage in recipe.rl.curriculum.stages] == ["moderate", "hard"]
+    assert recipe.rl.trajectory_log.groups == 2
+    (tmp_path / "source.toml").write_text(source)
+    assert (
+        DataConfig.from_dict(merge([tmp_path / "source.toml"], [])["data"], "guide").sources[0].kind == "conversations"
+    )
+    [code] = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    exec(compile(code, "curriculum.md", "exec"), {})
+    assert capsys.readouterr().out == "hard 32 21\n"
+    commands = [
+        line.split("#")[0]
+        for block in re.findall(r"```sh\n(.*?)```", guide, flags=re.DOTALL)
+        for line in block.splitlines()
+    ]
+    for command in commands:
+        words = command.replace("my.toml", str(tmp_path / "my.toml")).split()[1:]
+        if words[:2] != ["rl", "view"]:
+            assert main([*words, "--dry-run"]) == 0, command
 
 
 def test_a_fork_of_a_run_that_is_not_trained_says_so(tmp_path):

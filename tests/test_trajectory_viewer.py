@@ -168,6 +168,7 @@ def test_the_page_keeps_to_its_size_with_the_newest_groups_whole(run):
 def test_the_log_keeps_due_steps_and_groups_that_differ_most_and_drops_the_oldest(tmp_path, tokenizer):
     log = TrajectoryLog(tmp_path / "shown", TrajectoryLogConfig(every_steps=3, groups=1, keep_steps=2))
     assert [step for step in range(1, 10) if log.is_due(step)] == [1, 3, 6, 9]
+    assert not TrajectoryLog(tmp_path, TrajectoryLogConfig(groups=0)).is_due(1)
     samples = [sample_of(tokenizer, g, 10 * g + r, "one", float(g == 2 and r)) for g in (1, 2, 3) for r in (0, 1)]
     assert log.choose(samples).tolist() == [2, 3]
     for step in (1, 3, 6):

@@ -9,7 +9,8 @@ from typing import Any
 
 from glmcore.durable import write_file
 from glmcore.metrics import read_metrics
-from glmcore.report.charts import NUM_COLOURS, Band, Series, heat_map, interval_chart, line_chart
+from glmcore.report.charts import NUM_COLOURS, Band, Series, heat_map, line_chart
+from glmcore.report.reinforcement import reinforcement
 from glmcore.report.summary import format_losses, summarize
 
 PAGE = Path(__file__).parent / "page.html"
@@ -34,7 +35,7 @@ def write_report(run_dir: str | Path) -> Path:
         _stations(summary),
         _training(train),
         _experts(train),
-        _reinforcement(summary, rl),
+        reinforcement(summary, rl, path / "evaluations.jsonl"),
         _resources(train, rl),
         _samples(path / "samples.jsonl"),
         f"<h2>Recipe</h2><details><summary>recipe.toml, resolved</summary>"
@@ -164,25 +165,6 @@ def _experts(records: list[dict[str, Any]]) -> str:
         )
         + "<p>Share of the routed tokens of each expert, at the end of training (the last layer is the MTP layer):</p>"
         + heat_map("Expert load at the end", loads[-1] if loads else [], "layer", "expert")
-    )
-
-
-def _reinforcement(summary: dict[str, Any], records: list[dict[str, Any]]) -> str:
-    steps = [float(record["step"]) for record in records]
-    reward = [Series("mean reward", steps, [record["reward_mean"] for record in records], 2)]
-    length = [Series("response length", steps, [record["response_length_mean"] for record in records], 0)]
-    rl = summary["rl"] or {}
-    bars = [
-        (f"{moment} RL (n = {rl[moment]['n']})", rl[moment]["mean"], rl[moment]["low"], rl[moment]["high"])
-        for moment in ("before", "after")
-        if moment in rl
-    ]
-    return (
-        "<h2>Reward</h2>"
-        + interval_chart("Held-out reward before and after RL with 95% intervals", bars, "mean reward, held out")
-        + "<p>Mean reward of the rollouts of each step:</p>"
-        + line_chart("Reward of the rollouts by RL step", reward, "RL step", "mean reward")
-        + line_chart("Response length by RL step", length, "RL step", "tokens")
     )
 
 

@@ -136,8 +136,8 @@ class RLConfig(Config):
     probe: ProbeConfig = ProbeConfig()
     evaluation: EvaluationConfig | None = None
     distill: DistillConfig = DistillConfig()
-    trajectory_log: TrajectoryLogConfig | None = TrajectoryLogConfig()
-    """Trajectories kept for `glmcore rl view`; None for none."""
+    trajectory_log: TrajectoryLogConfig = TrajectoryLogConfig()
+    """Trajectories kept for `glmcore rl view`."""
 
     @property
     def max_staleness(self) -> int:

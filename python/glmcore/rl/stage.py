@@ -83,7 +83,7 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
         parts = Parts(config, recipe.run.seed, model, worker, course, run.tokenizer, run.path)
         with open_source(parts, version, checkpoint_name(progress), state) as (source, buffer):
             reference = None if config.loss.kl == "none" else reference_policy(run, model)
-            shown = None if config.trajectory_log is None else TrajectoryLog(run.shown, config.trajectory_log)
+            shown = TrajectoryLog(run.shown, config.trajectory_log)
             loop = Loop(
                 config,
                 source,

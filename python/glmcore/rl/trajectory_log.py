@@ -26,7 +26,7 @@ class TrajectoryLog:
 
     def is_due(self, step: int) -> bool:
         """Whether a step, counted from 1, is to be kept."""
-        return step == 1 or step % self.config.every_steps == 0
+        return self.config.groups > 0 and (step == 1 or step % self.config.every_steps == 0)
 
     def choose(self, samples: Sequence[Sample]) -> np.ndarray:
         """Places of the samples to keep, int [K]: whole groups, those with the most different rewards first."""
