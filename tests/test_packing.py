@@ -106,7 +106,8 @@ def test_micro_batches_share_each_ranks_items_and_come_costliest_first(costs, nu
         loads = np.bincount(micro_of[rank_of == rank], weights=mine, minlength=num_micro)
         assert len(loads) == num_micro
         assert (np.diff(loads) <= 0).all()
-        assert loads[0] <= (4 / 3) * max(mine.sum() / num_micro, mine.max(initial=0)) + 1e-9
+        # Of any greedy choice: when the fullest got its last item, no other held less than it did.
+        assert loads[0] <= mine.sum() / num_micro + (1 - 1 / num_micro) * mine.max(initial=0) + 1e-9
 
 
 @settings(deadline=None, max_examples=100)
