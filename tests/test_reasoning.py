@@ -56,7 +56,7 @@ def reward(reply: str) -> float:
 
     async def episode() -> float:
         environment = ReasoningEnv()
-        [message] = await environment.reset(problem)
+        [message] = (await environment.reset(problem)).messages
         assert message == {"role": "user", "content": problem.question}
         result = await environment.step(parse_reply(reply.replace("ANSWER", problem.answer)))
         assert result.done

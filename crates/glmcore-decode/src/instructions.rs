@@ -99,6 +99,7 @@ mod x86 {
     /// `dot` of every pair: the same sums in the same order.
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
+    #[expect(clippy::needless_range_loop, reason = "a tile is numbered by row and column")]
     fn products<const R: usize, const O: usize>(x: &[f32], w: &[f32], len: usize) -> Lanes {
         assert!(R * O <= LANES && x.len() >= R * len && w.len() >= O * len);
         let (full, rest) = (len / LANES * LANES, len % LANES);
