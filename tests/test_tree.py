@@ -184,11 +184,6 @@ def test_equal_samples_prefixes_of_others_and_empty_ones_are_kept_apart_only_by_
 
 
 def test_what_a_forest_cannot_do_is_said():
-    forest = share_prefixes(samples_of([[1, 2], [1, 3]]))
-    model = random_model()
-    ids, positions = torch.from_numpy(forest.input_ids).long(), torch.from_numpy(forest.position_ids).long()
-    with pytest.raises(ValueError, match="a cache holds sequences"):
-        model(ids, positions, TreeLayout.from_forest(forest), caches=model.new_caches(2, 4))
     with pytest.raises(PackingError, match="document 0 has 2 tokens, more than the row capacity of 1"):
         group_by_prefix(samples_of([[1, 2]]), 1)
     with pytest.raises(PackingError, match="ids must be a 1-D int32 array"):
