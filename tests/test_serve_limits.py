@@ -184,7 +184,7 @@ def test_tokens_count_towards_the_rate_of_a_key(serve):
 
 
 def test_a_request_that_takes_too_long_is_ended_with_an_error(serve):
-    served = serve(limits={"request_timeout_s": 0.1})
+    served = serve(limits={"request_timeout_s": 0.01})
     assert kind(served.client.post("/v1/chat/completions", json=LONG)) == (504, "timeout_error")
     with served.client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as response:
         events = response.read().decode().strip().split("\n\n")
