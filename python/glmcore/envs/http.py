@@ -86,8 +86,8 @@ def _post(config: HttpConfig, verb: str, body: bytes) -> Mapping[str, Any]:
     try:
         headers = {"Content-Type": "application/json"}
         connection.request("POST", f"{parts.path.rstrip('/')}/{verb}", body, headers)
-        response = connection.getresponse()
-        data = response.read(config.max_answer_bytes + 1)
+        with connection.getresponse() as response:  # it holds the socket too where not all of it is read
+            data = response.read(config.max_answer_bytes + 1)
         if response.status != 200:
             raise EnvironmentFailure(f"{verb}: status {response.status}: {data[:200].decode(errors='replace')}")
         if len(data) > config.max_answer_bytes:
