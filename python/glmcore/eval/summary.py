@@ -9,8 +9,7 @@ import numpy as np
 
 from glmcore.eval.records import Record
 from glmcore.eval.statistics import estimate
-from glmcore.rl.evaluate import RewardEstimate
-from glmcore.trajectory_records import TaskStats
+from glmcore.rl.evaluate import RewardEstimate, pass_at_powers
 
 
 @dataclass(frozen=True)
@@ -70,24 +69,17 @@ def _row(suite: str, category: str, records: Sequence[Record]) -> Row:
     scores = np.array(list(scores_by_problem(records).values()), np.float64)
     samples = scores.shape[1]
     passes = (scores == 1).sum(1)
-    ks = sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})
     return Row(
         suite=suite,
         category=category,
         num_problems=len(scores),
         num_samples=samples,
         avg=estimate(scores),
-        pass_at={k: estimate(np.array([[_pass_at(samples, int(count), k)] for count in passes])) for k in ks},
+        pass_at={k: estimate(np.array(each)[:, None]) for k, each in pass_at_powers(passes.tolist(), samples).items()},
         num_tokens=float(np.mean([record.num_tokens for record in records])),
         truncated=float(np.mean([record.finish_reason == "length" for record in records])),
         unread=float(np.mean([record.extracted is None for record in records])),
     )
-
-
-def _pass_at(samples: int, passes: int, k: int) -> float:
-    value = TaskStats(samples, passes, 0, 0.0).pass_at(k)
-    assert value is not None, "k is at most the number of samples"
-    return value
 
 
 def markdown(rows: Sequence[Row]) -> str:

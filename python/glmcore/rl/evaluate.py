@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from glmcore.data.reasoning import Problem
 from glmcore.progress import progress
 from glmcore.rl.rollout import Rollout, RolloutWorker, rollout_seed
+from glmcore.trajectory_records import TaskStats
 
 Z95 = 1.959964
 """Standard normal quantile of a two-sided 95% interval."""
@@ -43,6 +44,18 @@ class RewardEstimate:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} (95% interval {self.low:.3f} to {self.high:.3f}, n = {self.n})"
+
+
+def pass_at_powers(passes: Sequence[int], samples: int) -> dict[int, list[float]]:
+    """Unbiased pass@k of each task, for k = 1, 2, 4, ... and the number of samples; see `TaskStats.pass_at`.
+
+    Args:
+        passes: Answers to each task that passed.
+        samples: Answers to each task.
+    """
+    ks = sorted({2**power for power in range(samples.bit_length())} | {samples})
+    found = {k: [TaskStats(samples, int(count), 0, 0.0).pass_at(k) for count in passes] for k in ks}
+    return {k: [value for value in values if value is not None] for k, values in found.items()}
 
 
 def evaluate(

@@ -16,11 +16,10 @@ from glmcore.progress import say
 from glmcore.recipe import Recipe
 from glmcore.rl.curriculum.course import StepSettings
 from glmcore.rl.curriculum.difficulty import PASS_REWARD
-from glmcore.rl.evaluate import RewardEstimate, evaluate
+from glmcore.rl.evaluate import RewardEstimate, evaluate, pass_at_powers
 from glmcore.rl.evaluation_config import SuiteConfig
 from glmcore.rl.pool import check_apart, distinct, training_pool, what_is_asked
 from glmcore.rl.rollout import Rollout, RolloutWorker
-from glmcore.trajectory import TaskStats
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,7 @@ def summarize_answers(
     """
     samples = rewards.shape[1]
     passes = (rewards >= PASS_REWARD).sum(1)
-    pass_at: dict[int, RewardEstimate] = {}
-    for k in sorted({2**i for i in range(samples.bit_length()) if 2**i <= samples} | {samples}):
-        each = [TaskStats(samples, int(count), 0, 0.0).pass_at(k) for count in passes]
-        pass_at[k] = RewardEstimate.from_rewards([value for value in each if value is not None])
+    pass_at = {k: RewardEstimate.from_rewards(each) for k, each in pass_at_powers(passes.tolist(), samples).items()}
     return SuiteResult(
         name,
         step,
