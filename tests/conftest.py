@@ -1,9 +1,13 @@
 """Fixtures that several test files share."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from playwright.sync_api import sync_playwright
 
 from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm, Output
@@ -34,6 +38,16 @@ TINY = {
     "pad_token_id": 1,
 }
 """Fields of a model that runs in milliseconds, with every architectural part."""
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 ALONE = Ranks(ParallelConfig())
@@ -72,3 +86,16 @@ def tiny_config() -> GlmConfig:
 def _one_thread_and_fixed_seed() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; where there is none, a test is skipped, or fails if `GLMCORE_REQUIRE_BROWSER` is 1."""
+    if CHROMIUM is None:
+        if os.environ.get("GLMCORE_REQUIRE_BROWSER") == "1":
+            pytest.fail("no chromium on this machine: install the Debian package")
+        pytest.skip("no chromium on this machine")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()

@@ -2,24 +2,13 @@
 
 import json
 import math
-import os
-import shutil
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from glmcore.errors import RunError
 from glmcore.metrics import MetricLog
 from glmcore.report import format_table, summarize, write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 HOSTILE = "<script>document.title = 'taken'</script> \"'&\u4f60"
 
 
@@ -62,18 +51,6 @@ def make_run(directory):
     ]
     (directory / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     return directory
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        if os.environ.get("GLMCORE_REQUIRE_BROWSER") == "1":
-            pytest.fail("no chromium on this machine: install the Debian package")
-        pytest.skip("no chromium on this machine")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
 
 
 def show(browser, page_file, width=960):

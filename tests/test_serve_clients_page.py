@@ -1,26 +1,16 @@
 """The chat page as a browser shows it, over the real server."""
 
 import json
-import os
 import re
-import shutil
 
 import httpx
 import pytest
 from live_server import serving
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from scripted import Reply, tool_call, write_scripted_model
 
 from glmcore.serve.page.router import PAGE
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 HOSTILE = """# A title
 Words that are **bold**, *leaning* and `code`.
 
@@ -53,22 +43,10 @@ def url(tmp_path_factory):
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        if os.environ.get("GLMCORE_REQUIRE_BROWSER") == "1":
-            pytest.fail("no chromium on this machine: install the Debian package")
-        pytest.skip("no chromium on this machine")
-    expect.set_options(timeout=30_000)  # milliseconds; a busy machine makes no test fail
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def page(browser, url):
     """The page; the test fails if it asks another server for anything, or something goes wrong in it."""
+    expect.set_options(timeout=30_000)  # milliseconds; a busy machine makes no test fail
     opened = browser.new_page(viewport={"width": 800, "height": 900})
     problems: list[str] = []
     refused = "the server responded with a status of 400"  # Chromium tells of every refusal; the page shows it

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_report import HOSTILE, browser, show
+from test_report import HOSTILE, show
 
 from glmcore.errors import RunError
 from glmcore.report.trajectories import write_viewer
@@ -12,8 +12,6 @@ from glmcore.rl.trajectory_log import TrajectoryLog
 from glmcore.rl.trajectory_log_config import TrajectoryLogConfig
 from glmcore.tokenizer import train_tokenizer
 from glmcore.trajectory import Sample
-
-__all__ = ["browser"]
 
 
 @pytest.fixture(scope="module")
