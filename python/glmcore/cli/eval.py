@@ -1,7 +1,6 @@
 """The verb `eval`: a model against problems that programs verify, and one evaluation against another."""
 
 import argparse
-import asyncio
 import json
 import os
 import re
@@ -97,6 +96,8 @@ def _measure(
     sampling: "Sampling",
     options: "RunOptions",
 ) -> "list[Row]":
+    import asyncio
+
     from glmcore.eval.models import EngineModel, ServerModel
     from glmcore.eval.runner import evaluate
 
