@@ -11,9 +11,9 @@ from glmcore.model.config import GlmConfig
 from glmcore.model.glm import Glm
 from glmcore.serve.app import create_app
 from glmcore.serve.config import ServeConfig
+from glmcore.serve.conversations import Conversations, TurnLimits
 from glmcore.serve.run import Server
 from glmcore.serve.security import ApiKeys
-from glmcore.serve.turn import Conversations, TurnLimits
 from glmcore.tokenizer import Tokenizer
 
 NO_KEYS = ApiKeys([])

@@ -14,6 +14,7 @@ from glmcore.serve import health
 from glmcore.serve.anthropic import errors as anthropic_errors
 from glmcore.serve.anthropic import messages
 from glmcore.serve.config import ServeConfig
+from glmcore.serve.conversations import Conversations
 from glmcore.serve.errors import Kind, ServeError, bad_request
 from glmcore.serve.gate import Gate
 from glmcore.serve.openai import chat, completions, models, tokenize
@@ -21,7 +22,6 @@ from glmcore.serve.openai import errors as openai_errors
 from glmcore.serve.page import router as page
 from glmcore.serve.responses import responses
 from glmcore.serve.security import ApiKeys, Doorkeeper, check_exposure
-from glmcore.serve.turn import Conversations
 
 ROUTERS = (
     *(chat.router, completions.router, responses.router, models.router, tokenize.router),

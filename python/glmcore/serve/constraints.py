@@ -1,37 +1,20 @@
 """What the text of an answer must look like, from what the turn asks for."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from glmcore.chat import ChatFormat
 from glmcore.engine.constrain import Constraint, Thinking, json_object, json_schema, tool_calls
 from glmcore.engine.sampling import SamplingParams
 from glmcore.errors import RequestError
 from glmcore.serve.errors import bad_request
+from glmcore.serve.turn import Turn
 from glmcore.tokenizer import Tokenizer
 
 CALL = "<tool_call>"
 
 
-class Form(Protocol):
-    """What of a turn decides the form of its answer; see `glmcore.serve.turn.Turn`."""
-
-    @property
-    def params(self) -> SamplingParams: ...
-    @property
-    def tools(self) -> Sequence[Mapping[str, Any]]: ...
-    @property
-    def tool_choice(self) -> str | Mapping[str, str]: ...
-    @property
-    def parallel_tool_calls(self) -> bool: ...
-    @property
-    def thinking(self) -> bool: ...
-    @property
-    def response_format(self) -> str | Mapping[str, Any] | None: ...
-
-
-def constrained(turn: Form, tokenizer: Tokenizer, chat_format: ChatFormat) -> SamplingParams:
+def constrained(turn: Turn, tokenizer: Tokenizer, chat_format: ChatFormat) -> SamplingParams:
     """The turn's sampling, bound to the form that its answer must have. Thinking is free.
 
     A tool that has to be called is called with arguments that fit its schema, as far as they can be enforced. Where
@@ -54,7 +37,7 @@ def constrained(turn: Form, tokenizer: Tokenizer, chat_format: ChatFormat) -> Sa
     return replace(turn.params, constraint=constraint, logit_bias=bias)
 
 
-def _constraint(turn: Form, thinking: Thinking) -> Constraint | None:
+def _constraint(turn: Turn, thinking: Thinking) -> Constraint | None:
     must_call = turn.tool_choice == "required" or not isinstance(turn.tool_choice, str)
     if must_call and turn.response_format is not None:
         raise bad_request("response_format and a tool that has to be called exclude each other", param="tool_choice")

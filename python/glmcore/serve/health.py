@@ -7,8 +7,8 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from glmcore.serve.config import ServeConfig
+from glmcore.serve.conversations import Conversations
 from glmcore.serve.sse import json_answer
-from glmcore.serve.turn import Conversations
 
 
 class Health(BaseModel):

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from glmcore.engine.request import Delta
 from glmcore.engine.sampling import SamplingParams
 from glmcore.serve.admission import AdmittedStream
+from glmcore.serve.conversations import Conversations
 from glmcore.serve.errors import ServeError
-from glmcore.serve.turn import Conversations
 
 
 class MergedStreams:

@@ -12,8 +12,8 @@ from glmcore.engine.llm import LLM
 from glmcore.engine.service import EngineService
 from glmcore.serve.app import create_app
 from glmcore.serve.config import ServeConfig
+from glmcore.serve.conversations import Conversations, TurnLimits
 from glmcore.serve.security import ApiKeys, check_exposure
-from glmcore.serve.turn import Conversations, TurnLimits
 
 
 def load_app(directory: Path, config: ServeConfig) -> FastAPI:

@@ -5,9 +5,10 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from glmcore.serve.conversations import Answers
 from glmcore.serve.errors import ServeError
 from glmcore.serve.sse import ClientGoneError, unless_gone
-from glmcore.serve.turn import Answers, TurnEvent
+from glmcore.serve.turn import TurnEvent
 
 _T = TypeVar("_T")
 

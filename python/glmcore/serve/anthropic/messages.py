@@ -13,9 +13,9 @@ from glmcore.serve.anthropic.request import hides_thinking, sampling_of, turn_of
 from glmcore.serve.anthropic.schema import CountRequest, MessagesRequest
 from glmcore.serve.anthropic.stream import PING, MessageStream, whole_message
 from glmcore.serve.config import ServeConfig
+from glmcore.serve.conversations import Answers, Conversations
 from glmcore.serve.openai.models import check_model
 from glmcore.serve.sse import EventStream, json_answer
-from glmcore.serve.turn import Answers, Conversations
 from glmcore.serve.whole import whole_answer
 
 

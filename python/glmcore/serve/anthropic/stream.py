@@ -11,15 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from glmcore.serve.sealed import sealed
-from glmcore.serve.turn import (
-    ContentDelta,
-    Finished,
-    ThinkingDelta,
-    ToolCallDelta,
-    ToolCallStart,
-    TurnEvent,
-    Usage,
-)
+from glmcore.serve.turn import ContentDelta, Finished, ThinkingDelta, ToolCallDelta, ToolCallStart, TurnEvent, Usage
 
 Event = dict[str, Any]
 PING: Event = {"type": "ping"}

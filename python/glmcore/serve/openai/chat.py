@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from glmcore.serve.config import ServeConfig
+from glmcore.serve.conversations import Answers, Conversations
 from glmcore.serve.errors import bad_request
 from glmcore.serve.openai.chat_schema import ChatMessage, ChatRequest
 from glmcore.serve.openai.chunks import ChatAnswer, ChatStream
@@ -15,7 +16,7 @@ from glmcore.serve.openai.errors import RESPONSES, error_chunk
 from glmcore.serve.openai.models import check_model
 from glmcore.serve.sse import EventStream, data_event, json_answer
 from glmcore.serve.tool_results import in_call_order
-from glmcore.serve.turn import Answers, Conversations, ResponseFormat, ToolChoice, Turn
+from glmcore.serve.turn import ResponseFormat, ToolChoice, Turn
 from glmcore.serve.whole import whole_answer
 
 DONE = b"data: [DONE]\n\n"

@@ -9,6 +9,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from glmcore.serve.config import ServeConfig
+from glmcore.serve.conversations import Conversations
 from glmcore.serve.errors import bad_request
 from glmcore.serve.merged import MergedStreams
 from glmcore.serve.openai.errors import RESPONSES, error_chunk
@@ -16,7 +17,6 @@ from glmcore.serve.openai.models import check_model
 from glmcore.serve.openai.sampling import SamplingBody, TokenId
 from glmcore.serve.openai.texts import CompletionHead, TextChoice, usage_of
 from glmcore.serve.sse import EventStream, data_event, json_answer
-from glmcore.serve.turn import Conversations
 from glmcore.serve.whole import while_wanted
 
 DONE = b"data: [DONE]\n\n"

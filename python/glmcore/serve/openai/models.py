@@ -7,9 +7,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from glmcore.serve.config import ServeConfig
+from glmcore.serve.conversations import Conversations
 from glmcore.serve.errors import ServeError
 from glmcore.serve.openai.errors import RESPONSES
-from glmcore.serve.turn import Conversations
 
 
 class Model(BaseModel):

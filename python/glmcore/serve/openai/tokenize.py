@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from glmcore.engine.sampling import SamplingParams
 from glmcore.serve.config import ServeConfig
+from glmcore.serve.conversations import Conversations
 from glmcore.serve.errors import bad_request
 from glmcore.serve.openai.chat import chat_messages
 from glmcore.serve.openai.chat_schema import ChatMessage, TemplateArguments, Tool
@@ -16,7 +17,7 @@ from glmcore.serve.openai.errors import RESPONSES
 from glmcore.serve.openai.models import check_model
 from glmcore.serve.openai.sampling import Body, TokenId
 from glmcore.serve.sse import json_answer
-from glmcore.serve.turn import Conversations, Turn
+from glmcore.serve.turn import Turn
 
 
 class TokenizeRequest(Body):

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
 from glmcore.serve.config import ServeConfig
-from glmcore.serve.turn import Conversations
+from glmcore.serve.conversations import Conversations
 
 PAGE = Path(__file__).parent / "index.html"
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from glmcore.serve.config import ServeConfig
+from glmcore.serve.conversations import Answers, Conversations
 from glmcore.serve.errors import ServeError, bad_request
 from glmcore.serve.openai.errors import RESPONSES
 from glmcore.serve.openai.models import check_model
@@ -16,7 +17,6 @@ from glmcore.serve.responses.schema import ResponsesRequest
 from glmcore.serve.responses.stream import ResponseStream
 from glmcore.serve.responses.tools import namespaced
 from glmcore.serve.sse import EventStream, json_answer
-from glmcore.serve.turn import Answers, Conversations
 from glmcore.serve.whole import whole_answer
 
 

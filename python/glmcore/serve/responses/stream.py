@@ -11,14 +11,7 @@ from typing import Any
 
 from glmcore.serve.openai.chunks import chat_logprobs
 from glmcore.serve.sealed import sealed
-from glmcore.serve.turn import (
-    ContentDelta,
-    Finished,
-    ThinkingDelta,
-    ToolCallDelta,
-    ToolCallStart,
-    TurnEvent,
-)
+from glmcore.serve.turn import ContentDelta, Finished, ThinkingDelta, ToolCallDelta, ToolCallStart, TurnEvent
 from glmcore.tokenizer import Tokenizer
 
 Event = dict[str, Any]
