@@ -19,10 +19,12 @@ mod experts;
 mod instructions;
 mod lanes;
 mod linear;
+mod sample;
 mod step;
 
 pub use experts::{Experts, FeedForward, Mlp};
 pub use linear::Linear;
+pub use sample::{Wishes, draw};
 pub use step::{Attention, Cache, Layer, Model, Step, multiply, run};
 
 /// Tokens of a block.
