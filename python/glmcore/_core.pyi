@@ -767,7 +767,7 @@ class DecodeModel:
         out: npt.NDArray[np.float32],
         chosen: npt.NDArray[np.uint16] | None,
     ) -> None:
-        """Ids, bounds, lengths, tables, wanted rows; cosines, sines; caches; hidden states; chosen experts, if wanted."""
+        """Ids, bounds, lengths, tables, wanted rows; cosines, sines; caches; hidden states; experts, if wanted."""
 
 def decode_linear(
     weight: npt.NDArray[np.float32], inputs: int, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
