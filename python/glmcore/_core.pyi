@@ -766,8 +766,9 @@ class DecodeModel:
         angles: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
         caches: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]],
         out: npt.NDArray[np.float32],
+        chosen: npt.NDArray[np.uint16] | None,
     ) -> None:
-        """Ids, bounds, lengths, tables and wanted rows of a step; cosines and sines; caches; the hidden states."""
+        """Ids, bounds, lengths, tables, wanted rows; cosines, sines; caches; hidden states; experts, if wanted."""
 
 def decode_linear(
     weight: npt.NDArray[np.float32], inputs: int, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]

@@ -2,7 +2,7 @@
 
 use glmcore_decode::{
     Attention, Cache, Experts, FeedForward, Layer, Linear, Mlp, Model, Shape, Step, Wishes, draw,
-    multiply, run,
+    multiply, run, run_recorded,
 };
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadwriteArray1};
 use pyo3::exceptions::PyValueError;
@@ -127,7 +127,8 @@ impl DecodeModel {
         Self { sizes, embedding, norm, layers }
     }
 
-    /// Ids, bounds, lengths, tables and wanted rows of a step; cosines and sines; caches; the hidden states.
+    /// Ids, bounds, lengths, tables and wanted rows of a step; cosines and sines; caches; the hidden states; the experts
+    /// of each token, `[T, L, K]`, if they are wanted.
     fn run<'py>(
         &self,
         py: Python<'py>,
@@ -135,6 +136,7 @@ impl DecodeModel {
         angles: (In<'py, f32>, In<'py, f32>),
         mut caches: Vec<(Out<'py, f32>, Out<'py, f32>)>,
         mut out: Out<'py, f32>,
+        mut chosen: Option<Out<'py, u16>>,
     ) -> PyResult<()> {
         let mut reading = Reading(Vec::new());
         reading.push(py, &self.embedding);
@@ -163,8 +165,12 @@ impl DecodeModel {
             .map(|(keys, of)| Ok(Cache { keys: writable(keys)?, values: writable(of)? }))
             .collect::<PyResult<Vec<_>>>()?;
         let out = writable(&mut out)?;
-        py.detach(|| run(&model, &step, &mut caches, out))
-            .map_err(|error| PyValueError::new_err(error.to_string()))
+        let chosen = chosen.as_mut().map(writable).transpose()?;
+        py.detach(|| match chosen {
+            Some(chosen) => run_recorded(&model, &step, &mut caches, out, chosen),
+            None => run(&model, &step, &mut caches, out),
+        })
+        .map_err(|error| PyValueError::new_err(error.to_string()))
     }
 }
 

@@ -62,13 +62,12 @@ class Engine:
         """Tokens that the key-value cache holds."""
         if config.num_draft_tokens and model.mtp_layer is None:
             raise ConfigError("num_draft_tokens needs a model with an MTP layer: this one has none")
-        self._runner = Runner(model, self.cache_tokens // BLOCK, with_mtp=config.num_draft_tokens > 0)
-        self._pool = BlockPool(self.cache_tokens // BLOCK, reuse=config.reuse_prefixes)
-        self._scheduler = Scheduler(config, self._pool)
+        with_mtp, num_blocks = config.num_draft_tokens > 0, self.cache_tokens // BLOCK
+        self._runner = Runner(model, num_blocks, with_mtp=with_mtp, record_experts=config.record_experts)
+        self._pool = BlockPool(num_blocks, reuse=config.reuse_prefixes)
+        self._scheduler = Scheduler(config, self._pool, self._runner.record)
         self._sampler = Sampler(model.config.vocab_size, model.lm_head.weight.device, self.grammars)
-        self._drafter = (
-            Drafter(self._runner, self._sampler, config.num_draft_tokens) if config.num_draft_tokens else None
-        )
+        self._drafter = Drafter(self._runner, self._sampler, config.num_draft_tokens) if with_mtp else None
         self._choices: dict[int, list[own.Sequence]] = {}
         """Sequences of each request that has not ended."""
         self._aborted: list[tuple[int, Delta]] = []
@@ -132,7 +131,8 @@ class Engine:
         for choice in self._choices.get(request_id, []):
             if not choice.ended:
                 self._end(choice)
-                self._aborted.append((request_id, Delta(choice.index, finish_reason="abort")))
+                last = Delta(choice.index, finish_reason="abort", experts=choice.chosen_experts)
+                self._aborted.append((request_id, last))
         self._choices.pop(request_id, None)
 
     def take_aborted(self) -> list[tuple[int, Delta]]:
@@ -239,13 +239,11 @@ class Engine:
     ) -> Delta:
         """Add a token to a sequence, which may end it, as its constraint may have."""
         sequence.token_ids.append(token)
-        reason: str | None = None
+        reason = ended
         stop: int | str | None = None
-        if ended is not None:
-            reason = ended
-        elif token in sequence.stop_ids:
+        if reason is None and token in sequence.stop_ids:
             reason, stop = "stop", token
-        elif len(sequence.token_ids) >= sequence.limit:
+        elif reason is None and len(sequence.token_ids) >= sequence.limit:
             reason = "length"
         text = ""
         if sequence.text is not None:
@@ -266,6 +264,7 @@ class Engine:
             finish_reason=reason,
             stop=stop,
             cached_tokens=cached,
+            experts=sequence.chosen_experts if reason else None,
         )
 
     def _slot(self, sequence: own.Sequence) -> int:

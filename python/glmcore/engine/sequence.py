@@ -3,6 +3,7 @@
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from glmcore.engine.sampling import SamplingParams
@@ -40,11 +41,18 @@ class Sequence:
     """Hidden states of the tokens before the newest ones, which the MTP layer has not read yet, [A, D]."""
     lag: int = 0
     """Tokens in the cache that the MTP layer has not read."""
+    experts: list[np.ndarray] = field(default_factory=list)
+    """Of its first tokens, as far as an `ExpertRecord` has given them out, [T, L, K] in parts."""
 
     @property
     def text_ids(self) -> list[int]:
         """Prompt and what was generated."""
         return [*self.prompt_ids, *self.token_ids]
+
+    @property
+    def chosen_experts(self) -> np.ndarray | None:
+        """`experts` as one array; None where there are none."""
+        return np.concatenate(self.experts) if self.experts else None
 
 
 @dataclass(eq=False)

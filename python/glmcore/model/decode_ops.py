@@ -116,7 +116,14 @@ class DecodeModel:
         on_cpu = all(t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors)
         return plain and on_cpu and model.config.head_dim % 16 == 0
 
-    def hidden(self, ids: np.ndarray, layout: PagedLayout, rows: np.ndarray, caches: list[PagedCache]) -> Tensor:
+    def hidden(
+        self,
+        ids: np.ndarray,
+        layout: PagedLayout,
+        rows: np.ndarray,
+        caches: list[PagedCache],
+        chosen: np.ndarray | None = None,
+    ) -> Tensor:
         """Run the new tokens of a step and add them to the caches.
 
         Args:
@@ -124,6 +131,7 @@ class DecodeModel:
             layout: What the tokens are.
             rows: New tokens whose hidden states are wanted, int32 [S].
             caches: One per decoder layer.
+            chosen: Gets the experts of each token in each layer that has some, uint16 [T, layers, K]; None for nothing.
 
         Returns:
             Normed hidden states [S, D].
@@ -134,7 +142,7 @@ class DecodeModel:
         out = torch.empty(len(rows), self.model.config.hidden_size)
         step = (ids, layout.cu_queries, layout.lengths, layout.tables.ravel(), rows)
         memory = [(_flat(cache.keys), _flat(cache.values)) for cache in caches]
-        self._core.run(step, self._angles, memory, _flat(out))
+        self._core.run(step, self._angles, memory, _flat(out), None if chosen is None else chosen.reshape(-1))
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
