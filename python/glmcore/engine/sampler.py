@@ -144,14 +144,15 @@ class Sampler:
             slots: Slot of each sequence, distinct, [B].
         """
         rows = self.rows(slots)
-        edited = rows.edited.nonzero().squeeze(1).to(self.device)
-        own = logits[edited]
-        self._edit(logits, rows)
+        edited = rows.edited.nonzero().squeeze(1).to(self.device) if bool(rows.edited.any()) else None
+        own = None if edited is None else logits[edited]
+        if own is not None:
+            self._edit(logits, rows)
         if can_draw(logits):
             tokens, logprobs, broken = self._draw_in_core(logits, rows)
         else:
             tokens, logprobs, broken = self._draw_in_torch(logits, rows)
-        if len(edited):
+        if edited is not None and own is not None:
             heat_up(own, rows.heat[edited.cpu()])
             logprobs[edited] = own.log_softmax(-1).gather(1, tokens[edited, None]).squeeze(1)
             logits[edited] = own
@@ -165,8 +166,9 @@ class Sampler:
         """Tokens, their log-probabilities and the rows that are no numbers; heats scores where others ask for them."""
         parts = (rows.temperature, rows.top_k, rows.top_p, rows.min_p)
         tokens, logprobs = draw_tokens(logits, *parts, self.uniforms(rows, STREAM_TOKEN))
-        broken = logprobs.isnan().nonzero().squeeze(1).tolist()
-        logprobs[broken] = 0.0
+        broken: list[int] = np.isnan(logprobs.numpy()).nonzero()[0].tolist()
+        if broken:
+            logprobs[broken] = 0.0
         if bool(rows.num_top.any()):
             heat_up(logits, rows.heat)
         return tokens, logprobs, broken
@@ -199,8 +201,6 @@ class Sampler:
 
     def _edit(self, logits: Tensor, rows: Rows) -> None:
         """Change the scores, in place, as the parameters say."""
-        if not bool(rows.edited.any()):
-            return
         self._biases.apply(logits, rows.slots, self._steps)
         penalised = (rows.penalty >= 0).nonzero().squeeze(1)
         if len(penalised):
@@ -236,8 +236,8 @@ class Sampler:
 
     def _remember(self, rows: Rows, tokens: Tensor) -> dict[int, Literal["stop", "abort"]]:
         self._steps[rows.slots] += 1
-        penalised = (rows.penalty >= 0).nonzero().squeeze(1)
-        if len(penalised):
+        if bool((rows.penalty >= 0).any()):
+            penalised = (rows.penalty >= 0).nonzero().squeeze(1)
             self._penalties.count(rows.penalty[penalised].to(self.device), tokens[penalised.to(self.device)])
         ended: dict[int, Literal["stop", "abort"]] = {}
         if not self._guides:
@@ -283,9 +283,9 @@ def replace_broken(probability: Tensor) -> list[int]:
 
 def likeliest_tokens(scores: Tensor, num_top: Tensor) -> dict[int, dict[int, float]]:
     """For each row of `scores` [B, V] with `num_top` [B] above 0, so many tokens and their log-probabilities."""
-    asking = num_top.nonzero().squeeze(1)
-    if not len(asking):
+    if not bool(num_top.any()):
         return {}
+    asking = num_top.nonzero().squeeze(1)
     counts = num_top[asking].tolist()
     logprobs, tokens = scores[asking.to(scores.device)].log_softmax(-1).topk(max(counts))
     found = zip(asking.tolist(), counts, tokens.tolist(), logprobs.tolist(), strict=True)
