@@ -218,6 +218,7 @@ mod x86 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
+    #[expect(clippy::needless_range_loop, reason = "one load serves a column of the sums")]
     fn mix<const R: usize, const V: usize>(
         weights: [&[f32]; R],
         values: &[f32],

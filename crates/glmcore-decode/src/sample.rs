@@ -87,7 +87,7 @@ impl Task for Draw<'_> {
             };
             let uniform = wishes.uniform[row];
             let token = if temperature == 0.0 {
-                scores.iter().position(|&score| score == highest).unwrap_or(0)
+                scores.iter().position(|&score| score >= highest).unwrap_or(0)
             } else if limits.keep_all() {
                 look_up(weights, &sums, uniform, total)
             } else {
@@ -230,9 +230,7 @@ fn ordered(weights: &[f32], floor: f32) -> Vec<u64> {
 }
 
 fn weight_of(key: u64) -> f32 {
-    #[expect(clippy::cast_possible_truncation, reason = "the upper half")]
-    let bits = (key >> 32) as u32;
-    f32::from_bits(!bits)
+    f32::from_bits(!((key >> 32) as u32))
 }
 
 fn token_of(key: u64) -> usize {
