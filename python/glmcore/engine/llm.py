@@ -9,6 +9,7 @@ import torch
 
 from glmcore.chat import Message, apply_chat_template, parse_reply
 from glmcore.engine.config import EngineConfig
+from glmcore.engine.defaults import GenerationDefaults
 from glmcore.engine.engine import Engine
 from glmcore.engine.memory import check_fits
 from glmcore.engine.request import Generation
@@ -66,32 +67,41 @@ class LLM:
             )
         if fp8:
             copy_codes(hold_in_fp8(model), Path(directory))
-        self.engine = Engine(model, model.config.eos_token_id, tokenizer=self.tokenizer, config=config)
+        defaults = GenerationDefaults.of(Path(directory))
+        self.sampling = defaults.sampling
+        """How the checkpoint asks to be sampled from."""
+        stops = model.config.eos_token_id if defaults.stop_token_ids is None else defaults.stop_token_ids
+        self.engine = Engine(model, stops, tokenizer=self.tokenizer, config=config)
 
     def generate(
         self,
         prompts: Sequence[str | Sequence[int]],
-        params: SamplingParams | Sequence[SamplingParams] = SamplingParams(),  # noqa: B008 (frozen)
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Completion]:
         """Continue each prompt, given as text or as token ids. Special tokens in text stay text.
+
+        Args:
+            prompts: What to continue.
+            params: One for all, or one for each; None for `sampling`.
 
         Raises:
             RequestError: A prompt is empty or fills the context.
         """
         ids = [self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        params = params or self.sampling
         every = [params] * len(ids) if isinstance(params, SamplingParams) else list(params)
         return [self._completion(generation) for generation in self.engine.generate(ids, every)]
 
     def chat(
         self,
         messages: Sequence[dict[str, Any]],
-        params: SamplingParams = SamplingParams(),  # noqa: B008 (frozen)
+        params: SamplingParams | None = None,
         *,
         thinking: bool = True,
     ) -> Message:
-        """The model's answer to a conversation."""
+        """The model's answer to a conversation; without `params` it is drawn as `sampling` says."""
         prompt = apply_chat_template(self.tokenizer, list(messages), thinking=thinking, add_generation_prompt=True)
-        [generation] = self.engine.generate([prompt.ids.tolist()], [params])
+        [generation] = self.engine.generate([prompt.ids.tolist()], [params or self.sampling])
         return parse_reply(self.reply_text(generation.token_ids))
 
     def reply_text(self, token_ids: Sequence[int]) -> str:

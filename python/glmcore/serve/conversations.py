@@ -55,6 +55,7 @@ class Conversations:
         limits: What requests may ask for.
         chat_format: Format of the model's conversations.
         metrics: Where generations are counted; None for a count of its own.
+        sampling: What holds where a request does not say.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class Conversations:
         *,
         chat_format: ChatFormat = "glm-4.5",
         metrics: Metrics | None = None,
+        sampling: SamplingParams = SamplingParams(),  # noqa: B008 (frozen)
     ) -> None:
+        self.sampling = sampling
         self.service = service
         self.tokenizer = tokenizer
         self.limits = limits

@@ -31,7 +31,7 @@ def load_app(directory: Path, config: ServeConfig) -> FastAPI:
     context = min(llm.engine.model.config.max_position_embeddings, llm.engine.cache_tokens)
     limits = TurnLimits.of(config.limits, context)
     service = EngineService(llm.engine)
-    conversations = Conversations(service, llm.tokenizer, limits, chat_format=config.chat_format)
+    conversations = Conversations(service, llm.tokenizer, limits, chat_format=config.chat_format, sampling=llm.sampling)
     conversations.metrics.watch(lambda: vars(service.stats()))
     return create_app(conversations, config, keys)
 

@@ -36,7 +36,7 @@ def router(conversations: Conversations, config: ServeConfig) -> APIRouter:
     @routes.post("/v1/messages", responses={**RESPONSES, **streamed}, summary="Answer a conversation")
     async def messages(request: Request, body: MessagesRequest) -> Response:
         model = check_model(config, body.model)
-        answers = conversations.run(turn_of(body, sampling_of(body)))
+        answers = conversations.run(turn_of(body, sampling_of(body, conversations.sampling)))
         shows_thinking = not hides_thinking(body)
         stream = MessageStream(model, answers.prompt_tokens, body.max_tokens, shows_thinking=shows_thinking)
         if body.stream:

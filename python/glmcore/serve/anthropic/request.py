@@ -1,6 +1,7 @@
 """A Messages request as the turn that the model answers."""
 
 import secrets
+from dataclasses import replace
 from typing import Any
 
 from glmcore.engine.sampling import SamplingParams
@@ -38,15 +39,20 @@ def turn_of(request: CountRequest, params: SamplingParams) -> Turn:
     )
 
 
-def sampling_of(request: MessagesRequest) -> SamplingParams:
+def sampling_of(request: MessagesRequest, defaults: SamplingParams) -> SamplingParams:
     """How the answer is drawn; a fresh seed each time, since the API has none.
+
+    Args:
+        request: What was asked.
+        defaults: What holds where the request does not say.
 
     Raises:
         ServeError: A value is out of range.
     """
     asked: dict[str, Any] = {name: getattr(request, name) for name in ("temperature", "top_p", "top_k")}
     try:
-        return SamplingParams(
+        return replace(
+            defaults,
             max_tokens=request.max_tokens,
             seed=secrets.randbits(63),
             stop=tuple(request.stop_sequences or ()),

@@ -32,7 +32,7 @@ def router(conversations: Conversations, config: ServeConfig) -> APIRouter:
     @routes.post("/v1/chat/completions", responses={**RESPONSES, **streamed}, summary="Answer a conversation")
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         model = check_model(config, body.model)
-        turn = _turn(body, conversations.tokenizer.vocab_size, config.thinking)
+        turn = _turn(body, conversations, config.thinking)
         answers = conversations.run(turn)
         head = {"created": int(time.time()), "model": model}
         if body.stream:
@@ -59,14 +59,14 @@ async def _chunks(answers: Answers, stream: ChatStream) -> AsyncIterator[bytes]:
     yield DONE
 
 
-def _turn(body: ChatRequest, vocab_size: int, thinking: bool) -> Turn:
+def _turn(body: ChatRequest, conversations: Conversations, thinking: bool) -> Turn:
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     if body.top_logprobs and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs=true", param="top_logprobs")
     tools = [tool.given for tool in body.tools or []]
     return Turn(
         messages=chat_messages(body.messages),
-        params=body.sampling(asked, body.top_logprobs or 0, vocab_size),
+        params=body.sampling(asked, body.top_logprobs or 0, conversations.tokenizer.vocab_size, conversations.sampling),
         tools=tools,
         tool_choice=_tool_choice(body, [tool["function"]["name"] for tool in tools]),
         parallel_tool_calls=body.parallel_tool_calls,

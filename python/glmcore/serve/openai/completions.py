@@ -84,7 +84,7 @@ class _Completion:
             for at, prompt in enumerate(prompts)
             for number in range(body.n)
         ]
-        params = body.sampling(body.max_tokens or 1, body.logprobs or 0, tokenizer.vocab_size)
+        params = body.sampling(body.max_tokens or 1, body.logprobs or 0, tokenizer.vocab_size, conversations.sampling)
         wanted = prompts if body.max_tokens else []
         self._streams = MergedStreams.start(
             conversations, [(prompt, params) for prompt in wanted], priority=body.priority

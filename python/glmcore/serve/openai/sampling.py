@@ -1,6 +1,7 @@
 """The fields that chat and text completions share, and what they mean to the sampler."""
 
 import secrets
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -14,6 +15,8 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 UNBOUNDED = 1 << 30
 """Tokens of an answer that only the context bounds."""
+_WITH_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Fields for which a checkpoint's generation_config.json speaks where the request does not."""
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 
@@ -77,30 +80,30 @@ class SamplingBody(Body):
         """Whether a stream ends with a chunk of usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def sampling(self, max_tokens: int | None, top_logprobs: int, vocab_size: int) -> SamplingParams:
+    def sampling(
+        self, max_tokens: int | None, top_logprobs: int, vocab_size: int, defaults: SamplingParams
+    ) -> SamplingParams:
         """What the sampler is asked for.
 
         Args:
             max_tokens: Most tokens of an answer; None for what the context leaves.
             top_logprobs: Most likely tokens to tell beside each token.
             vocab_size: Number of token ids.
+            defaults: What holds where the request does not say.
 
         Raises:
             ServeError: A field has a wrong value.
         """
+        said = {name: value for name in _WITH_DEFAULTS if (value := self._said(name)) is not None}
         if self.stream_options is not None and not self.stream:
             raise bad_request("stream_options is for streams: set stream=true", param="stream_options")
         stops = (self.stop,) if isinstance(self.stop, str) and self.stop else tuple(self.stop or ())
         stop_ids = None if self.stop_token_ids is None else self._known(self.stop_token_ids, vocab_size)
         most = UNBOUNDED if max_tokens is None else max_tokens
         try:
-            return SamplingParams(
+            return replace(
+                defaults,
                 max_tokens=most,
-                temperature=1.0 if self.temperature is None else self.temperature,
-                top_p=1.0 if self.top_p is None else self.top_p,
-                top_k=max(self.top_k or 0, 0),
-                min_p=self.min_p,
-                repetition_penalty=self.repetition_penalty,
                 presence_penalty=self.presence_penalty,
                 frequency_penalty=self.frequency_penalty,
                 logit_bias=self._bias(vocab_size),
@@ -111,9 +114,14 @@ class SamplingBody(Body):
                 min_tokens=self.min_tokens,
                 ignore_eos=self.ignore_eos,
                 top_logprobs=top_logprobs,
+                **said,
             )
         except RequestError as error:
             raise bad_request(str(error)) from None
+
+    def _said(self, name: str) -> float | None:
+        value = getattr(self, name) if name in self.model_fields_set else None
+        return max(value, 0) if name == "top_k" and value is not None else value  # -1 is for all, too
 
     def _bias(self, vocab_size: int) -> dict[int, float]:
         bias: dict[int, float] = {}

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from dataclasses import replace
 from typing import Any
 
 from glmcore.engine.sampling import SamplingParams
@@ -45,15 +46,20 @@ def turn_of(request: ResponsesRequest, params: SamplingParams, *, thinks_by_defa
     )
 
 
-def sampling_of(request: ResponsesRequest) -> SamplingParams:
+def sampling_of(request: ResponsesRequest, defaults: SamplingParams) -> SamplingParams:
     """How the answer is drawn; a fresh seed each time, since the API has none.
+
+    Args:
+        request: What was asked.
+        defaults: What holds where the request does not say.
 
     Raises:
         ServeError: A value is out of range.
     """
     asked: dict[str, Any] = {name: getattr(request, name) for name in ("temperature", "top_p", "top_logprobs")}
     try:
-        return SamplingParams(
+        return replace(
+            defaults,
             max_tokens=request.max_output_tokens or UNBOUNDED,
             seed=secrets.randbits(63),
             **{name: value for name, value in asked.items() if value is not None},
@@ -72,7 +78,7 @@ def seals_reasoning(request: ResponsesRequest) -> bool:
     return SEALED_REASONING in (request.include or ())
 
 
-def empty_response(request: ResponsesRequest, model: str) -> dict[str, Any]:
+def empty_response(request: ResponsesRequest, model: str, defaults: SamplingParams) -> dict[str, Any]:
     """The response before its first token."""
     given = request.model_dump(mode="json", by_alias=True)
     return {
@@ -94,12 +100,12 @@ def empty_response(request: ResponsesRequest, model: str) -> dict[str, Any]:
         "reasoning": given["reasoning"] or {"effort": None, "summary": None},
         "service_tier": "default",
         "store": False,
-        "temperature": 1.0 if request.temperature is None else request.temperature,
+        "temperature": defaults.temperature if request.temperature is None else request.temperature,
         "text": given["text"] or {"format": {"type": "text"}},
         "tool_choice": given["tool_choice"],
         "tools": [tool.model_dump(mode="json", exclude_unset=True) for tool in request.tools or ()],
         "top_logprobs": request.top_logprobs or 0,
-        "top_p": 1.0 if request.top_p is None else request.top_p,
+        "top_p": defaults.top_p if request.top_p is None else request.top_p,
         "truncation": "disabled",
         "usage": None,
         "user": request.user,

@@ -31,9 +31,11 @@ def router(conversations: Conversations, config: ServeConfig) -> APIRouter:
     @routes.post("/v1/responses", responses={**RESPONSES, **streamed}, summary="Answer a list of items")
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         model = check_model(config, body.model)
-        response = empty_response(body, model)
+        response = empty_response(body, model, conversations.sampling)
         _check_can_be_told(response)
-        answers = conversations.run(turn_of(body, sampling_of(body), thinks_by_default=config.thinking))
+        answers = conversations.run(
+            turn_of(body, sampling_of(body, conversations.sampling), thinks_by_default=config.thinking)
+        )
         stream = ResponseStream(
             response,
             conversations.tokenizer if tells_logprobs(body) else None,
