@@ -25,6 +25,7 @@ from glmcore.envs.protocol import Delegation, Environment, Start, StepResult, Ta
 from glmcore.envs.tool_format import calls_are_well_formed
 from glmcore.errors import EnvironmentFailure, GlmcoreError, RequestError
 from glmcore.rl.episode_record import Branch, EpisodeRecord, Recorder, Row
+from glmcore.rl.expert_trace import Experts, ExpertTrace
 from glmcore.tokenizer import Tokenizer
 
 Said = Mapping[str, Any]
@@ -50,11 +51,13 @@ class Ending:
     messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The whole conversation, for people."""
     tools: list[Said] = field(default_factory=list[Said])
+    experts: Experts | None = None
+    """That the tokens chose, if the engine records them."""
 
     @property
     def record(self) -> EpisodeRecord:
         """What belongs into the buffer beside the tokens."""
-        return EpisodeRecord(self.turn_rewards, self.parts, self.branches)
+        return EpisodeRecord(self.turn_rewards, self.parts, self.branches, self.experts)
 
 
 async def play(
@@ -146,6 +149,7 @@ class _Episode:
         self.messages: list[dict[str, Any]] = []
         self.tools: list[Said] = []
         self.num_branches = 0
+        self.experts = ExpertTrace()
 
     async def play(self, task: Task, recorder: Recorder) -> Ending:
         try:
@@ -157,9 +161,8 @@ class _Episode:
         await self._ask("close", self.env.close)
         if reason == "bad_tool_call":
             self.rewards = [0.0] * len(self.rewards)
-        return Ending(
-            self._reward(reason), reason, self.rewards, self.parts, self.table.branches, self.messages, self.tools
-        )
+        reward, branches, experts = self._reward(reason), self.table.branches, self.experts.experts()
+        return Ending(reward, reason, self.rewards, self.parts, branches, self.messages, self.tools, experts)
 
     def _reward(self, reason: str) -> float:
         low, high = self.table.limits.reward_range
@@ -226,6 +229,7 @@ class _Episode:
                 [part] = await _within(asked, table.seconds_left)
             except _TooLateError:
                 raise _OverError("time") from None
+            self.experts.add(part.experts)
             whole.token_ids += part.token_ids
             whole.logprobs += part.logprobs
             whole.policy_versions += part.policy_versions
@@ -302,7 +306,8 @@ class _Episode:
         ending = await _Episode(self.table, said.environment, place).play(said.task, row)
         judged = said.judged or ending.finish_reason == "bad_tool_call"
         if row.ids:
-            self.table.branches.append(Branch(row, ending.finish_reason, ending.reward if judged else None))
+            reward = ending.reward if judged else None
+            self.table.branches.append(Branch(row, ending.finish_reason, reward, ending.experts))
         last = ending.messages[-1] if ending.messages else {}
         answer = last.get("content", "") if last.get("role") == "assistant" else ""
         return {"role": "tool", "content": answer or f"error: the sub-agent gave no answer ({ending.finish_reason})"}

@@ -14,6 +14,7 @@ from glmcore.rl.curriculum.course import StepSettings
 from glmcore.rl.episode_record import with_branches
 from glmcore.rl.logprobs import TokenLogprobs, response_logprobs, shared_response_logprobs
 from glmcore.rl.loss import PolicyTokens, policy_loss
+from glmcore.rl.routing_replay import mismatch_figures, replacement_figures
 from glmcore.rl.shaping import in_loss, shaped_rewards
 from glmcore.rl.trajectory_log import TrajectoryLog
 from glmcore.train.optim import Optimizer
@@ -70,6 +71,10 @@ class PolicyUpdate:
             proximal = None if config.updates_per_step == 1 else self._all_logprobs(self.model, usable)
             reference = None if self.reference is None else self._all_logprobs(self.reference, usable)
             self._show(step, version, usable, advantages)
+            if config.routing_replay:
+                totals = mismatch_figures(
+                    usable, lambda some, replay: self._logprobs(self.model, some, replay=replay).logprobs
+                )
             for share in np.array_split(np.arange(len(usable)), config.updates_per_step):
                 if not len(share):
                     continue
@@ -126,6 +131,8 @@ class PolicyUpdate:
                 "entropy": float(current.entropy.mean()),
                 "logprob_gap": float((tokens.proximal - tokens.behaviour).abs().mean()),
             } | result.figures()
+            if current.replaced is not None:
+                figures |= replacement_figures(current.replaced)
             for name, value in figures.items():
                 totals[name] = totals.get(name, 0.0) + value * share
             totals["loss"] = totals.get("loss", 0.0) + float(result.loss.detach())
@@ -141,9 +148,12 @@ class PolicyUpdate:
             parts += self._logprobs(model, part).logprobs.split(counts)
         return parts
 
-    def _logprobs(self, model: Glm, samples: list[Sample]) -> TokenLogprobs:
+    def _logprobs(self, model: Glm, samples: Sequence[Sample], *, replay: bool | None = None) -> TokenLogprobs:
+        """What a model says of the responses; the policy, unless told otherwise, with the replay that is asked for."""
         logprobs = shared_response_logprobs if self.config.share_prefixes else response_logprobs
-        return logprobs(model, samples, self.settings.temperature)
+        if replay is None:
+            replay = self.config.routing_replay and model is self.model
+        return logprobs(model, samples, self.settings.temperature, replay=replay)
 
     def _show(self, step: int, version: int, samples: list[Sample], advantages: np.ndarray) -> None:
         if self.shown is not None and self.shown.is_due(step):
