@@ -20,10 +20,12 @@ mod instructions;
 mod lanes;
 mod linear;
 mod record;
+mod sample;
 mod step;
 
 pub use experts::{Experts, FeedForward, Mlp};
 pub use linear::Linear;
+pub use sample::{Wishes, draw};
 pub use step::{Attention, Cache, Layer, Model, Step, multiply, run, run_recorded};
 
 /// Tokens of a block.

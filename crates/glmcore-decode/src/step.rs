@@ -122,7 +122,7 @@ impl Step<'_> {
     }
 }
 
-fn check(what: &'static str, len: usize, expected: usize) -> Result<(), Error> {
+pub(crate) fn check(what: &'static str, len: usize, expected: usize) -> Result<(), Error> {
     if len == expected { Ok(()) } else { Err(Error::Length { what, len, expected }) }
 }
 

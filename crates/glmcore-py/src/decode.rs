@@ -1,8 +1,8 @@
 //! Binding of `glmcore-decode`. Weights and caches stay in the memory of whoever made them.
 
 use glmcore_decode::{
-    Attention, Cache, Experts, FeedForward, Layer, Linear, Mlp, Model, Shape, Step, multiply, run,
-    run_recorded,
+    Attention, Cache, Experts, FeedForward, Layer, Linear, Mlp, Model, Shape, Step, Wishes, draw,
+    multiply, run, run_recorded,
 };
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadwriteArray1};
 use pyo3::exceptions::PyValueError;
@@ -207,7 +207,33 @@ fn decode_linear<'py>(
         .map_err(|error| PyValueError::new_err(error.to_string()))
 }
 
+/// Temperatures, `top_k`, `top_p`, `min_p` and random numbers of sequences.
+type WishArrays<'py> = (In<'py, f32>, In<'py, i64>, In<'py, f32>, In<'py, f32>, In<'py, f64>);
+
+/// A token of each row of scores, and its log-probability.
+#[pyfunction]
+fn decode_draw<'py>(
+    py: Python<'py>,
+    scores: In<'py, f32>,
+    wishes: WishArrays<'py>,
+    mut tokens: Out<'py, i64>,
+    mut logprobs: Out<'py, f32>,
+) -> PyResult<()> {
+    let scores = values(&scores)?;
+    let wishes = Wishes {
+        temperature: values(&wishes.0)?,
+        top_k: values(&wishes.1)?,
+        top_p: values(&wishes.2)?,
+        min_p: values(&wishes.3)?,
+        uniform: values(&wishes.4)?,
+    };
+    let (tokens, logprobs) = (writable(&mut tokens)?, writable(&mut logprobs)?);
+    py.detach(|| draw(scores, wishes, tokens, logprobs))
+        .map_err(|error| PyValueError::new_err(error.to_string()))
+}
+
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<DecodeModel>()?;
+    module.add_function(wrap_pyfunction!(decode_draw, module)?)?;
     module.add_function(wrap_pyfunction!(decode_linear, module)?)
 }
