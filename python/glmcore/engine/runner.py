@@ -57,11 +57,12 @@ class Runner:
             layer, the hidden state of every token, [T, D].
         """
         layout = layout_of([(len(part.tokens), part.length, part.blocks) for part in parts], self.device)
-        ids = np.fromiter((token for part in parts for token in part.tokens), np.int32, layout.cu_queries[-1])
-        ends = layout.cu_queries[1:].tolist()
-        scored = np.array(
-            [row for part, end in zip(parts, ends, strict=True) for row in range(end - part.num_scores, end)], np.int32
-        )
+        ids = np.array([token for part in parts for token in part.tokens], np.int32)
+        if all(part.prefill is None for part in parts):  # each token is followed by one that is drawn or verified
+            scored = np.arange(len(ids), dtype=np.int32)
+        else:
+            ends = zip(parts, layout.cu_queries[1:].tolist(), strict=True)
+            scored = np.array([row for part, end in ends for row in range(end - part.num_scores, end)], np.int32)
         wanted = np.arange(len(ids), dtype=np.int32) if self.with_mtp else scored
         caches = self.caches[: self.model.config.num_hidden_layers]
         if self.core is not None:
@@ -100,7 +101,6 @@ def layout_of(rows: Sequence[tuple[int, int, Sequence[int]]], device: torch.devi
     """Layout of the last tokens of sequences: for each how many, its length with them, and its blocks."""
     bounds = np.zeros(len(rows) + 1, np.int32)
     np.cumsum([count for count, _, _ in rows], out=bounds[1:])
-    tables = np.zeros((len(rows), max(len(blocks) for _, _, blocks in rows)), np.int32)
-    for row, (_, _, blocks) in enumerate(rows):
-        tables[row, : len(blocks)] = blocks
+    width = max(len(blocks) for _, _, blocks in rows)
+    tables = np.array([[*blocks, *[0] * (width - len(blocks))] for _, _, blocks in rows], np.int32)
     return PagedLayout(bounds, np.array([length for _, length, _ in rows], np.int32), tables, device)

@@ -129,7 +129,8 @@ class Scheduler:
 
     def _find_room(self) -> None:
         """Give every running sequence a place for its next token, in the order of the sequences."""
-        for sequence in sorted(self.running, key=lambda sequence: sequence.order):
+        cramped = [sequence for sequence in self.running if len(sequence.blocks) * BLOCK <= sequence.length]
+        for sequence in sorted(cramped, key=lambda sequence: sequence.order):
             while not sequence.blocks or len(sequence.blocks) * BLOCK <= sequence.length:
                 if sequence not in self.running:
                     break

@@ -161,6 +161,34 @@ class DecodeModel:
         return _flat(cos), _flat(sin)
 
 
+def can_draw(scores: Tensor) -> bool:
+    """Whether `draw_tokens` takes these scores: float32 on the CPU."""
+    return scores.dtype == torch.float32 and scores.device.type == "cpu"
+
+
+def draw_tokens(
+    scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draw a token from each row of scores, each row on its own; see `glmcore.engine.sampling.SamplingParams`.
+
+    Args:
+        scores: Of the next tokens, float32 [B, V].
+        temperature: float32 [B]; 0 for the most likely token.
+        top_k: int64 [B].
+        top_p: float32 [B].
+        min_p: float32 [B].
+        uniform: Random numbers in [0, 1), float64 [B].
+
+    Returns:
+        Tokens, int64 [B], and their log-probabilities at the temperature before truncation, float32 [B]; token 0 and
+        NaN where scores are no distribution.
+    """
+    tokens, logprobs = torch.empty(len(scores), dtype=torch.int64), torch.empty(len(scores))
+    wishes = (_flat(temperature), _flat(top_k), _flat(top_p), _flat(min_p), _flat(uniform))
+    _core.decode_draw(_flat(scores), wishes, _flat(tokens), _flat(logprobs))
+    return tokens, logprobs
+
+
 def _multiplying(model: Glm) -> list[nn.Module]:
     """The modules of the decoder layers that hold matrices."""
     kinds = ("_proj", "experts", "lm_head")
