@@ -243,7 +243,8 @@ def weights() -> dict[str, torch.Tensor]:
 
 def replayed(**fields):
     usual = {"max_steps": STEPS, "groups_per_step": 3, "rollouts_per_group": 4, "checkpoint_every_steps": 2}
-    return digit_config(**(usual | {"routing_replay": True, "updates_per_step": 3, "share_prefixes": True} | fields))
+    usual |= {"routing_replay": True, "updates_per_step": 3, "share_prefixes": True, "learning_rate": 2e-2}
+    return digit_config(**(usual | fields))
 
 
 def train(directory, config, weights, family=DigitFamily, **options):
