@@ -72,7 +72,7 @@ def train_digits(
     model = prepared_model(tokenizer, steps=0 if weights else 60)
     if weights:
         model.load_state_dict(weights)
-    engine = Engine(Glm(model.config), model.config.eos_token_id)
+    engine = Engine(Glm(model.config), model.config.eos_token_id, config=config.engine)
     optimizer = Optimizer(model, config.optimizer)
     store = CheckpointStore(directory / "checkpoints", CheckpointConfig(every_steps=1))
     found = store.latest()

@@ -43,6 +43,7 @@ def ray_config(marker: Path):
         "backend": "ray",
         "asynchronous": {"max_staleness": 2},
         "environment": environment,
+        "routing_replay": True,  # refuses rollouts whose worker did not record the choice of experts
     }
     return digit_config(**usual)
 
@@ -57,6 +58,7 @@ def test_a_run_goes_on_when_a_worker_dies(tmp_path):
     assert [record["step"] for record in records] == list(range(1, 9))
     assert records[-1]["worker_restarts"] == 1
     assert all(record["failed"] == 0 for record in records)
+    assert all(record["kl_replayed_routing"] >= 0 for record in records)
     assert max(int(age) for record in records for age in record["staleness"]) <= 2
     assert not family.attempts  # all environments were in the actors
     batches = [BatchRecord(tmp_path / "batches").read(step) for step in range(1, 9)]

@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from typing_extensions import Self
 
 from glmcore.config import Config
+from glmcore.engine.config import EngineConfig
 from glmcore.envs.config import EnvironmentConfig, ReasoningGymConfig
 from glmcore.rl.async_config import AsyncConfig, RayConfig
 from glmcore.rl.curriculum.config import (
@@ -101,6 +102,9 @@ class RLConfig(Config):
     share_prefixes: bool = False
     """Run what rollouts of a micro-batch have in common, such as their prompt, once for all of them. Losses and
     gradients are the same to rounding; it pays where prompts are long beside the answers."""
+    routing_replay: bool = False
+    """Send every token to the experts that the engine chose when it sampled, so that trainer and engine take the same
+    way through the model. Rollout routing replay (arXiv:2510.11370). Not `replay`, which repeats a run."""
     optimizer: OptimizerConfig
     learning_rate: PositiveFloat
     """Reached after `warmup_steps` in a straight line, and kept."""
@@ -138,6 +142,11 @@ class RLConfig(Config):
     distill: DistillConfig = DistillConfig()
     trajectory_log: TrajectoryLogConfig = TrajectoryLogConfig()
     """Trajectories kept for `glmcore rl view`."""
+
+    @property
+    def engine(self) -> EngineConfig:
+        """What engines that sample rollouts are set to."""
+        return EngineConfig(record_experts=self.routing_replay)
 
     @property
     def max_staleness(self) -> int:

@@ -7,7 +7,7 @@ branch is older than the oldest token of its rollout.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import orjson
 
 from glmcore.errors import TrajectoryError
+from glmcore.rl.expert_trace import Experts, layouts, read
 from glmcore.trajectory import Sample
 
 _FORMAT = 1
@@ -47,14 +48,12 @@ class Row:
     def prompt(self, ids: Sequence[int] | npt.NDArray[np.int32]) -> None:
         """See `Recorder.prompt`."""
         version = self.versions[-1] if self.versions else -1
-        self._add([int(token) for token in ids], 0, [0.0] * len(ids), [version] * len(ids))
+        self._add(ids.tolist() if isinstance(ids, np.ndarray) else list(ids), 0, [0.0] * len(ids), [version] * len(ids))
 
     def answer(self, ids: Sequence[int], logprobs: Sequence[float], versions: Sequence[int]) -> None:
         """See `Recorder.answer`."""
-        for place, version in enumerate(self.versions):
-            if version != -1:
-                break
-            self.versions[place] = versions[0]
+        if self.versions and self.versions[0] == -1:
+            self.versions = [versions[0]] * len(self.versions)
         self._add(list(ids), 1, list(logprobs), list(versions))
 
     def _add(self, ids: list[int], learned: int, logprobs: list[float], versions: list[int]) -> None:
@@ -73,6 +72,8 @@ class Branch:
     finish_reason: str
     reward: float | None
     """Its own; None if it shares that of its rollout."""
+    experts: Experts | None = None
+    """Of its tokens, if the engine recorded them."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,13 @@ class EpisodeRecord:
     parts: dict[str, float] = field(default_factory=dict[str, float])
     """What the reward was made of."""
     branches: list[Branch] = field(default_factory=list[Branch])
+    experts: Experts | None = None
+    """Of the tokens of the main conversation, if the engine recorded them."""
 
     def to_bytes(self) -> bytes:
-        """For `extra` of `TrajectoryBuffer.finish`: a line of JSON, then the arrays of the branches."""
-        header = {
+        """For `extra` of `TrajectoryBuffer.finish`: a line of JSON, the arrays of the branches, then experts."""
+        recorded = [self.experts, *[branch.experts for branch in self.branches]]
+        header: dict[str, Any] = {
             "format": _FORMAT,
             "turn_rewards": self.turn_rewards,
             "parts": self.parts,
@@ -102,6 +106,9 @@ class EpisodeRecord:
             ],
         }
         arrays = [array.tobytes() for branch in self.branches for array in _arrays(branch.row)]
+        if any(experts is not None for experts in recorded):
+            header["experts"] = layouts(recorded)
+            arrays += [experts.tobytes() for experts in recorded if experts is not None]
         return orjson.dumps(header) + b"\n" + b"".join(arrays)
 
     @classmethod
@@ -122,9 +129,17 @@ class EpisodeRecord:
             for about in header["branches"]:
                 row, rest = _read_row(rest, about["tokens"], about["turns"])
                 branches.append(Branch(row, about["finish_reason"], about["reward"]))
+            data_left, recorded = memoryview(rest), []
+            for layout in header.get("experts", []):
+                experts, data_left = read(layout, data_left)
+                recorded.append(experts)
         except (KeyError, TypeError, ValueError) as error:
             raise TrajectoryError(f"the record of an episode cannot be read: {error!r}") from None
-        return cls(header["turn_rewards"], header["parts"], branches)
+        if not recorded:
+            return cls(header["turn_rewards"], header["parts"], branches)
+        told = zip(branches, recorded[1:], strict=True)
+        branches = [replace(branch, experts=experts) for branch, experts in told]
+        return cls(header["turn_rewards"], header["parts"], branches, recorded[0])
 
 
 _DTYPES: Mapping[str, str] = {"ids": "<i4", "loss_mask": "u1", "logprobs": "<f4", "versions": "<i4"}
@@ -166,5 +181,5 @@ def _sample(parent: Sample, branch: Branch) -> Sample:
         reward=parent.reward if branch.reward is None else branch.reward,
         finish_reason=branch.finish_reason,
         turns=np.asarray(branch.row.turns, np.int32),
-        extra=b"",
+        extra=b"" if branch.experts is None else EpisodeRecord(experts=branch.experts).to_bytes(),
     )

@@ -15,6 +15,7 @@ from glmcore.model.layout import DocumentLayout
 from glmcore.model.tree import TreeLayout
 from glmcore.prefixes import share_prefixes
 from glmcore.ragged import Ragged
+from glmcore.rl.routing_replay import lay_out, recorded_experts, replaced_choices
 from glmcore.trajectory import Sample
 
 CHUNK_BYTES = 64 << 20
@@ -28,6 +29,8 @@ class TokenLogprobs(NamedTuple):
     """Log-probability of each token, float32 or wider [N], differentiable."""
     entropy: Tensor
     """Entropy in nats of the distribution that each was drawn from, [N], without gradient."""
+    replaced: Tensor | None = None
+    """With replay: `glmcore.rl.routing_replay.replaced_choices` of the forward pass."""
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -58,32 +61,56 @@ class _LinearLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None
 
 
-def response_logprobs(model: Glm, samples: Sequence[Sample], temperature: float) -> TokenLogprobs:
-    """What the model says of every token with `loss_mask` set, sample after sample."""
+def response_logprobs(
+    model: Glm, samples: Sequence[Sample], temperature: float, *, replay: bool = False
+) -> TokenLogprobs:
+    """What the model says of every token with `loss_mask` set, sample after sample.
+
+    Args:
+        model: The policy.
+        samples: Rollouts.
+        temperature: That they were sampled at.
+        replay: Route every token as the engine did: see `glmcore.rl.routing_replay`.
+
+    Raises:
+        RunError: The engine did not record its choices.
+    """
     lengths = [len(sample.ids) for sample in samples]
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
     ids = torch.from_numpy(np.concatenate([sample.ids for sample in samples]).astype(np.int64))
     positions = torch.cat([torch.arange(length) for length in lengths])
-    output = model(ids, positions, DocumentLayout.from_cu_seqlens(cu_seqlens))
+    recorded = recorded_experts(model, samples) if replay else None
+    experts = None if recorded is None else lay_out(recorded, lengths, np.arange(len(ids)), len(ids))
+    output = model(ids, positions, DocumentLayout.from_cu_seqlens(cu_seqlens), experts=experts)
     mask = np.concatenate([sample.loss_mask for sample in samples]) != 0
     place = torch.from_numpy(np.flatnonzero(mask))  # never a document's first token: prompts are not empty
-    return linear_logprobs(output.hidden[place - 1], model.lm_head.weight, ids[place], temperature)
+    told = linear_logprobs(output.hidden[place - 1], model.lm_head.weight, ids[place], temperature)
+    return told if experts is None else told._replace(replaced=replaced_choices(output, experts))
 
 
-def shared_response_logprobs(model: Glm, samples: Sequence[Sample], temperature: float) -> TokenLogprobs:
-    """The same from one forest of the samples, in which a prompt is there once for all its rollouts."""
-    offsets = np.concatenate(([0], np.cumsum([len(sample.ids) for sample in samples]))).astype(np.int64)
+def shared_response_logprobs(
+    model: Glm, samples: Sequence[Sample], temperature: float, *, replay: bool = False
+) -> TokenLogprobs:
+    """The same from one forest of the samples, in which a prompt is there once for all its rollouts.
+
+    With replay it takes the way of the first of them, which is that of all unless the weights changed between them.
+    """
+    lengths = [len(sample.ids) for sample in samples]
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     forest = share_prefixes(Ragged(np.concatenate([sample.ids for sample in samples]), offsets))
     layout = TreeLayout.from_forest(forest)
     ids = torch.from_numpy(forest.input_ids.astype(np.int64))
-    output = model(ids, torch.from_numpy(forest.position_ids.astype(np.int64)), layout)
+    recorded = recorded_experts(model, samples) if replay else None
+    experts = None if recorded is None else lay_out(recorded, lengths, forest.place, len(ids))
+    output = model(ids, torch.from_numpy(forest.position_ids.astype(np.int64)), layout, experts=experts)
     mask = np.concatenate([sample.loss_mask for sample in samples]) != 0
     token, of_sample = np.unique(forest.place[mask], return_inverse=True)
     place = torch.from_numpy(token.astype(np.int64))  # never a first token: prompts are not empty
     before = output.hidden[layout.parent[place]]
     told = linear_logprobs(before, model.lm_head.weight, ids[place], temperature)
     index = torch.from_numpy(of_sample)
-    return TokenLogprobs(told.logprobs[index], told.entropy[index])
+    replaced = None if experts is None else replaced_choices(output, experts)
+    return TokenLogprobs(told.logprobs[index], told.entropy[index], replaced)
 
 
 def linear_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float) -> TokenLogprobs:

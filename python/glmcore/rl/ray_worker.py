@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from glmcore.engine.config import EngineConfig
 from glmcore.engine.engine import Engine
 from glmcore.engine.sampling import SamplingParams
 from glmcore.engine.service import EngineService
@@ -42,6 +43,7 @@ class WorkerSetup:
     environment: EnvironmentConfig
     tasks: list[str]
     num_threads: int
+    engine: EngineConfig
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class RolloutActor:
         torch.set_num_threads(setup.num_threads)
         model = Glm(setup.model)
         model.rope_theta = setup.rope_theta
-        self._service = EngineService(Engine(model, setup.model.eos_token_id))
+        self._service = EngineService(Engine(model, setup.model.eos_token_id, config=setup.engine))
         self._family = open_family(setup.environment, setup.tasks)
         self._player = EpisodePlayer(
             self._service,

@@ -30,7 +30,10 @@ from glmcore.rl.sync_source import SynchronousSource
 from glmcore.rl.timeline import Timeline
 from glmcore.trajectory import TrajectoryBuffer
 
-REPLAYED = ("loss", "optimizer", "learning_rate", "warmup_steps", "updates_per_step", "temperature", "share_prefixes")
+REPLAYED = (
+    "loss", "optimizer", "learning_rate", "warmup_steps", "updates_per_step", "temperature", "share_prefixes",
+    "routing_replay",
+)  # fmt: skip
 """What a replay must have in common with the run that it repeats."""
 
 
@@ -123,7 +126,7 @@ def _asynchronous(parts: Parts, buffer: TrajectoryBuffer) -> AsynchronousSource:
 def _local_sampling(parts: Parts, thread: LoopThread, timeline: Timeline) -> LocalSampling:
     config, engine = parts.config, parts.worker.engine
     return LocalSampling(
-        Engine(copy.deepcopy(engine.model), engine.stop_token_ids),
+        Engine(copy.deepcopy(engine.model), engine.stop_token_ids, config=engine.config),
         thread,
         timeline,
         in_step=config.max_staleness < config.updates_per_step,
@@ -140,6 +143,7 @@ def _ray_sampling(parts: Parts, timeline: Timeline) -> RaySampling:
         config.environment,
         config.tasks,
         config.ray.worker_cpus,
+        config.engine,
     )
     return RaySampling(config.ray, setup, parts.worker.player.limits, timeline, config.sync_timeout_s)
 

@@ -145,7 +145,7 @@ def new_worker(run: RunDirectory, model: Glm) -> Generator[RolloutWorker, None, 
         ConfigError: The environment is not installed.
     """
     config = run.recipe.rl
-    engine = Engine(copy.deepcopy(model), model.config.eos_token_id)
+    engine = Engine(copy.deepcopy(model), model.config.eos_token_id, config=config.engine)
     with contextlib.closing(open_family(config.environment, config.tasks)) as family:
         yield RolloutWorker(
             engine,

@@ -14,13 +14,14 @@ from glmcore.rl.curriculum.course import StepSettings
 from glmcore.rl.episode_record import with_branches
 from glmcore.rl.logprobs import TokenLogprobs, response_logprobs, shared_response_logprobs
 from glmcore.rl.loss import PolicyTokens, policy_loss
+from glmcore.rl.routing_replay import mismatch_figures, replacement_figures
 from glmcore.rl.shaping import in_loss, shaped_rewards
 from glmcore.rl.trajectory_log import TrajectoryLog
 from glmcore.train.optim import Optimizer
 from glmcore.trajectory import Sample
 
-ROLLOUTS_PER_MICRO_BATCH = 32
-"""Rollouts whose logits are in memory at once."""
+TOKENS_PER_MICRO_BATCH = 16_384
+"""Most tokens whose activations are in memory at once, but for one sample that is longer."""
 
 
 class PolicyUpdate:
@@ -70,6 +71,10 @@ class PolicyUpdate:
             proximal = None if config.updates_per_step == 1 else self._all_logprobs(self.model, usable)
             reference = None if self.reference is None else self._all_logprobs(self.reference, usable)
             self._show(step, version, usable, advantages)
+            if config.routing_replay:
+                totals = mismatch_figures(
+                    usable, lambda some, replay: self._logprobs(self.model, some, replay=replay).logprobs
+                )
             for share in np.array_split(np.arange(len(usable)), config.updates_per_step):
                 if not len(share):
                     continue
@@ -85,7 +90,7 @@ class PolicyUpdate:
     def _judge(self, samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
         """Advantage of each sample, and whether it counts in the loss."""
         config = self.config
-        lengths = np.array([int(sample.loss_mask.sum()) for sample in samples])
+        lengths = response_lengths(samples)
         rewards = np.array([sample.reward for sample in samples])
         rewards = shaped_rewards(rewards, lengths, self.settings.max_response_tokens, config.loss.overlong)
         group_ids = np.array([sample.group_id for sample in samples])
@@ -104,11 +109,10 @@ class PolicyUpdate:
     ) -> dict[str, float]:
         """Add the gradients of one update's samples, a micro-batch at a time."""
         config = self.config.loss
-        lengths = np.array([int(sample.loss_mask.sum()) for sample in samples])
+        lengths = response_lengths(samples)
         weights = token_weights(lengths * counted, config.aggregation, self.config.max_response_tokens) * counted
         totals: dict[str, float] = {}
-        for start in range(0, len(samples), ROLLOUTS_PER_MICRO_BATCH):
-            part = slice(start, start + ROLLOUTS_PER_MICRO_BATCH)
+        for part in micro_batches(samples):
             current = self._logprobs(self.model, samples[part])
             tokens = PolicyTokens(
                 current.logprobs,
@@ -126,6 +130,8 @@ class PolicyUpdate:
                 "entropy": float(current.entropy.mean()),
                 "logprob_gap": float((tokens.proximal - tokens.behaviour).abs().mean()),
             } | result.figures()
+            if current.replaced is not None:
+                figures |= replacement_figures(current.replaced)
             for name, value in figures.items():
                 totals[name] = totals.get(name, 0.0) + value * share
             totals["loss"] = totals.get("loss", 0.0) + float(result.loss.detach())
@@ -135,15 +141,17 @@ class PolicyUpdate:
     def _all_logprobs(self, model: Glm, samples: list[Sample]) -> list[Tensor]:
         """Log-probabilities of each sample's response under a model as it is."""
         parts: list[Tensor] = []
-        for start in range(0, len(samples), ROLLOUTS_PER_MICRO_BATCH):
-            part = samples[start : start + ROLLOUTS_PER_MICRO_BATCH]
-            counts = [int(sample.loss_mask.sum()) for sample in part]
-            parts += self._logprobs(model, part).logprobs.split(counts)
+        for part in micro_batches(samples):
+            counts = response_lengths(samples[part]).tolist()
+            parts += self._logprobs(model, samples[part]).logprobs.split(counts)
         return parts
 
-    def _logprobs(self, model: Glm, samples: list[Sample]) -> TokenLogprobs:
+    def _logprobs(self, model: Glm, samples: Sequence[Sample], *, replay: bool | None = None) -> TokenLogprobs:
+        """What a model says of the responses; the policy, unless told otherwise, with the replay that is asked for."""
         logprobs = shared_response_logprobs if self.config.share_prefixes else response_logprobs
-        return logprobs(model, samples, self.settings.temperature)
+        if replay is None:
+            replay = self.config.routing_replay and model is self.model
+        return logprobs(model, samples, self.settings.temperature, replay=replay)
 
     def _show(self, step: int, version: int, samples: list[Sample], advantages: np.ndarray) -> None:
         if self.shown is not None and self.shown.is_due(step):
@@ -160,7 +168,7 @@ def sample_figures(samples: Sequence[Sample]) -> dict[str, float]:
     if not ended:
         return {"reward_mean": 0.0, **figures}
     rewards = np.array([sample.reward for sample in ended])
-    lengths = np.array([int(sample.loss_mask.sum()) for sample in ended])
+    lengths = response_lengths(ended)
     return {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std()),
@@ -173,12 +181,28 @@ def sample_figures(samples: Sequence[Sample]) -> dict[str, float]:
 
 def staleness_histogram(samples: Sequence[Sample], last_version: int) -> dict[int, int]:
     """Tokens that the policy sampled, by their staleness in the optimiser step that makes `last_version + 1`."""
-    counts: dict[int, int] = {}
-    for sample in samples:
-        versions = sample.policy_versions[sample.loss_mask != 0]
-        for staleness, count in zip(*np.unique(last_version - versions, return_counts=True), strict=True):
-            counts[int(staleness)] = counts.get(int(staleness), 0) + int(count)
-    return dict(sorted(counts.items()))
+    sampled = np.concatenate([sample.policy_versions[sample.loss_mask != 0] for sample in samples])
+    staleness, counts = np.unique(last_version - sampled, return_counts=True)
+    return dict(zip(staleness.tolist(), counts.tolist(), strict=True))
+
+
+def response_lengths(samples: Sequence[Sample]) -> np.ndarray:
+    """Tokens of each sample that the policy sampled, int64 [S]."""
+    ends = np.cumsum([0, *(len(sample.loss_mask) for sample in samples)])
+    sampled = np.cumsum(np.concatenate([np.zeros(1, bool), *(sample.loss_mask != 0 for sample in samples)]))
+    return np.diff(sampled[ends])
+
+
+def micro_batches(samples: Sequence[Sample]) -> list[slice]:
+    """Samples in order, cut wherever one more would make more than `TOKENS_PER_MICRO_BATCH` tokens."""
+    parts: list[slice] = []
+    start = tokens = 0
+    for place, sample in enumerate(samples):
+        if place > start and tokens + len(sample.ids) > TOKENS_PER_MICRO_BATCH:
+            parts.append(slice(start, place))
+            start, tokens = place, 0
+        tokens += len(sample.ids)
+    return [*parts, slice(start, len(samples))] if samples else parts
 
 
 def _take(parts: list[Tensor] | None, index: np.ndarray) -> list[Tensor] | None:
