@@ -668,6 +668,15 @@ class CoreTrajectoryBuffer:
     ) -> None:
         """Add tokens to a running rollout."""
 
+    def write(
+        self,
+        ids: npt.NDArray[np.int32],
+        loss_mask: npt.NDArray[np.uint8],
+        logprobs: npt.NDArray[np.float32],
+        rollouts: Sequence[tuple[int, Sequence[tuple[int, int, bool]], float | None, str, bytes]],
+    ) -> None:
+        """Write whole rollouts, whose tokens lie one after the other in the arrays."""
+
     def finish(self, rollout_id: int, reward: float, finish_reason: str, extra: bytes, sync: bool) -> None:
         """End a rollout with a reward."""
 

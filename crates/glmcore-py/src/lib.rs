@@ -17,6 +17,7 @@ mod json_lines;
 mod lease;
 mod megatron;
 mod packing;
+mod rollouts;
 mod samples;
 mod stream;
 mod tokenizer;
