@@ -24,6 +24,7 @@ mod tokenizer;
 mod trainer;
 mod trajectory;
 mod view;
+mod weights;
 
 use pyo3::prelude::*;
 
@@ -46,5 +47,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     stream::register(module)?;
     lease::register(module)?;
     trajectory::register(module)?;
-    fp8::register(module)
+    fp8::register(module)?;
+    weights::register(module)
 }
