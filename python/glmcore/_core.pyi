@@ -45,6 +45,7 @@ __all__ = [
     "attention_forward_f64",
     "balance",
     "code_statistics",
+    "decode_draw",
     "decode_linear",
     "detect_language",
     "draw",
@@ -777,13 +778,40 @@ class DecodeModel:
         angles: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
         caches: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]],
         out: npt.NDArray[np.float32],
+        chosen: npt.NDArray[np.uint16] | None,
     ) -> None:
-        """Ids, bounds, lengths, tables and wanted rows of a step; cosines and sines; caches; the hidden states."""
+        """Ids, bounds, lengths, tables, wanted rows; cosines, sines; caches; hidden states; experts, if wanted."""
 
 def decode_linear(
     weight: npt.NDArray[np.float32], inputs: int, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
 ) -> None:
     """`out = x weight^T`, where no row knows of the others."""
+
+def decode_draw(
+    scores: npt.NDArray[np.float32],
+    wishes: tuple[
+        npt.NDArray[np.float32],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.float64],
+    ],
+    tokens: npt.NDArray[np.int64],
+    logprobs: npt.NDArray[np.float32],
+) -> None:
+    """A token of each row of `scores`, flat `[B * V]`, and its log-probability at the row's temperature.
+
+    Rows whose scores are no distribution get token 0 and NaN.
+
+    Args:
+        scores: Of the next tokens.
+        wishes: Temperature, top_k, top_p, min_p and a random number of each row.
+        tokens: Becomes the tokens, [B].
+        logprobs: Becomes their log-probabilities, [B].
+
+    Raises:
+        ValueError: Sizes do not fit.
+    """
 
 # ---- attention -------------------------------------------------------------------------------------
 
