@@ -918,15 +918,15 @@ def fp8_dequantize_bits(
 
 def fp8_publish(
     matrices: Sequence[
-        tuple[
-            npt.NDArray[np.float32] | npt.NDArray[np.uint16], npt.NDArray[np.uint8], npt.NDArray[np.float32], Xxh3
-        ]
+        tuple[npt.NDArray[np.float32] | npt.NDArray[np.uint16], npt.NDArray[np.uint8], npt.NDArray[np.float32], Xxh3]
     ],
     block: tuple[int, int],
     ue8m0: bool,
 ) -> tuple[int, int, str] | None:
-    """Quantise matrices and add what their codes mean to checksums; gives the place of what cannot be quantised: number
-    of the matrix, first row of the part, and why."""
+    """Quantise matrices and add what their codes mean to checksums.
+
+    Gives the place of what cannot be quantised: number of the matrix, first row of the part, and why.
+    """
 
 def fp8_receive(
     matrices: Sequence[

@@ -66,9 +66,7 @@ class EngineService:
             results[delta.index].add(delta)
         return results
 
-    def stream(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0
-    ) -> AsyncIterator[Delta]:
+    def stream(self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0) -> AsyncIterator[Delta]:
         """The deltas of a request as they come. Closing the iterator, or cancelling its task, aborts the request.
 
         Raises:

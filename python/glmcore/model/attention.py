@@ -3,7 +3,6 @@
 Shapes: T tokens, D hidden size, H query heads, G key-value heads, C channels of a head.
 """
 
-import torch
 from torch import Tensor, nn
 
 from glmcore.model.config import GlmConfig

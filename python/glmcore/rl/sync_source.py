@@ -19,8 +19,8 @@ from glmcore.trajectory import TrajectoryBuffer, WholeRollout
 class SynchronousSource:
     """Samples the groups of a step when they are asked for, with the newest weights.
 
-    A run that is killed finds in the buffer the groups whose update it lost, and repeats exactly those updates. Groups go
-    to the disk while they are trained on, and are there before the next are sampled.
+    A run that is killed finds in the buffer the groups whose update it lost, and repeats exactly those updates. Groups
+    go to the disk while they are trained on, and are there before the next are sampled.
 
     Args:
         config: Of the stage.
