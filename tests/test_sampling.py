@@ -165,7 +165,8 @@ def test_the_core_draws_what_torch_draws(params, size, data):
             reached = np.cumsum(weights)
             target = float(sampler.uniforms(rows, STREAM_TOKEN)[row]) * reached[-1]
             edges = [*abs(reached - target), *abs(reached - param.top_p), *abs(weights / weights.max() - param.min_p)]
-            assert param.temperature and min(edges) < 1e-5
+            assert param.temperature
+            assert min(edges) < 1e-5
         elif row not in broken:
             # The log of a float32 sum of up to 150 terms: units of 6e-8, and of the score itself, up to 120.
             torch.testing.assert_close(logprobs[row], expected_logprobs[row], atol=3e-5, rtol=1e-5)

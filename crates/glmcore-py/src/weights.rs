@@ -115,7 +115,6 @@ fn strided<E>(_: E) -> PyErr {
 /// Quantise matrices and add what their codes mean to checksums; gives the place of what cannot be quantised: number of
 /// the matrix, first row of the part, and why.
 #[pyfunction]
-#[expect(clippy::needless_pass_by_value, reason = "pyo3 extracts owned values")]
 fn fp8_publish(
     py: Python<'_>,
     mut matrices: Vec<Published<'_>>,
@@ -160,7 +159,6 @@ fn fp8_publish(
 
 /// Turn codes and scales into bfloat16 values, in the targets' types.
 #[pyfunction]
-#[expect(clippy::needless_pass_by_value, reason = "pyo3 extracts owned values")]
 fn fp8_receive(
     py: Python<'_>,
     mut matrices: Vec<Received<'_>>,
