@@ -111,28 +111,12 @@ def test_no_token_is_older_than_max_staleness_and_slow_environments_do_not_stop_
 
 
 def test_a_rollout_goes_on_under_new_weights_and_each_token_tells_its_version(weights, tmp_path):
-    family = TwoTurnFamily(LATENCIES["none"])
-    train(tmp_path, small_async(4, max_steps=8), weights, family)
+    # Answers take longer to sample than a step to train, so that weights come while they are sampled.
+    train(tmp_path, small_async(4, max_steps=8, max_response_tokens=48), weights)
     record = BatchRecord(tmp_path / "batches")
     versions = [sample.policy_versions for step in range(1, 9) for sample in record.read(step).samples]
     assert any(len(set(versions.tolist())) > 1 for versions in versions)
     assert all((versions[1:] >= versions[:-1]).all() for versions in versions)
-
-
-class TwoTurnEnv(DigitEnv):
-    async def step(self, message):
-        if self.turn == 0:
-            self.turn = 1
-            await asyncio.sleep(0.1)
-            return StepResult([{"role": "user", "content": "again"}])
-        return await super().step(message)
-
-    turn = 0
-
-
-class TwoTurnFamily(DigitFamily):
-    def new(self):
-        return TwoTurnEnv(self)
 
 
 def test_a_replay_killed_at_every_step_ends_with_the_weights_of_the_run_that_it_repeats(weights, tmp_path):
@@ -190,6 +174,8 @@ def test_a_stopped_run_repeats_the_batches_it_has_recorded_and_goes_on_with_what
 
 
 class BadEnv(DigitEnv):
+    answers_at_once = False
+
     """Does something wrong in three attempts of four."""
 
     async def step(self, message):

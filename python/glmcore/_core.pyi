@@ -36,6 +36,7 @@ __all__ = [
     "Pieces",
     "Xxh3",
     "__version__",
+    "add_floats",
     "attention_backward_bf16",
     "attention_backward_f32",
     "attention_backward_f64",
@@ -52,8 +53,10 @@ __all__ = [
     "fill",
     "fp8_dequantize_bits",
     "fp8_dequantize_f32",
+    "fp8_publish",
     "fp8_quantize_bits",
     "fp8_quantize_f32",
+    "fp8_receive",
     "group_by_prefix",
     "jaccard",
     "lsh_bands",
@@ -669,6 +672,15 @@ class CoreTrajectoryBuffer:
     ) -> None:
         """Add tokens to a running rollout."""
 
+    def write(
+        self,
+        ids: npt.NDArray[np.int32],
+        loss_mask: npt.NDArray[np.uint8],
+        logprobs: npt.NDArray[np.float32],
+        rollouts: Sequence[tuple[int, Sequence[tuple[int, int, bool]], float | None, str, bytes]],
+    ) -> None:
+        """Write whole rollouts, whose tokens lie one after the other in the arrays."""
+
     def finish(self, rollout_id: int, reward: float, finish_reason: str, extra: bytes, sync: bool) -> None:
         """End a rollout with a reward."""
 
@@ -903,6 +915,29 @@ def fp8_dequantize_bits(
     out: npt.NDArray[np.uint16],
 ) -> None:
     """Codes times scales into a matrix of float16 or, with `bfloat16`, bfloat16 bits."""
+
+def fp8_publish(
+    matrices: Sequence[
+        tuple[npt.NDArray[np.float32] | npt.NDArray[np.uint16], npt.NDArray[np.uint8], npt.NDArray[np.float32], Xxh3]
+    ],
+    block: tuple[int, int],
+    ue8m0: bool,
+) -> tuple[int, int, str] | None:
+    """Quantise matrices and add what their codes mean to checksums.
+
+    Gives the place of what cannot be quantised: number of the matrix, first row of the part, and why.
+    """
+
+def fp8_receive(
+    matrices: Sequence[
+        tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32] | npt.NDArray[np.uint16]]
+    ],
+    block: tuple[int, int],
+) -> None:
+    """Turn codes and scales into bfloat16 values, in the targets' types."""
+
+def add_floats(arrays: Sequence[tuple[npt.NDArray[np.float32] | npt.NDArray[np.uint16], Xxh3]]) -> None:
+    """Add the float32 values of arrays to checksums."""
 
 # ---- cleaning -------------------------------------------------------------------------------------
 

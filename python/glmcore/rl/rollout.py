@@ -14,10 +14,10 @@ from glmcore.rl.episode import Ending, play
 from glmcore.rl.episode_record import Recorder, Row
 from glmcore.rl.lockstep import LockstepEngine
 from glmcore.rl.measured import MeasuredEnvironment
-from glmcore.rl.recorder import BufferRecorder, record_row
+from glmcore.rl.recorder import whole_rollout
 from glmcore.rl.timeline import Timeline
 from glmcore.tokenizer import Tokenizer
-from glmcore.trajectory import TrajectoryBuffer
+from glmcore.trajectory import TrajectoryBuffer, WholeRollout
 
 CLOSING_SECONDS = 30.0
 """What the buffer waits for a rollout beyond the time limits of its episode, which end it if anything works at all."""
@@ -103,13 +103,14 @@ async def play_into(buffer: TrajectoryBuffer, player: Player, attempt: Attempt, 
     limits = player.limits
     try:
         buffer.set_timeout(rollout_id, limits.episode_seconds + limits.step_seconds + CLOSING_SECONDS)
+        row = Row()
         try:
-            ending = await player.play(attempt.task, attempt.seed, sampling, BufferRecorder(buffer, rollout_id))
+            ending = await player.play(attempt.task, attempt.seed, sampling, row)
         except (EnvironmentFailure, RequestError) as error:
-            buffer.fail(rollout_id, str(error) or type(error).__name__, sync=False)
-            return
-        extra = ending.record.to_bytes()
-        buffer.finish(rollout_id, ending.reward, ending.finish_reason, extra=extra, sync=False)
+            whole = whole_rollout(rollout_id, row, None, str(error) or type(error).__name__)
+        else:
+            whole = whole_rollout(rollout_id, row, ending.reward, ending.finish_reason, ending.record.to_bytes())
+        buffer.write([whole])
     except TrajectoryError:
         if any(line.rollout_id == rollout_id for line in buffer.running()):
             raise
@@ -140,14 +141,12 @@ class Rollout:
         """Tokens that the policy sampled."""
         return [token for token, mask in zip(self.row.ids, self.row.loss_mask, strict=True) if mask]
 
-    def write(self, buffer: TrajectoryBuffer, rollout_id: int) -> None:
-        """Make it that rollout of the buffer."""
-        record_row(self.row, BufferRecorder(buffer, rollout_id))
+    def as_rollout(self, rollout_id: int) -> WholeRollout:
+        """What makes it that rollout of a buffer."""
         if self.failed is not None:
-            buffer.fail(rollout_id, self.failed, sync=False)
-        else:
-            extra = self.ending.record.to_bytes()
-            buffer.finish(rollout_id, self.reward, self.ending.finish_reason, extra=extra, sync=False)
+            return whole_rollout(rollout_id, self.row, None, self.failed)
+        ending = self.ending
+        return whole_rollout(rollout_id, self.row, self.reward, ending.finish_reason, ending.record.to_bytes())
 
 
 class RolloutWorker:

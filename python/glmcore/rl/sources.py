@@ -84,7 +84,8 @@ def open_source(
                 parts.worker.engine,
                 WeightPublisher(precision=config.rollout_precision, timeout_s=config.sync_timeout_s),
             )
-            yield SynchronousSource(config, parts.model, parts.worker, sync, buffer, parts.course, parts.seed), buffer
+            source = SynchronousSource(config, parts.model, parts.worker, sync, buffer, parts.course, parts.seed)
+            yield stack.enter_context(contextlib.closing(source)), buffer
             return
         source = stack.enter_context(contextlib.closing(_asynchronous(parts, buffer)))
         source.start(version, state.get("scheduler", {}))
