@@ -113,7 +113,8 @@ class RLConfig(Config):
     same time, for tasks whose environments are slow."""
     asynchronous: AsyncConfig = AsyncConfig()
     backend: Literal["local", "ray"] = "local"
-    """`local` is one process; `ray`, for `async` alone, has engines and environments in actors of a Ray cluster."""
+    """`local` is one process. `ray` has the trainer's ranks and the buffer in actors of a Ray cluster, and in `async`
+    engines and environments too."""
     ray: RayConfig = RayConfig()
     replay: str | None = None
     """Directory of an asynchronous run whose rollouts are trained on again, in its order, to the same weights."""
@@ -156,15 +157,11 @@ class RLConfig(Config):
                 f"asynchronous.max_staleness={self.max_staleness} is less than what "
                 f"updates_per_step={self.updates_per_step} makes of fresh rollouts: {self.updates_per_step - 1}"
             )
-        if self.backend == "ray" and self.mode == "sync":
-            raise ValueError("backend='ray' samples beside the trainer: set mode='async', max_staleness=0 if need be")
         if self.mode == "async" and (self.dynamic_sampling is not None or self.dynamic_temperature is not None):
             raise ValueError(
                 "dynamic_sampling and dynamic_temperature go from batch to batch, which mode='async' samples ahead: "
                 "set mode='sync', or loss.drop_uniform_groups=true"
             )
-        if self.replay is not None and self.backend == "ray":
-            raise ValueError("replay samples nothing: leave backend at 'local'")
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from glmcore.engine.engine import Engine
-from glmcore.engine.protocol import PolicyEngine
+from glmcore.engine.protocol import Samples
 from glmcore.engine.sampling import SamplingParams
 from glmcore.envs.config import EpisodeLimits
 from glmcore.envs.protocol import Environment, Task
@@ -54,7 +54,7 @@ class EpisodePlayer:
 
     def __init__(
         self,
-        engine: PolicyEngine,
+        engine: Samples,
         tokenizer: Tokenizer,
         new_environment: Callable[[], Environment[Any]],
         limits: EpisodeLimits,

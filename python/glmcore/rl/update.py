@@ -15,6 +15,7 @@ from glmcore.rl.episode_record import with_branches
 from glmcore.rl.logprobs import TokenLogprobs, response_logprobs, shared_response_logprobs
 from glmcore.rl.loss import PolicyTokens, policy_loss
 from glmcore.rl.shaping import in_loss, shaped_rewards
+from glmcore.rl.share import ALONE, Share
 from glmcore.rl.trajectory_log import TrajectoryLog
 from glmcore.train.optim import Optimizer
 from glmcore.trajectory import Sample
@@ -32,6 +33,7 @@ class PolicyUpdate:
         optimizer: Of its parameters.
         reference: The policy that a KL term holds on to.
         shown: Keeps trajectories to be looked at.
+        share: What this rank computes of every batch, if the model is spread over several.
     """
 
     def __init__(
@@ -41,12 +43,14 @@ class PolicyUpdate:
         optimizer: Optimizer,
         reference: Glm | None = None,
         shown: TrajectoryLog | None = None,
+        share: Share = ALONE,
     ) -> None:
         self.config = config
         self.model = model
         self.optimizer = optimizer
         self.reference = reference
         self.shown = shown
+        self.share = share
         self.settings = StepSettings(config.temperature, config.max_response_tokens)
         """Of the present step."""
 
@@ -107,21 +111,23 @@ class PolicyUpdate:
         lengths = np.array([int(sample.loss_mask.sum()) for sample in samples])
         weights = token_weights(lengths * counted, config.aggregation, self.config.max_response_tokens) * counted
         totals: dict[str, float] = {}
-        for start in range(0, len(samples), ROLLOUTS_PER_MICRO_BATCH):
-            part = slice(start, start + ROLLOUTS_PER_MICRO_BATCH)
-            current = self._logprobs(self.model, samples[part])
+        for micro_batch in self.share.micro_batches(len(samples), ROLLOUTS_PER_MICRO_BATCH):
+            part = micro_batch.index
+            chosen = [samples[i] for i in part]
+            current = self._logprobs(self.model, chosen)
+            own_proximal, own_reference = _take(proximal, part), _take(reference, part)
             tokens = PolicyTokens(
                 current.logprobs,
-                current.logprobs.detach() if proximal is None else torch.cat(proximal[part]),
-                torch.from_numpy(np.concatenate([sample.logprobs[sample.loss_mask != 0] for sample in samples[part]])),
+                current.logprobs.detach() if own_proximal is None else torch.cat(own_proximal),
+                torch.from_numpy(np.concatenate([sample.logprobs[sample.loss_mask != 0] for sample in chosen])),
                 torch.from_numpy(np.repeat(advantages[part], lengths[part])),
-                torch.from_numpy(np.repeat(weights[part], lengths[part]).astype(np.float32)),
-                torch.from_numpy(np.repeat(np.arange(len(lengths[part])), lengths[part])),
-                None if reference is None else torch.cat(reference[part]),
+                torch.from_numpy(np.repeat(weights[part] * micro_batch.counts, lengths[part]).astype(np.float32)),
+                torch.from_numpy(np.repeat(np.arange(len(part)), lengths[part])),
+                None if own_reference is None else torch.cat(own_reference),
             )
             result = policy_loss(tokens, config)
             result.loss.backward()
-            share = float(lengths[part].sum() / lengths.sum())
+            share = float(lengths[part].sum() / lengths.sum()) * micro_batch.counts
             figures = {
                 "entropy": float(current.entropy.mean()),
                 "logprob_gap": float((tokens.proximal - tokens.behaviour).abs().mean()),
@@ -129,17 +135,20 @@ class PolicyUpdate:
             for name, value in figures.items():
                 totals[name] = totals.get(name, 0.0) + value * share
             totals["loss"] = totals.get("loss", 0.0) + float(result.loss.detach())
-        return totals
+        return self.share.sum(totals)
 
     @torch.no_grad()
     def _all_logprobs(self, model: Glm, samples: list[Sample]) -> list[Tensor]:
-        """Log-probabilities of each sample's response under a model as it is."""
-        parts: list[Tensor] = []
-        for start in range(0, len(samples), ROLLOUTS_PER_MICRO_BATCH):
-            part = samples[start : start + ROLLOUTS_PER_MICRO_BATCH]
-            counts = [int(sample.loss_mask.sum()) for sample in part]
-            parts += self._logprobs(model, part).logprobs.split(counts)
-        return parts
+        """Log-probabilities of each sample's response under a model as it is, on every rank."""
+        parts: list[Tensor | None] = [None] * len(samples)
+        for micro_batch in self.share.micro_batches(len(samples), ROLLOUTS_PER_MICRO_BATCH):
+            chosen = [samples[i] for i in micro_batch.index]
+            counts = [int(sample.loss_mask.sum()) for sample in chosen]
+            for place, part in zip(
+                micro_batch.index, self._logprobs(model, chosen).logprobs.split(counts), strict=True
+            ):
+                parts[place] = part
+        return self.share.collect(parts)
 
     def _logprobs(self, model: Glm, samples: list[Sample]) -> TokenLogprobs:
         logprobs = shared_response_logprobs if self.config.share_prefixes else response_logprobs
