@@ -31,8 +31,8 @@ COPY_SHARE = 0.3
 Latency = Callable[[np.random.Generator], float]
 """Seconds that an environment takes."""
 
-LATENCIES: dict[str, Latency] = {
-    "none": lambda _: 0.0,
+LATENCIES: dict[str, Latency | None] = {
+    "none": None,
     "constant": lambda _: 0.1,
     "lognormal": lambda random: 0.02 * math.exp(1.5 * random.standard_normal()),
     "uneven": lambda random: float(random.choice([0.0, 0.0, 0.02])),
@@ -81,9 +81,9 @@ def reward_of(text: str, digit: str) -> float:
     return text[:ANSWER_TOKENS].count(digit) / ANSWER_TOKENS
 
 
-def delay_of(latency: Latency, task: str, attempt: int) -> float:
+def delay_of(latency: Latency | None, task: str, attempt: int) -> float:
     """Seconds that the environment takes for an attempt at a task, the same for everybody who asks."""
-    return latency(np.random.default_rng([*task.encode(), attempt]))
+    return 0.0 if latency is None else latency(np.random.default_rng([*task.encode(), attempt]))
 
 
 class DigitEnv:
@@ -91,6 +91,7 @@ class DigitEnv:
 
     def __init__(self, family: "DigitFamily") -> None:
         self._family = family
+        self.answers_at_once = family.latency is None
         self._task = Item("")
         self._delay = 0.0
         self.attempt = 0
@@ -117,7 +118,7 @@ class DigitEnv:
 class DigitFamily:
     """Environments with one latency."""
 
-    latency: Latency
+    latency: Latency | None
     num_tasks: int = 4096
 
     def __post_init__(self) -> None:

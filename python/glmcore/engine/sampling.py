@@ -1,12 +1,14 @@
 """What a request asks of sampling, and the random numbers that decide its tokens."""
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 from glmcore.engine.constrain import Constraint
 from glmcore.errors import RequestError
@@ -85,6 +87,21 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             if not (-1000 <= bias <= 1000 or bias == -math.inf):
                 raise RequestError(f"logit_bias of token {token} must be in [-1000, 1000] or -inf, got {bias}")
+
+    def for_answer(self, max_tokens: int, seed: int) -> Self:
+        """The same with another limit, of at least 1 and `min_tokens`, and another seed, in [0, 2**64).
+
+        What does not change is not checked again: a rollout worker makes these by the thousand.
+
+        Raises:
+            RequestError: One of the two is outside its range.
+        """
+        if max_tokens < max(1, self.min_tokens) or not 0 <= seed < 2**64:
+            return replace(self, max_tokens=max_tokens, seed=seed)  # which says what is wrong
+        params = copy.copy(self)
+        _set(params, "max_tokens", max_tokens)
+        _set(params, "seed", seed)
+        return params
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse token ids that the model does not have.

@@ -56,6 +56,8 @@ class DelayedFamily:
 class DelayedEnv(ReasoningEnv):
     """One problem, judged after its delay."""
 
+    answers_at_once = False
+
     def __init__(self, family: DelayedFamily) -> None:
         super().__init__()
         self._family = family

@@ -71,6 +71,9 @@ class Environment(Protocol[TaskT]):
 
     Whatever it raises, and whatever takes longer than allowed, fails this one episode. Work that blocks belongs into a
     thread (`asyncio.to_thread`) or a sandbox: an event loop is shared by all episodes of a process.
+
+    One that never waits for anything may have an attribute `answers_at_once` that is True: no clock is then kept for
+    its calls, which costs more than a short judgement does.
     """
 
     async def reset(self, task: TaskT) -> Start:

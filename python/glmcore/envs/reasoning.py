@@ -13,6 +13,8 @@ from glmcore.errors import DataError, RequestError
 class ReasoningEnv:
     """One problem. The reward is 1 if the verifier fully accepts the answer, else 0."""
 
+    answers_at_once = True
+
     def __init__(self) -> None:
         self._problem: Problem | None = None
 

@@ -17,7 +17,7 @@ from glmcore.eval.problems import EvalProblem, digest
 from glmcore.eval.records import Record, Records, Settings, open_records
 from glmcore.eval.summary import Row, markdown, summarize
 from glmcore.progress import ProgressBar, progress
-from glmcore.rl.rollout import rollout_seed
+from glmcore.rl.seeds import seed_of
 
 MAX_FAILURES = 8
 """So many answers missing one after another mean that there will be none."""
@@ -85,7 +85,7 @@ async def evaluate(
         bar.skip(len(records.found))
         done = {(record.problem, record.sample) for record in records.found}
         missing = (
-            _Attempt(problem, sample, rollout_seed(seed, index, sample) % 2**_SEED_BITS)
+            _Attempt(problem, sample, seed_of(seed, index, sample) % 2**_SEED_BITS)
             for sample in range(num_samples)
             for index, problem in enumerate(problems)
             if (problem.id, sample) not in done

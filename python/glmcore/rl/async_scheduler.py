@@ -11,7 +11,8 @@ from glmcore.envs.protocol import Task
 from glmcore.errors import BufferFullError, GlmcoreError, RunError, StaleError
 from glmcore.rl.config import RLConfig
 from glmcore.rl.curriculum.course import Course
-from glmcore.rl.rollout import Attempt, Player, play_into, rollout_seed
+from glmcore.rl.rollout import Attempt, Player, play_into
+from glmcore.rl.seeds import seed_of
 from glmcore.trajectory import TrajectoryBuffer
 
 Follow = Callable[[int, Coroutine[Any, Any, None]], Coroutine[Any, Any, None]]
@@ -195,7 +196,7 @@ class RolloutScheduler:
     def _attempt(self, rollout_id: int, task: Task, group: int, place: int) -> Attempt:
         """With the seed of the same rollout in a synchronous run, where group after group is admitted too."""
         step, number = divmod(group, self.config.groups_per_step)
-        return Attempt(rollout_id, task, rollout_seed(self.seed, step + 1, number, place), step + 1)
+        return Attempt(rollout_id, task, seed_of(self.seed, step + 1, number, place), step + 1)
 
     async def _flush(self) -> None:
         """Keep the log on the disk little behind; rollouts that end meanwhile share the next commit."""

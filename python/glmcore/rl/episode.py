@@ -11,10 +11,8 @@ import math
 import numbers
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
-
-import numpy as np
 
 from glmcore.chat import ChatFormat, Conversation, Message, parse_reply
 from glmcore.engine.protocol import Samples
@@ -25,6 +23,7 @@ from glmcore.envs.protocol import Delegation, Environment, Start, StepResult, Ta
 from glmcore.envs.tool_format import calls_are_well_formed
 from glmcore.errors import EnvironmentFailure, GlmcoreError, RequestError
 from glmcore.rl.episode_record import Branch, EpisodeRecord, Recorder, Row
+from glmcore.rl.seeds import seed_of
 from glmcore.tokenizer import Tokenizer
 
 Said = Mapping[str, Any]
@@ -182,9 +181,9 @@ class _Episode:
                 recorder.prompt(prompt[given:])
                 recorder.answer(generation.token_ids, generation.logprobs, generation.policy_versions)
                 given = len(prompt) + len(generation.token_ids)
-                conversation.add_sampled(generation.token_ids)
                 self.rewards.append(0.0)
                 observations = await self._judge(generation)
+                conversation.add_sampled(generation.token_ids)
                 for said in observations:
                     self._hear(conversation, said)
         except _OverError as over:
@@ -216,11 +215,11 @@ class _Episode:
     async def _generate(self, prompt: list[int], turn: int) -> Generation:
         """Sample one answer; one that the engine gave up is continued."""
         table, whole = self.table, Generation()
-        seed = self.place[0] if len(self.place) == 1 and turn == 0 else _seed(*self.place, turn)
+        seed = self.place[0] if len(self.place) == 1 and turn == 0 else seed_of(*self.place, turn)
         room = min(table.sampling.max_tokens, table.max_context - len(prompt))
         whole.finish_reason = "length"
         while len(whole.token_ids) < room:
-            params = replace(table.sampling, max_tokens=room - len(whole.token_ids), seed=seed)
+            params = table.sampling.for_answer(room - len(whole.token_ids), seed)
             asked = table.engine.generate([*prompt, *whole.token_ids], params, priority=table.priority)
             try:
                 [part] = await _within(asked, table.seconds_left)
@@ -232,7 +231,7 @@ class _Episode:
             whole.finish_reason = part.finish_reason
             if part.finish_reason != "abort":
                 return whole
-            seed = _seed(seed, len(whole.token_ids))
+            seed = seed_of(seed, len(whole.token_ids))
         if not whole.token_ids:
             raise _OverError("length")
         whole.finish_reason = "length"
@@ -312,7 +311,8 @@ class _Episode:
         limit = self.table.limits.step_seconds
         left = math.inf if what == "close" else self.table.seconds_left
         try:
-            answer = await _within(ask(), min(limit, left))
+            at_once = getattr(self.env, "answers_at_once", False)
+            answer = await (ask() if at_once else _within(ask(), min(limit, left)))
         except _TooLateError:
             if left < limit:
                 raise _OverError("time") from None
@@ -342,10 +342,6 @@ async def _within(asked: Awaitable[T], seconds: float) -> T:
     if not work.done():
         raise _TooLateError
     return work.result()
-
-
-def _seed(*place: int) -> int:
-    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
 
 
 def _as_dict(message: Message) -> dict[str, Any]:

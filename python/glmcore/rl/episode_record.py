@@ -47,14 +47,12 @@ class Row:
     def prompt(self, ids: Sequence[int] | npt.NDArray[np.int32]) -> None:
         """See `Recorder.prompt`."""
         version = self.versions[-1] if self.versions else -1
-        self._add([int(token) for token in ids], 0, [0.0] * len(ids), [version] * len(ids))
+        self._add(ids.tolist() if isinstance(ids, np.ndarray) else list(ids), 0, [0.0] * len(ids), [version] * len(ids))
 
     def answer(self, ids: Sequence[int], logprobs: Sequence[float], versions: Sequence[int]) -> None:
         """See `Recorder.answer`."""
-        for place, version in enumerate(self.versions):
-            if version != -1:
-                break
-            self.versions[place] = versions[0]
+        if self.versions and self.versions[0] == -1:
+            self.versions = [versions[0]] * len(self.versions)
         self._add(list(ids), 1, list(logprobs), list(versions))
 
     def _add(self, ids: list[int], learned: int, logprobs: list[float], versions: list[int]) -> None:

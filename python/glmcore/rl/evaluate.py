@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 
 from glmcore.data.reasoning import Problem
 from glmcore.progress import progress
-from glmcore.rl.rollout import Rollout, RolloutWorker, rollout_seed
+from glmcore.rl.rollout import Rollout, RolloutWorker
+from glmcore.rl.seeds import seed_of
 from glmcore.trajectory_records import TaskStats
 
 Z95 = 1.959964
@@ -62,7 +63,7 @@ def evaluate(
     worker: RolloutWorker, problems: Sequence[Problem], seed: int, title: str
 ) -> tuple[RewardEstimate, list[Rollout]]:
     """Answer every problem once; the same seed draws the same random numbers for every model."""
-    seeds = [rollout_seed(seed, index) for index in range(len(problems))]
+    seeds = [seed_of(seed, index) for index in range(len(problems))]
     with progress(title, total=len(problems), unit="problems") as bar:
         rollouts: list[Rollout] = []
         size = worker.max_sequences

@@ -19,7 +19,7 @@ from glmcore.fp8.weight_directory import WeightDirectory
 from glmcore.rl.http_engine_dialects import Call, Dialect, Sampled, Segment
 from glmcore.rl.http_engine_link import HttpEngineConfig, ServerLink
 from glmcore.rl.http_engine_process import ServerProcess
-from glmcore.rl.rollout import rollout_seed
+from glmcore.rl.seeds import seed_of
 
 if TYPE_CHECKING:
     from glmcore.fp8.bucket import Bucket
@@ -224,7 +224,7 @@ class HttpEngine:
                     raise ServerError(f"{self.url} serves no more: {self._broken}")
                 life, version = self._life, self._version
                 # A part has draws of its own: with the seed of the first it would draw the same numbers again.
-                part = rollout_seed(seed, choice, parts) % 2**31
+                part = seed_of(seed, choice, parts) % 2**31
                 asked = sampled.rest(len(result.token_ids), part)
                 call = self.dialect.generate(prompt + result.token_ids, asked, uuid.uuid4().hex, priority)
                 try:

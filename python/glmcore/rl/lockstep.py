@@ -41,6 +41,8 @@ class LockstepEngine:
         self.on_tokens = on_tokens
         self._playing: set[int] = set()
         self._waiting: list[_Request] = []
+        self._asking: set[int] = set()
+        """Players that wait."""
         self.num_tokens = 0
         """Tokens drawn so far."""
 
@@ -77,7 +79,9 @@ class LockstepEngine:
         """
         del priority  # all wait together
         answer: asyncio.Future[list[Generation]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Request(_player.get(), prompt_ids, params, answer))
+        player = _player.get()
+        self._waiting.append(_Request(player, prompt_ids, params, answer))
+        self._asking.add(player)
         self._sample_if_all_wait()
         return await answer
 
@@ -104,13 +108,15 @@ class LockstepEngine:
             self._sample_if_all_wait()
 
     def _sample_if_all_wait(self) -> None:
-        if self._waiting and self._playing <= {request.player for request in self._waiting}:
+        # Most calls end at the comparison of the sizes: every player comes by here for every answer.
+        if self._waiting and len(self._asking) >= len(self._playing) and self._asking >= self._playing:
             asyncio.get_running_loop().call_soon(self._sample)
 
     def _sample(self) -> None:
         """Serve those who wait, in the order of the players."""
         batch = [request for request in sorted(self._waiting, key=lambda r: r.player) if not request.answer.done()]
         self._waiting.clear()
+        self._asking.clear()
         if not batch:
             return
         answers: dict[int, list[Generation]] = {}

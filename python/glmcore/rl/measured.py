@@ -21,6 +21,8 @@ class MeasuredEnvironment:
     def __init__(self, environment: Environment[Any], timeline: Timeline) -> None:
         self._environment = environment
         self._timeline = timeline
+        self.answers_at_once: bool = getattr(environment, "answers_at_once", False)
+        """See `Environment`."""
 
     async def reset(self, task: Task) -> Start:
         """See `Environment.reset`."""

@@ -13,7 +13,7 @@ from glmcore.rl.curriculum.config import DifficultyConfig
 from glmcore.rl.curriculum.difficulty import PassRecord, next_chunk
 from glmcore.rl.pool import Pool, read_probe, training_pool
 from glmcore.rl.result_file import ResultFile
-from glmcore.rl.rollout import rollout_seed
+from glmcore.rl.seeds import seed_of
 from glmcore.rl.stage import load_policy, new_worker
 from glmcore.rundir import RunDirectory, open_run
 
@@ -151,4 +151,4 @@ def _shares(
 
 def attempt_seed(seed: int, task_id: str, attempt: int) -> int:
     """Seed of one attempt at one task, whatever else is attempted beside it."""
-    return rollout_seed(seed, int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:8], "little"), attempt)
+    return seed_of(seed, int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:8], "little"), attempt)

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from glmcore.engine.engine import Engine
 from glmcore.engine.protocol import Samples
 from glmcore.engine.sampling import SamplingParams
@@ -23,11 +21,6 @@ from glmcore.trajectory import TrajectoryBuffer
 
 CLOSING_SECONDS = 30.0
 """What the buffer waits for a rollout beyond the time limits of its episode, which end it if anything works at all."""
-
-
-def rollout_seed(*place: int) -> int:
-    """Seed of one rollout from the run's seed and the rollout's place, independent of every other place."""
-    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0])
 
 
 class Player(Protocol):

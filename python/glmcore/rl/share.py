@@ -32,12 +32,15 @@ class Share:
     def __init__(self, axis: Axis = Axis()) -> None:  # noqa: B008 (frozen)
         self.axis = axis
 
-    def micro_batches(self, count: int, size: int) -> list[MicroBatch]:
-        """Those of this rank, of `size` samples at most, for a batch of `count` samples."""
-        own = np.arange(self.axis.rank, count, self.axis.size)
-        most = -(-count // self.axis.size)
-        parts = [own[start : start + size] for start in range(0, most, size)]
-        return [MicroBatch(part) if len(part) else MicroBatch(np.zeros(1, int), counts=False) for part in parts]
+    def micro_batches(self, sizes: Sequence[int], most: int) -> list[MicroBatch]:
+        """Those of this rank, for a batch of samples of `sizes` tokens.
+
+        A micro-batch is closed where one more sample would make more than `most` tokens of it.
+        """
+        ranks = [_cut(sizes, range(rank, len(sizes), self.axis.size), most) for rank in range(self.axis.size)]
+        own, longest = ranks[self.axis.rank], max(map(len, ranks))
+        nothing = MicroBatch(np.zeros(1, np.int64), counts=False)
+        return [MicroBatch(np.array(part)) for part in own] + [nothing] * (longest - len(own))
 
     def sum(self, figures: dict[str, float]) -> dict[str, float]:
         """Figures added up over the ranks."""
@@ -55,6 +58,18 @@ class Share:
         told: list[Any] = [None] * self.axis.size
         dist.all_gather_object(told, [None if part is None else part.cpu() for part in parts], group=self.axis.group)
         return [next(of_rank[place] for of_rank in told if of_rank[place] is not None) for place in range(len(parts))]
+
+
+def _cut(sizes: Sequence[int], places: Sequence[int], most: int) -> list[list[int]]:
+    parts: list[list[int]] = []
+    tokens = 0
+    for place in places:
+        if not parts or tokens + sizes[place] > most:
+            parts.append([])
+            tokens = 0
+        parts[-1].append(place)
+        tokens += sizes[place]
+    return parts
 
 
 ALONE = Share()

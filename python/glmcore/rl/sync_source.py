@@ -9,7 +9,8 @@ from glmcore.model.glm import Glm
 from glmcore.rl.config import RLConfig
 from glmcore.rl.curriculum.course import Course
 from glmcore.rl.loop import Batch, TaskRewards, task_rewards
-from glmcore.rl.rollout import Rollout, RolloutWorker, rollout_seed
+from glmcore.rl.rollout import Rollout, RolloutWorker
+from glmcore.rl.seeds import seed_of
 from glmcore.rl.sync import WeightSync
 from glmcore.trajectory import TrajectoryBuffer
 
@@ -106,7 +107,7 @@ class SynchronousSource:
         self.worker.max_tokens = settings.max_response_tokens
         rollouts = self.worker.roll_out(
             [task for task in tasks for _ in range(size)],
-            [rollout_seed(self.seed, step, first_group + g, r) for g in range(len(tasks)) for r in range(size)],
+            [seed_of(self.seed, step, first_group + g, r) for g in range(len(tasks)) for r in range(size)],
         )
         return [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
 

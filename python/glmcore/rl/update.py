@@ -20,8 +20,8 @@ from glmcore.rl.trajectory_log import TrajectoryLog
 from glmcore.train.optim import Optimizer
 from glmcore.trajectory import Sample
 
-ROLLOUTS_PER_MICRO_BATCH = 32
-"""Rollouts whose logits are in memory at once."""
+TOKENS_PER_MICRO_BATCH = 16_384
+"""Most tokens whose activations are in memory at once, but for one sample that is longer."""
 
 
 class PolicyUpdate:
@@ -89,7 +89,7 @@ class PolicyUpdate:
     def _judge(self, samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
         """Advantage of each sample, and whether it counts in the loss."""
         config = self.config
-        lengths = np.array([int(sample.loss_mask.sum()) for sample in samples])
+        lengths = response_lengths(samples)
         rewards = np.array([sample.reward for sample in samples])
         rewards = shaped_rewards(rewards, lengths, self.settings.max_response_tokens, config.loss.overlong)
         group_ids = np.array([sample.group_id for sample in samples])
@@ -108,10 +108,10 @@ class PolicyUpdate:
     ) -> dict[str, float]:
         """Add the gradients of one update's samples, a micro-batch at a time."""
         config = self.config.loss
-        lengths = np.array([int(sample.loss_mask.sum()) for sample in samples])
+        lengths = response_lengths(samples)
         weights = token_weights(lengths * counted, config.aggregation, self.config.max_response_tokens) * counted
         totals: dict[str, float] = {}
-        for micro_batch in self.share.micro_batches(len(samples), ROLLOUTS_PER_MICRO_BATCH):
+        for micro_batch in self.share.micro_batches(list(map(sample_size, samples)), TOKENS_PER_MICRO_BATCH):
             part = micro_batch.index
             chosen = [samples[i] for i in part]
             current = self._logprobs(self.model, chosen)
@@ -141,12 +141,10 @@ class PolicyUpdate:
     def _all_logprobs(self, model: Glm, samples: list[Sample]) -> list[Tensor]:
         """Log-probabilities of each sample's response under a model as it is, on every rank."""
         parts: list[Tensor | None] = [None] * len(samples)
-        for micro_batch in self.share.micro_batches(len(samples), ROLLOUTS_PER_MICRO_BATCH):
+        for micro_batch in self.share.micro_batches(list(map(sample_size, samples)), TOKENS_PER_MICRO_BATCH):
             chosen = [samples[i] for i in micro_batch.index]
-            counts = [int(sample.loss_mask.sum()) for sample in chosen]
-            for place, part in zip(
-                micro_batch.index, self._logprobs(model, chosen).logprobs.split(counts), strict=True
-            ):
+            told = self._logprobs(model, chosen).logprobs.split(response_lengths(chosen).tolist())
+            for place, part in zip(micro_batch.index, told, strict=True):
                 parts[place] = part
         return self.share.collect(parts)
 
@@ -169,7 +167,7 @@ def sample_figures(samples: Sequence[Sample]) -> dict[str, float]:
     if not ended:
         return {"reward_mean": 0.0, **figures}
     rewards = np.array([sample.reward for sample in ended])
-    lengths = np.array([int(sample.loss_mask.sum()) for sample in ended])
+    lengths = response_lengths(ended)
     return {
         "reward_mean": float(rewards.mean()),
         "reward_std": float(rewards.std()),
@@ -182,12 +180,21 @@ def sample_figures(samples: Sequence[Sample]) -> dict[str, float]:
 
 def staleness_histogram(samples: Sequence[Sample], last_version: int) -> dict[int, int]:
     """Tokens that the policy sampled, by their staleness in the optimiser step that makes `last_version + 1`."""
-    counts: dict[int, int] = {}
-    for sample in samples:
-        versions = sample.policy_versions[sample.loss_mask != 0]
-        for staleness, count in zip(*np.unique(last_version - versions, return_counts=True), strict=True):
-            counts[int(staleness)] = counts.get(int(staleness), 0) + int(count)
-    return dict(sorted(counts.items()))
+    sampled = np.concatenate([sample.policy_versions[sample.loss_mask != 0] for sample in samples])
+    staleness, counts = np.unique(last_version - sampled, return_counts=True)
+    return dict(zip(staleness.tolist(), counts.tolist(), strict=True))
+
+
+def response_lengths(samples: Sequence[Sample]) -> np.ndarray:
+    """Tokens of each sample that the policy sampled, int64 [S]."""
+    ends = np.cumsum([0, *(len(sample.loss_mask) for sample in samples)])
+    sampled = np.cumsum(np.concatenate([np.zeros(1, bool), *(sample.loss_mask != 0 for sample in samples)]))
+    return np.diff(sampled[ends])
+
+
+def sample_size(sample: Sample) -> int:
+    """Tokens of a sample, given ones among them."""
+    return len(sample.ids)
 
 
 def _take(parts: list[Tensor] | None, index: np.ndarray) -> list[Tensor] | None:
