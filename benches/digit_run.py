@@ -21,7 +21,7 @@ from glmcore.model.parallel.ranks import Ranks
 from glmcore.rl.checkpointing import LoopCheckpoints, checkpoint_name
 from glmcore.rl.config import RLConfig
 from glmcore.rl.curriculum.course import Course
-from glmcore.rl.loop import Loop
+from glmcore.rl.loop import Examination, Loop
 from glmcore.rl.ray_cluster import Cluster
 from glmcore.rl.ray_engine import EngineSetup
 from glmcore.rl.ray_environment import EnvironmentSetup
@@ -66,6 +66,7 @@ def train_digits(
     tasks: TaskSource | None = None,
     on_start: Callable[[], None] = lambda: None,
     after_step: Callable[[int], None] = lambda _: None,
+    examination: Examination | None = None,
 ) -> Glm:
     """Train, or go on with, the run in a directory; gives the model after the last step.
 
@@ -79,11 +80,12 @@ def train_digits(
         tasks: Where they come from; None for all of them in turn.
         on_start: Called when everything is loaded.
         after_step: Called after every step.
+        examination: Held-out tasks.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if config.backend == "ray":
         raise ValueError("on Ray train_digits_on_ray trains")
-    return _train(directory, config, family, weights, seed, limits, tasks, on_start, after_step)
+    return _train(directory, config, family, weights, seed, limits, tasks, on_start, after_step, examination)
 
 
 def train_digits_on_ray(
@@ -145,7 +147,7 @@ def _train_rank(directory: Path, config: RLConfig, latency: str, limits: Episode
     ranks = Ranks(ParallelConfig(data=int(os.environ["WORLD_SIZE"])))
     weights = torch.load(directory / "weights.pt", weights_only=True)
     family = DigitFamily(LATENCIES[latency])
-    _train(directory, config, family, weights, 0, limits, None, lambda: None, lambda _: None, ranks, parties)
+    _train(directory, config, family, weights, 0, limits, None, lambda: None, lambda _: None, None, ranks, parties)
 
 
 def _train(
@@ -158,6 +160,7 @@ def _train(
     tasks: TaskSource | None,
     on_start: Callable[[], None],
     after_step: Callable[[int], None],
+    examination: Examination | None,
     ranks: Ranks | None = None,
     parties: Parties | None = None,
 ) -> Glm:
@@ -198,7 +201,7 @@ def _train(
     on_start()
     with open_source(parts, version, checkpoint_name(progress), state) as (source, buffer):
         checkpoints = LoopCheckpoints(store, model, optimizer, 0, buffer)
-        loop = Loop(config, source, update, checkpoints, course, after_step=after_step)
+        loop = Loop(config, source, update, checkpoints, course, examination, after_step)
         loop.run(progress.step + 1, metrics)
     metrics.close()
     team.announce("end")

@@ -19,7 +19,8 @@ class Killer:
 
     Args:
         directory: Of the run; the log is beside it.
-        parties: To choose from: `engine`, `environment`, `buffer`, `trainer`, and `run` for the process of the command.
+        parties: To be killed, each once before any comes again, in random order: `engine`, `environment`, `buffer`,
+            `trainer`, and `run` for the process of the command. One that is there several times is killed as often.
         kills: In all, those of earlier processes among them.
         seed: Of the choices and moments.
         steps: Most steps of the run between two kills.
@@ -32,6 +33,7 @@ class Killer:
         self.kills = kills
         self.steps = steps
         self.error: Exception | None = None
+        self.seed = seed
         self._random = random.Random(f"{seed} {len(self.told())}")
         self._actors: dict[str, list[Any]] = {}
         self._starts = 0
@@ -67,9 +69,13 @@ class Killer:
                 self._wait_for_steps(self._random.randint(1, self.steps))
                 time.sleep(self._random.uniform(0.0, 0.3))
                 if not self._ended.is_set():
-                    self._kill(self._random.choice(self.parties))
+                    self._kill(self._next())
         except Exception as error:  # told to whoever closes
             self.error = error
+
+    def _next(self) -> str:
+        turn, place = divmod(len(self.told()), len(self.parties))
+        return random.Random(f"{self.seed} {turn}").sample(self.parties, len(self.parties))[place]
 
     def _kill(self, party: str) -> None:
         kill = {"party": party, "at": time.time(), "step": self._last_step()}

@@ -82,6 +82,8 @@ class EpisodeRecord:
     parts: dict[str, float] = field(default_factory=dict[str, float])
     """What the reward was made of."""
     branches: list[Branch] = field(default_factory=list[Branch])
+    temperature: float | None = None
+    """That its tokens were drawn at, where that may not be the one of the step that trains on them."""
 
     def to_bytes(self) -> bytes:
         """For `extra` of `TrajectoryBuffer.finish`: a line of JSON, then the arrays of the branches."""
@@ -89,6 +91,7 @@ class EpisodeRecord:
             "format": _FORMAT,
             "turn_rewards": self.turn_rewards,
             "parts": self.parts,
+            "temperature": self.temperature,
             "branches": [
                 {
                     "tokens": len(branch.row.ids),
@@ -122,7 +125,7 @@ class EpisodeRecord:
                 branches.append(Branch(row, about["finish_reason"], about["reward"]))
         except (KeyError, TypeError, ValueError) as error:
             raise TrajectoryError(f"the record of an episode cannot be read: {error!r}") from None
-        return cls(header["turn_rewards"], header["parts"], branches)
+        return cls(header["turn_rewards"], header["parts"], branches, header.get("temperature"))
 
 
 _DTYPES: Mapping[str, str] = {"ids": "<i4", "loss_mask": "u1", "logprobs": "<f4", "versions": "<i4"}
@@ -150,11 +153,18 @@ def with_branches(samples: Sequence[Sample]) -> list[Sample]:
     for sample in samples:
         rows.append(sample)
         if sample.failed is None:
-            rows += [_sample(sample, branch) for branch in EpisodeRecord.from_bytes(sample.extra).branches]
+            record = EpisodeRecord.from_bytes(sample.extra)
+            rows += [_sample(sample, branch, record.temperature) for branch in record.branches]
     return rows
 
 
-def _sample(parent: Sample, branch: Branch) -> Sample:
+def temperatures(samples: Sequence[Sample], default: float) -> list[float]:
+    """What the tokens of each sample were drawn at; `default` where nothing was recorded."""
+    recorded = [EpisodeRecord.from_bytes(sample.extra).temperature for sample in samples]
+    return [default if temperature is None else temperature for temperature in recorded]
+
+
+def _sample(parent: Sample, branch: Branch, temperature: float | None) -> Sample:
     ids, loss_mask, logprobs, versions = _arrays(branch.row)
     return parent._replace(
         ids=ids,
@@ -164,5 +174,5 @@ def _sample(parent: Sample, branch: Branch) -> Sample:
         reward=parent.reward if branch.reward is None else branch.reward,
         finish_reason=branch.finish_reason,
         turns=np.asarray(branch.row.turns, np.int32),
-        extra=b"",
+        extra=b"" if temperature is None else EpisodeRecord(temperature=temperature).to_bytes(),
     )

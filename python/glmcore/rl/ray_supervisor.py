@@ -174,7 +174,7 @@ class _Watched:
         self.actor = actor
         self.num_deaths = 0
         self._life: str | None = None
-        self._answers = True
+        self._answers = False
         self._asked: Any = None
         self._asked_at = 0.0
 
@@ -185,10 +185,11 @@ class _Watched:
         if self._asked is not None:
             done, _ = ray.wait([self._asked], timeout=0)
             if not done:
-                if time.monotonic() - self._asked_at > timeout_s:
+                # One that starts answers when it has: what it is made of takes as long as it takes.
+                if self._answers and time.monotonic() - self._asked_at > timeout_s:
                     say(f"the {self.kind} has not answered for {timeout_s:g} s and is ended; it is started again")
                     ray.kill(self.actor, no_restart=False)
-                    self._asked_at = time.monotonic()
+                    self._answers = False
                 return
             try:
                 life = ray.get(self._asked)

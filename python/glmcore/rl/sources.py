@@ -22,7 +22,7 @@ from glmcore.rl.loop import BatchSource
 from glmcore.rl.ray_buffer import connect_to
 from glmcore.rl.ray_sampling import RaySampling
 from glmcore.rl.ray_trainer import Parties
-from glmcore.rl.replay import BatchRecord, ReplaySource
+from glmcore.rl.replay import BatchRecord, RecordingSource, ReplaySource
 from glmcore.rl.rollout import RolloutWorker
 from glmcore.rl.sync import WeightSync
 from glmcore.rl.sync_source import SynchronousSource
@@ -30,7 +30,17 @@ from glmcore.rl.team import Team
 from glmcore.rl.timeline import Timeline
 from glmcore.trajectory import TrajectoryBuffer
 
-REPLAYED = ("loss", "optimizer", "learning_rate", "warmup_steps", "updates_per_step", "temperature", "share_prefixes")
+REPLAYED = (
+    "loss",
+    "optimizer",
+    "learning_rate",
+    "warmup_steps",
+    "updates_per_step",
+    "temperature",
+    "share_prefixes",
+    "dynamic_sampling",
+    "dynamic_temperature",
+)
 """What a replay must have in common with the run that it repeats."""
 
 
@@ -76,9 +86,11 @@ def open_source(
     with contextlib.ExitStack() as stack:
         buffer = stack.enter_context(_open_buffer(parts))
         buffer.recover(checkpoint)
-        if config.mode == "sync":
+        if config.samples_in_turn:
             sync = WeightSync(parts.worker.engine, parts.team.publisher(config))
-            yield SynchronousSource(config, parts.model, parts.worker, sync, buffer, parts.course, parts.seed), buffer
+            source = SynchronousSource(config, parts.model, parts.worker, sync, buffer, parts.course, parts.seed)
+            record = _record(parts)
+            yield (source if record is None else RecordingSource(source, record)), buffer
             return
         source = stack.enter_context(contextlib.closing(_asynchronous(parts, buffer)))
         source.start(version, state.get("scheduler", {}))
@@ -124,9 +136,15 @@ def _asynchronous(parts: Parts, buffer: TrajectoryBuffer) -> AsynchronousSource:
         sampling = _local_sampling(parts, thread, timeline)
         player, follow = sampling.player(parts.worker, timeline), sampling.follow
     scheduler = RolloutScheduler(config, course, player, buffer, parts.seed, follow)
-    record = BatchRecord(parts.directory / "batches") if config.asynchronous.record_rollouts else None
+    record = _record(parts)
     sync = WeightSync(sampling, parts.team.publisher(config))
     return AsynchronousSource(config, parts.model, scheduler, thread, sampling, sync, record, timeline)
+
+
+def _record(parts: Parts) -> BatchRecord | None:
+    config = parts.config
+    wanted = config.mode == "async" and config.asynchronous.record_rollouts
+    return BatchRecord(parts.directory / "batches") if wanted else None
 
 
 def _local_sampling(parts: Parts, thread: LoopThread, timeline: Timeline) -> LocalSampling:

@@ -193,6 +193,7 @@ class _Examination:
 
     def __init__(self, run: RunDirectory, worker: RolloutWorker, sync: WeightSync, model: Glm) -> None:
         self._evaluator = Evaluator(run.recipe, run.evaluations, worker)
+        self._engine = worker.engine
         self._config = run.recipe.rl
         self._sync = sync
         self._model = model
@@ -202,8 +203,9 @@ class _Examination:
             self._sync.push(self._model, finished_steps * self._config.updates_per_step)
             self._evaluator.run_if_due(finished_steps, settings)
 
-    def held_out_reward(self, temperature: float, settings: StepSettings) -> float:
-        """Of the worker's engine, which is the one that samples in the only mode that asks."""
+    def held_out_reward(self, temperature: float, settings: StepSettings, version: int) -> float:
+        if self._engine.policy_version != version:
+            self._sync.push(self._model, version)
         return self._evaluator.held_out_reward(temperature, settings.max_response_tokens)
 
 

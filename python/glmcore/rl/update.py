@@ -11,7 +11,7 @@ from glmcore.rl.advantage import group_advantages, has_signal
 from glmcore.rl.aggregation import token_weights
 from glmcore.rl.config import RLConfig
 from glmcore.rl.curriculum.course import StepSettings
-from glmcore.rl.episode_record import with_branches
+from glmcore.rl.episode_record import temperatures, with_branches
 from glmcore.rl.logprobs import TokenLogprobs, response_logprobs, shared_response_logprobs
 from glmcore.rl.loss import PolicyTokens, policy_loss
 from glmcore.rl.shaping import in_loss, shaped_rewards
@@ -149,8 +149,14 @@ class PolicyUpdate:
         return self.share.collect(parts)
 
     def _logprobs(self, model: Glm, samples: list[Sample]) -> TokenLogprobs:
-        logprobs = shared_response_logprobs if self.config.share_prefixes else response_logprobs
-        return logprobs(model, samples, self.settings.temperature)
+        temperature = self.settings.temperature
+        if self.config.share_prefixes:
+            return shared_response_logprobs(model, samples, temperature)
+        if self.config.mode == "async" and self.config.dynamic_temperature is not None:
+            sampled_at = temperatures(samples, temperature)
+            if any(other != temperature for other in sampled_at):
+                return response_logprobs(model, samples, sampled_at)
+        return response_logprobs(model, samples, temperature)
 
     def _show(self, step: int, version: int, samples: list[Sample], advantages: np.ndarray) -> None:
         if self.shown is not None and self.shown.is_due(step):
