@@ -12,8 +12,10 @@ from ray_kills import Killer
 from rl_soak import check, same_weights
 from test_rl_dynamic import write_recipe
 
-from glmcore.errors import RunError
+from glmcore.errors import ConfigError, RunError
+from glmcore.recipe import Recipe
 from glmcore.rl.ray_cluster import reserve
+from glmcore.rl.stage import check_ranks
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: glmcore[ray]"),
@@ -108,6 +110,20 @@ def test_two_ranks_that_share_the_weights_train_as_one_does(tmp_path, weights):
 def test_a_cluster_without_room_is_told_what_is_missing():
     with pytest.raises(RunError, match="the cluster has 4 CPU in all, a trainer asks for 6: add machines"):
         reserve([{"CPU": 3}] * 2, "PACK", "a trainer")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("parallel.tensor=2", "parallel.tensor=2 must be 1"),
+        ("parallel.pipeline=2", "parallel.pipeline=2 must be 1"),
+        ("rl.loss.kl_weight=0.1", "set parallel.data=1"),
+    ],
+)
+def test_ranks_that_cannot_train_together_are_refused(setting, message):
+    overrides = [setting, *(["rl.loss.kl=k3", "parallel.data=2"] if "kl" in setting else [])]
+    with pytest.raises(ConfigError, match=message):
+        check_ranks(Recipe.load([Path(__file__).parent / "tiny.toml"], overrides))
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch, tmp_path, weights):

@@ -13,7 +13,7 @@ import torch
 from glmcore.data.prepare import prepare
 from glmcore.engine.engine import Engine
 from glmcore.envs.registry import list_tasks, open_family
-from glmcore.errors import RunError
+from glmcore.errors import ConfigError, RunError
 from glmcore.metrics import MetricLog
 from glmcore.model.glm import Glm
 from glmcore.model.parallel.ranks import Ranks
@@ -70,9 +70,11 @@ def run_on_ray(recipe: Recipe) -> None:
     """Run the RL stage on a Ray cluster; training stages before it are the job of the trainer's ranks too.
 
     Raises:
+        ConfigError: The ranks cannot train together so.
         RunError: Ray is not installed, the cluster has no room, or parties of the run have died too often.
         GlmcoreError: What a rank has raised; see `run`.
     """
+    check_ranks(recipe)
     config, num_ranks = recipe.rl, recipe.parallel.num_ranks
     with open_run(recipe) as directory:
         prepare(directory)
@@ -92,6 +94,23 @@ def run_on_ray(recipe: Recipe) -> None:
         contextlib.closing(Supervisor(config.ray, buffer, samplers)) as supervisor,
     ):
         supervisor.run(functools.partial(_run_rank, _with_absolute_directory(recipe)), num_ranks)
+
+
+def check_ranks(recipe: Recipe) -> None:
+    """Whether a recipe's ranks can do reinforcement learning together.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    parallel = recipe.parallel
+    for name in ("tensor", "context", "pipeline"):
+        if parallel.size(name) > 1:
+            raise ConfigError(
+                f"ranks of reinforcement learning share out samples and weights: parallel.{name}={parallel.size(name)} "
+                "must be 1, use parallel.data, replicas and expert"
+            )
+    if parallel.num_ranks > 1 and recipe.rl.loss.kl != "none":
+        raise ConfigError("rl.loss.kl needs the whole reference policy on one rank: set parallel.data=1, or kl='none'")
 
 
 def _run_rank(recipe: Recipe, parties: Parties) -> None:
