@@ -123,7 +123,8 @@ class TwoTurnEnv(DigitEnv):
     async def step(self, message):
         if self.turn == 0:
             self.turn = 1
-            await asyncio.sleep(0.1)
+            # Every third task is so slow that others are trained on meanwhile, on a busy machine too.
+            await asyncio.sleep(0.6 if int(self._task.id.split("#")[1]) % 3 == 2 else 0.0)
             return StepResult([{"role": "user", "content": "again"}])
         return await super().step(message)
 
@@ -248,9 +249,7 @@ def test_an_engine_that_does_not_take_the_weights_in_time_ends_the_run_with_the_
     ("fields", "message"),
     [
         ({"updates_per_step": 3, "asynchronous": {"max_staleness": 1}}, "less than what updates_per_step=3 makes"),
-        ({"dynamic_sampling": {}}, "set mode='sync'"),
-        ({"backend": "ray", "mode": "sync"}, "set mode='async'"),
-        ({"backend": "ray", "replay": "runs/a"}, "leave backend at 'local'"),
+        ({"share_prefixes": True, "dynamic_temperature": {"candidates": [0.8, 1.0]}}, "set share_prefixes=false"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(fields, message):
