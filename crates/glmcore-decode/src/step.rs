@@ -175,11 +175,7 @@ pub fn run_recorded<'a>(
     let (num_layers, most) = sparse.fold((0, 0), |(n, most), count| (n + 1, most.max(count)));
     let end = usize::from(u16::MAX) + 1;
     if most > end {
-        return Err(Error::Outside {
-            what: "experts",
-            value: i64::try_from(most).unwrap_or(i64::MAX),
-            end: end + 1,
-        });
+        return Err(Error::Outside { what: "experts", value: most as i64, end: end + 1 });
     }
     let top_k = model.shape.top_k;
     check("chosen", chosen.len(), step.ids.len() * num_layers * top_k)?;
