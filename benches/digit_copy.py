@@ -60,6 +60,7 @@ LATENCIES: dict[str, Latency | None] = {
     "none": None,
     "constant": lambda _: 0.1,
     "lognormal": lambda random: 0.02 * math.exp(1.5 * random.standard_normal()),
+    "uneven": lambda random: float(random.choice([0.0, 0.0, 0.02])),
     "pareto": lambda random: min(1.0, 0.02 * (1.0 + random.pareto(1.2))),
 }
 

@@ -1,20 +1,27 @@
 """Kill a run of reinforcement learning with SIGKILL at random moments, again and again, and look at what became of it.
 
-Whatever the moments, the run goes on: every step is made once, no group is trained on twice, no token is older than
-`max_staleness`, and a synchronous run ends with the weights of one that nobody has disturbed, bit for bit.
+Whatever the moments, the run goes on: every step is made once, no group is lost or trained on twice, no token is older
+than `max_staleness`, and a synchronous run ends with the weights of one that nobody has disturbed, bit for bit. On Ray
+each party is killed by itself: engines, environments, the owner of the buffer, ranks of the trainer, and now and then
+the whole run.
 
     python benches/rl_soak.py                    # 100 kills of an asynchronous run, then 100 of a synchronous one
     python benches/rl_soak.py --mode async --kills 20 --seed 3
+    python benches/rl_soak.py --backend ray --directory soak   # 100 kills of parties; called again it goes on
 """
 
 import argparse
 import multiprocessing
+import os
 import random
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 HERE = Path(__file__).parent
 STALENESS = 2
@@ -24,7 +31,7 @@ GROUPS = 3
 def train(directory: str, weights: str, mode: str, steps: int, finished: Any) -> None:
     """What the process that is killed does."""
     import torch
-    from digit_copy import DigitFamily
+    from digit_copy import LATENCIES, DigitFamily
     from digit_run import digit_config, train_digits
 
     torch.set_num_threads(1)
@@ -37,7 +44,7 @@ def train(directory: str, weights: str, mode: str, steps: int, finished: Any) ->
         mode=mode,
         asynchronous={"max_staleness": STALENESS},
     )
-    family = DigitFamily(lambda chance: float(chance.choice([0.0, 0.0, 0.02])))
+    family = DigitFamily(LATENCIES["uneven"])
     train_digits(Path(directory), config, family=family, weights=torch.load(weights, weights_only=True))
     finished.set()
 
@@ -73,6 +80,62 @@ def soak(directory: Path, mode: str, *, kills: int, steps: int, seed: int) -> in
     return killed
 
 
+def train_on_ray(directory: str, weights: str, mode: str, steps: int, options: dict[str, Any], finished: Any) -> None:
+    """What the process of the command does, which kills its parties and, if that is asked for, itself."""
+    import torch
+    from digit_run import digit_config, train_digits_on_ray
+    from ray_kills import Killer
+
+    killer = Killer(Path(directory), options["parties"], options["kills"], options["seed"])
+    config = digit_config(
+        max_steps=steps,
+        groups_per_step=GROUPS,
+        rollouts_per_group=4,
+        checkpoint_every_steps=3,
+        mode=mode,
+        backend="ray",
+        asynchronous={"max_staleness": STALENESS},
+        ray={"max_worker_restarts": 10**6, "max_trainer_restarts": 10**6, "health_every_s": 0.2},
+    )
+    beginning = torch.load(weights, weights_only=True)
+    train_digits_on_ray(
+        Path(directory), config, beginning, latency="uneven", ranks=options["ranks"], on_start=killer.started
+    )
+    killer.close()
+    finished.set()
+
+
+def soak_on_ray(
+    directory: Path, mode: str, *, kills: int, steps: int, seed: int, ranks: int = 1, kills_run: bool = True
+) -> None:
+    """Have a run on Ray killed party by party until it has been so often, and let it end."""
+    import torch
+    from digit_copy import prepared_model, tiny_tokenizer
+
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = directory / "weights.pt"
+    torch.set_num_threads(1)
+    torch.save(prepared_model(tiny_tokenizer(), steps=20).state_dict(), weights)
+    os.environ |= {
+        "PYTHONPATH": f"{HERE}:{HERE.parent / 'python'}",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    alone = ["engine", "environment", "buffer", "trainer"] if mode == "async" else ["buffer", "trainer"]
+    parties = alone * 3 + ["run"] if kills_run else alone  # starting a Ray takes longest
+    options = {"parties": parties, "kills": kills, "seed": seed, "ranks": ranks}
+    server = multiprocessing.get_context("spawn")
+    finished = server.Event()
+    while not finished.is_set():
+        arguments = (str(directory / "run"), str(weights), mode, steps, options, finished)
+        process = server.Process(target=train_on_ray, args=arguments)
+        process.start()
+        process.join()
+        if process.exitcode not in (0, -9):
+            raise RuntimeError(f"the run did not end by itself: exit code {process.exitcode}")
+
+
 def wait_for_steps(process: Any, metrics: Path, count: int) -> None:
     """Wait until a run has made so many steps more, or ends."""
 
@@ -84,7 +147,19 @@ def wait_for_steps(process: Any, metrics: Path, count: int) -> None:
         time.sleep(0.01)
 
 
-def check(directory: Path, mode: str, steps: int) -> None:
+@dataclass(frozen=True)
+class Found:
+    """What a finished run has trained on."""
+
+    lost: int
+    """Groups that were admitted and are neither trained on nor in the buffer."""
+    twice: int
+    """Groups that were trained on more than once."""
+    rewards: list[float]
+    """Mean reward of each step."""
+
+
+def check(directory: Path, mode: str, steps: int) -> Found:
     """Whether the run in `directory` has kept its promises.
 
     Raises:
@@ -99,13 +174,18 @@ def check(directory: Path, mode: str, steps: int) -> None:
     limits = {"capacity": 1000, "groups_per_step": GROUPS, "max_staleness": STALENESS if mode == "async" else 0}
     with TrajectoryBuffer.open(str(directory / "trajectories"), **limits) as buffer:  # pyright: ignore[reportArgumentType]
         taken = [group.group_id for lease in buffer.consumed() for group in lease.groups]
-        assert len(taken) == len(set(taken)) == steps * GROUPS, "a group was trained on twice, or never"
         assert buffer.stats()["max_staleness_seen"] <= limits["max_staleness"]
         assert buffer.stats()["failed_rollouts"] == 0
+        held = {group.group_id for group in buffer.groups()}
     if mode == "async":
         record = BatchRecord(directory / "batches")
         batches = [record.read(step) for step in range(1, steps + 1)]
         assert [group for batch in batches if batch for group in batch.group_ids] == taken
+    known = held | set(taken)
+    lost = max(known) + 1 - len(known) if mode == "async" else 0  # in turn, groups that a kill hit are sampled again
+    found = Found(lost, len(taken) - len(set(taken)), [record["reward_mean"] for record in records])
+    assert (len(taken), found.lost, found.twice) == (steps * GROUPS, 0, 0), f"lost {found.lost}, twice {found.twice}"
+    return found
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -122,22 +202,62 @@ def main() -> None:
     """Kill as often as is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", choices=["sync", "async"], action="append")
+    parser.add_argument("--backend", choices=["local", "ray"], default="local")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=1, help="of the trainer on Ray")
+    parser.add_argument("--directory", type=Path, help="where the runs are, to go on with; by default a temporary one")
     args = parser.parse_args()
-    for mode in args.mode or ["async", "sync"]:
-        with tempfile.TemporaryDirectory() as place:
+    kill = local_kills if args.backend == "local" else ray_kills
+    with tempfile.TemporaryDirectory() as temporary:
+        for mode in args.mode or ["async", "sync"]:
+            place = (args.directory or Path(temporary)).absolute() / mode
             begun = time.perf_counter()
-            killed = soak(Path(place) / "killed", mode, kills=args.kills, steps=args.steps, seed=args.seed)
-            check(Path(place) / "killed" / "run", mode, args.steps)
-            told = ""
+            told = kill(place, mode, args)
+            found = check(place / "killed" / "run", mode, args.steps)
+            told += f"\n{args.steps} steps, {found.lost} groups lost, {found.twice} trained on twice"
+            soak(place / "whole", mode, kills=0, steps=args.steps, seed=args.seed)
             if mode == "sync":
-                soak(Path(place) / "whole", mode, kills=0, steps=args.steps, seed=args.seed)
-                same = same_weights(Path(place) / "killed" / "run", Path(place) / "whole" / "run")
+                same = same_weights(place / "killed" / "run", place / "whole" / "run")
                 assert same, "the weights differ from those of a run that nobody disturbed"
-                told = ", the weights are those of a run that nobody disturbed"
-            print(f"{mode}: killed {killed} times in {args.steps} steps, {time.perf_counter() - begun:.0f} s{told}")
+                told += ", the weights are those of a run that nobody disturbed, bit for bit"
+            else:
+                told += "\n" + curves(found.rewards, check(place / "whole" / "run", mode, args.steps).rewards)
+            print(f"{mode}, {args.backend}, {time.perf_counter() - begun:.0f} s\n{told}", flush=True)
+
+
+def local_kills(place: Path, mode: str, args: argparse.Namespace) -> str:
+    """Kill a run of one process."""
+    return f"killed {soak(place / 'killed', mode, kills=args.kills, steps=args.steps, seed=args.seed)} times"
+
+
+def ray_kills(place: Path, mode: str, args: argparse.Namespace) -> str:
+    """Kill parties of a run on Ray."""
+    from ray_kills import Killer, table
+
+    directory = place / "killed"
+    soak_on_ray(directory, mode, kills=args.kills, steps=args.steps, seed=args.seed, ranks=args.ranks)
+    return table(Killer(directory / "run", [], 0, 0).told())
+
+
+def curves(one: list[float], other: list[float], parts: int = 5) -> str:
+    """Mean rewards of two runs over equal parts of their steps, and by how many standard errors they differ."""
+    lines = ["| steps | killed | undisturbed | difference in standard errors |", "| --- | --- | --- | --- |"]
+    for place in np.array_split(np.arange(len(one)), parts):
+        ours, theirs = np.array(one)[place], np.array(other)[place]
+        error = float(np.sqrt(_squared_error(ours) + _squared_error(theirs)))
+        lines.append(
+            f"| {place[0] + 1}-{place[-1] + 1} | {ours.mean():.3f} | {theirs.mean():.3f} "
+            f"| {(ours.mean() - theirs.mean()) / error:+.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _squared_error(rewards: "np.ndarray", blocks: int = 8) -> float:
+    """Of a mean over steps that depend on each other, from the means of blocks of them."""
+    means = [block.mean() for block in np.array_split(rewards, blocks)]
+    return float(np.var(means, ddof=1)) / blocks
 
 
 if __name__ == "__main__":

@@ -1,35 +1,33 @@
-"""Digit environments of which one kills its process."""
+"""Digit environments of which one blocks its whole process, once."""
 
-import os
-import signal
+import time
 from pathlib import Path
 from typing import Any
 
 from digit_copy import LATENCIES, DigitEnv, DigitFamily
 
 
-class DeadlyEnv(DigitEnv):
+class BlockingEnv(DigitEnv):
     async def step(self, message):
         if int(self._task.id.split("#")[1]) >= 6:
-            marker = Path(self._family.marker)
             try:
-                marker.touch(exist_ok=False)
+                Path(self._family.marker).touch(exist_ok=False)
             except FileExistsError:
                 pass
             else:
-                os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(3600)  # without giving others their turn
         return await super().step(message)
 
 
-class DeadlyFamily(DigitFamily):
+class BlockingFamily(DigitFamily):
     marker = ""
 
     def new(self):
-        return DeadlyEnv(self)
+        return BlockingEnv(self)
 
 
-def deadly_family(options: dict[str, Any], names: list[str]) -> DeadlyFamily:
+def blocking_family(options: dict[str, Any], names: list[str]) -> BlockingFamily:
     del names
-    family = DeadlyFamily(LATENCIES["none"])
+    family = BlockingFamily(LATENCIES["none"])
     family.marker = options["marker"]
     return family

@@ -234,9 +234,7 @@ def test_an_engine_that_does_not_take_the_weights_in_time_ends_the_run_with_the_
     ("fields", "message"),
     [
         ({"updates_per_step": 3, "asynchronous": {"max_staleness": 1}}, "less than what updates_per_step=3 makes"),
-        ({"dynamic_sampling": {}}, "set mode='sync'"),
-        ({"backend": "ray", "mode": "sync"}, "set mode='async'"),
-        ({"backend": "ray", "replay": "runs/a"}, "leave backend at 'local'"),
+        ({"share_prefixes": True, "dynamic_temperature": {"candidates": [0.8, 1.0]}}, "set share_prefixes=false"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(fields, message):

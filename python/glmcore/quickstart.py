@@ -11,7 +11,7 @@ from glmcore.progress import say
 from glmcore.recipe import Recipe
 from glmcore.report import format_table, summarize, write_report
 from glmcore.rl.rollout import RolloutWorker
-from glmcore.rl.stage import reinforce, transcript
+from glmcore.rl.stage import reinforce, rewards, transcript
 from glmcore.rundir import RunDirectory, open_run, timed
 from glmcore.train.stages import train_stages
 
@@ -31,7 +31,8 @@ def quickstart(recipe: Recipe) -> None:
         say(f"run directory {run.path}, seed {recipe.run.seed}, {run.recipe.run.num_threads} threads")
         prepare(run)
         train_stages(run)
-        before, after = reinforce(run)
+        reinforce(run)
+        before, after = rewards(run)
         if not run.station_done("export"):
             with timed(run, "export") as details:
                 export(run)

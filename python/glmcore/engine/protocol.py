@@ -10,13 +10,8 @@ if TYPE_CHECKING:
     from glmcore.fp8.bucket import Bucket
 
 
-class PolicyEngine(Protocol):
-    """Samples from a policy whose weights are replaced while it does. All methods may be called by many tasks."""
-
-    @property
-    def policy_version(self) -> int:
-        """Version of the weights that draw the next token."""
-        ...
+class Samples(Protocol):
+    """Who draws the tokens of an episode."""
 
     async def generate(
         self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0
@@ -31,6 +26,15 @@ class PolicyEngine(Protocol):
         Raises:
             RequestError: The request cannot be served.
         """
+        ...
+
+
+class PolicyEngine(Samples, Protocol):
+    """Samples from a policy whose weights are replaced while it does. All methods may be called by many tasks."""
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights that draw the next token."""
         ...
 
     async def update_weights(self, version: int, buckets: "Iterable[Bucket]") -> str:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from glmcore.config import Config
 
@@ -23,13 +23,45 @@ class AsyncConfig(Config):
 
 
 class RayConfig(Config):
-    """The cluster of `rl.backend = "ray"`, section `[rl.ray]`."""
+    """The cluster of `rl.backend = "ray"`, section `[rl.ray]`. The ranks of the trainer are those of `[parallel]`."""
 
     address: str | None = None
     """Of a running cluster; None starts a Ray on this machine."""
-    num_workers: PositiveInt = 1
-    """Actors, each with an engine and the environments of its rollouts."""
-    worker_cpus: PositiveInt = 1
+    num_engines: PositiveInt = 1
+    """Actors with an engine each, in `mode = "async"`."""
+    engine_cpus: PositiveInt = 1
     """Cores, and threads of PyTorch, of each."""
+    engine_gpus: NonNegativeFloat = 0
+    """GPUs of each; an engine with one computes there."""
+    num_environment_workers: PositiveInt = 1
+    """Actors with the environments of their rollouts, in `mode = "async"`."""
+    environment_cpus: PositiveInt = 1
+    """Cores of each."""
+    trainer_cpus: PositiveInt = 1
+    """Cores of each rank of the trainer."""
+    trainer_gpus: NonNegativeFloat = 0
+    """GPUs of each rank of the trainer."""
     max_worker_restarts: NonNegativeInt = 8
-    """Deaths of workers, all together, that a run survives; their rollouts are begun anew by others."""
+    """Deaths of engines, environments and the buffer, all together, that a run survives."""
+    max_trainer_restarts: NonNegativeInt = 8
+    """How often a trainer that was lost, with the buffer or alone, is replaced by one that goes on from the last
+    checkpoint."""
+    health_every_s: PositiveFloat = 1.0
+    """How often engines, environments and the buffer are asked whether they live."""
+    health_timeout_s: PositiveFloat = 120.0
+    """One that does not answer for so long is ended and started again."""
+
+    @property
+    def trainer_bundle(self) -> dict[str, float]:
+        """What a rank of the trainer needs."""
+        return {"CPU": self.trainer_cpus, "GPU": self.trainer_gpus}
+
+    def num_cpus(self, num_ranks: int, *, samples: bool) -> int:
+        """Cores that a run asks for.
+
+        Args:
+            num_ranks: Of the trainer.
+            samples: Whether there are engines and environments beside it.
+        """
+        beside = self.num_engines * self.engine_cpus + self.num_environment_workers * self.environment_cpus
+        return num_ranks * self.trainer_cpus + (beside if samples else 0)

@@ -9,6 +9,7 @@ from typing import Any
 from glmcore.engine.sampling import SamplingParams
 from glmcore.envs.protocol import Task
 from glmcore.errors import BufferFullError, GlmcoreError, RunError, StaleError
+from glmcore.rl.async_sifting import Dropped, SiftingBuffer
 from glmcore.rl.config import RLConfig
 from glmcore.rl.curriculum.course import Course
 from glmcore.rl.rollout import Attempt, Player, play_into
@@ -31,7 +32,8 @@ class RolloutScheduler:
     """Admits groups and plays their rollouts, in one event loop, until it is stopped.
 
     The buffer decides what may be admitted: only groups that will be trained on in time, so nothing that was sampled is
-    ever thrown away. An update of the weights interrupts no rollout; what it samples from then on has the new version.
+    ever thrown away for its age. An update of the weights interrupts no rollout; what it samples from then on has the
+    new version.
 
     Args:
         config: Of the stage.
@@ -54,7 +56,11 @@ class RolloutScheduler:
         self.config = config
         self.course = course
         self.player = player
-        self.buffer = buffer
+        self.sieve: SiftingBuffer | None = None
+        """With dynamic sampling, where groups of equal rewards are dropped."""
+        if config.dynamic_sampling is not None:
+            self.sieve = SiftingBuffer.of(buffer, course.sampling.quota().most - config.groups_per_step)
+        self.buffer = self.sieve or buffer
         self.seed = seed
         self.follow = follow
         self.slots = config.asynchronous.environment_slots or config.groups_per_step * config.rollouts_per_group
@@ -90,14 +96,18 @@ class RolloutScheduler:
             self._given.extend(self._task(task) for task in state["given"])
         self._admitted = int(state.get("admitted", 0))
         groups = self.buffer.groups()
-        for _ in range(sum(group.group_id >= self._admitted for group in groups)):
-            self._next_task()  # that it was given to is in the buffer
+        admitted = max([self._admitted, *(group.group_id + 1 for group in groups)])
+        for _ in range(admitted - self._admitted):
+            self._next_task()  # that it was given to is in the buffer, or was dropped
             self._given.popleft()
-        self._admitted = max([self._admitted, *(group.group_id + 1 for group in groups)])
+        self._admitted = admitted
         versions = {group.group_id: group.policy_version for group in groups}
+        if self.sieve is not None:
+            self.sieve.follow_left()
         for line in self.buffer.running():
             group = line.group_id
             self.buffer.restart(line.rollout_id)
+            self.buffer.set_timeout(line.rollout_id, None)
             place = self.buffer.rollouts(group).index(line.rollout_id)
             self._left.append(
                 _Left(self._attempt(line.rollout_id, self._task(line.task), group, place), versions[group])
@@ -114,6 +124,10 @@ class RolloutScheduler:
         """The engines now hold the weights of this version, and the trainer is there too."""
         self._version = version
         self._changed.set()
+
+    def take_dropped(self) -> list[Dropped]:
+        """Groups that dynamic sampling has dropped since the last call."""
+        return [] if self.sieve is None else self.sieve.take_dropped()
 
     def batch_taken(self) -> None:
         """The buffer may have room again."""
@@ -179,6 +193,8 @@ class RolloutScheduler:
             return
         self._given.popleft()
         self._admitted = group + 1
+        if self.sieve is not None:
+            self.sieve.follow(group, task.id)
         for place, rollout_id in enumerate(self.buffer.rollouts(group)):
             self._waiting.append(self._attempt(rollout_id, task, group, place))
 

@@ -9,7 +9,7 @@ from glmcore.model.glm import Glm
 from glmcore.rl.async_scheduler import RolloutScheduler
 from glmcore.rl.async_thread import LoopThread
 from glmcore.rl.config import RLConfig
-from glmcore.rl.loop import Batch, task_rewards
+from glmcore.rl.loop import Batch, TaskRewards, rewards_by_group
 from glmcore.rl.measured import TRAINER
 from glmcore.rl.replay import BatchRecord
 from glmcore.rl.sync import WeightSync
@@ -103,14 +103,21 @@ class AsynchronousSource:
 
     def batch(self, step: int, version: int) -> Batch:
         """See `BatchSource.batch`."""
-        lease = self._take_again(step, version) or self._take(version, None)
-        samples = lease.samples()
+        again = self._take_again(step, version)
+        if again is None:
+            lease = self._take(version, None)
+            samples, dropped = lease.samples(), self.scheduler.take_dropped()
+            groups = rewards_by_group(samples) | {group.group_id: (group.task, group.rewards) for group in dropped}
+            sampled = [groups[group_id] for group_id in sorted(groups)]
+        else:
+            lease, sampled = again
+            samples = lease.samples()
         self.thread.call(self.scheduler.batch_taken)
         if self.record is not None:
-            self.record.write(step, lease.group_ids, samples)
+            self.record.write(step, lease.group_ids, samples, sampled)
         self._training = self.timeline.busy(TRAINER, f"step {step}")
         self._training.__enter__()
-        return Batch(samples, task_rewards(samples), lease, self._buffer_figures())
+        return Batch(samples, sampled, lease, self._buffer_figures())
 
     def updated(self, step: int, version: int) -> dict[str, Any]:
         """See `BatchSource.updated`: the engines get the weights at once and go on with them."""
@@ -153,15 +160,15 @@ class AsynchronousSource:
             except NotReadyError:
                 continue
 
-    def _take_again(self, step: int, version: int) -> Lease | None:
-        """The batch that the step had before the run was killed, if it is all there."""
+    def _take_again(self, step: int, version: int) -> tuple[Lease, list[TaskRewards]] | None:
+        """The batch that the step had before the run was killed, and what was sampled for it, if it is all there."""
         recorded = None if self.record is None else self.record.read(step)
         if recorded is None:
             return None
         ready = {group.group_id for group in self.buffer.groups() if group.state == "ready"}
         if not ready >= set(recorded.group_ids):
             return None
-        return self._take(version, recorded.group_ids)
+        return self._take(version, recorded.group_ids), recorded.sampled
 
     def _buffer_figures(self) -> dict[str, Any]:
         stats = self.buffer.stats()

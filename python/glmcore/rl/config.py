@@ -117,7 +117,8 @@ class RLConfig(Config):
     same time, for tasks whose environments are slow."""
     asynchronous: AsyncConfig = AsyncConfig()
     backend: Literal["local", "ray"] = "local"
-    """`local` is one process; `ray`, for `async` alone, has engines and environments in actors of a Ray cluster."""
+    """`local` is one process. `ray` has the trainer's ranks and the buffer in actors of a Ray cluster, and in `async`
+    engines and environments too."""
     ray: RayConfig = RayConfig()
     replay: str | None = None
     """Directory of an asynchronous run whose rollouts are trained on again, in its order, to the same weights."""
@@ -153,6 +154,16 @@ class RLConfig(Config):
         """Most optimiser steps between sampling a token and training on it; those on one batch count."""
         return self.asynchronous.max_staleness if self.mode == "async" else self.updates_per_step - 1
 
+    @property
+    def samples_in_turn(self) -> bool:
+        """Whether the trainer samples itself, in turn.
+
+        `sync` does, and `async` where no token may be stale and dynamic sampling decides, when all groups have ended,
+        how many more to sample: nothing could go on beside it.
+        """
+        least = self.max_staleness < self.updates_per_step and self.backend == "local"
+        return self.mode == "sync" or (least and self.dynamic_sampling is not None)
+
     @model_validator(mode="after")
     def _environment_has_the_tasks(self) -> Self:
         self.environment.check_tasks(self.tasks)
@@ -165,15 +176,11 @@ class RLConfig(Config):
                 f"asynchronous.max_staleness={self.max_staleness} is less than what "
                 f"updates_per_step={self.updates_per_step} makes of fresh rollouts: {self.updates_per_step - 1}"
             )
-        if self.backend == "ray" and self.mode == "sync":
-            raise ValueError("backend='ray' samples beside the trainer: set mode='async', max_staleness=0 if need be")
-        if self.mode == "async" and (self.dynamic_sampling is not None or self.dynamic_temperature is not None):
+        if self.mode == "async" and self.dynamic_temperature is not None and self.share_prefixes:
             raise ValueError(
-                "dynamic_sampling and dynamic_temperature go from batch to batch, which mode='async' samples ahead: "
-                "set mode='sync', or loss.drop_uniform_groups=true"
+                "share_prefixes computes what rollouts have in common once, and with dynamic_temperature in "
+                "mode='async' they may differ in temperature: set share_prefixes=false"
             )
-        if self.replay is not None and self.backend == "ray":
-            raise ValueError("replay samples nothing: leave backend at 'local'")
         return self
 
     @model_validator(mode="after")

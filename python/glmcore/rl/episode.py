@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from glmcore.chat import ChatFormat, Conversation, Message, parse_reply
-from glmcore.engine.protocol import PolicyEngine
+from glmcore.engine.protocol import Samples
 from glmcore.engine.request import Generation
 from glmcore.engine.sampling import SamplingParams
 from glmcore.envs.config import EpisodeLimits
@@ -62,7 +62,7 @@ class Ending:
 async def play(
     env: Environment[Any],
     task: Task,
-    engine: PolicyEngine,
+    engine: Samples,
     tokenizer: Tokenizer,
     limits: EpisodeLimits,
     recorder: Recorder,
@@ -105,7 +105,7 @@ async def play(
 class _Table:
     """What an episode shares with its sub-agents."""
 
-    engine: PolicyEngine
+    engine: Samples
     tokenizer: Tokenizer
     limits: EpisodeLimits
     max_context: int

@@ -87,6 +87,8 @@ class EpisodeRecord:
     branches: list[Branch] = field(default_factory=list[Branch])
     experts: Experts | None = None
     """Of the tokens of the main conversation, if the engine recorded them."""
+    temperature: float | None = None
+    """That its tokens were drawn at, where that may not be the one of the step that trains on them."""
 
     def to_bytes(self) -> bytes:
         """For `extra` of `TrajectoryBuffer.finish`: a line of JSON, the arrays of the branches, then experts."""
@@ -95,6 +97,7 @@ class EpisodeRecord:
             "format": _FORMAT,
             "turn_rewards": self.turn_rewards,
             "parts": self.parts,
+            "temperature": self.temperature,
             "branches": [
                 {
                     "tokens": len(branch.row.ids),
@@ -136,10 +139,10 @@ class EpisodeRecord:
         except (KeyError, TypeError, ValueError) as error:
             raise TrajectoryError(f"the record of an episode cannot be read: {error!r}") from None
         if not recorded:
-            return cls(header["turn_rewards"], header["parts"], branches)
+            return cls(header["turn_rewards"], header["parts"], branches, None, header.get("temperature"))
         told = zip(branches, recorded[1:], strict=True)
         branches = [replace(branch, experts=experts) for branch, experts in told]
-        return cls(header["turn_rewards"], header["parts"], branches, recorded[0])
+        return cls(header["turn_rewards"], header["parts"], branches, recorded[0], header.get("temperature"))
 
 
 _DTYPES: Mapping[str, str] = {"ids": "<i4", "loss_mask": "u1", "logprobs": "<f4", "versions": "<i4"}
@@ -167,11 +170,19 @@ def with_branches(samples: Sequence[Sample]) -> list[Sample]:
     for sample in samples:
         rows.append(sample)
         if sample.failed is None:
-            rows += [_sample(sample, branch) for branch in EpisodeRecord.from_bytes(sample.extra).branches]
+            record = EpisodeRecord.from_bytes(sample.extra)
+            rows += [_sample(sample, branch, record.temperature) for branch in record.branches]
     return rows
 
 
-def _sample(parent: Sample, branch: Branch) -> Sample:
+def temperatures(samples: Sequence[Sample], default: float) -> list[float]:
+    """What the tokens of each sample were drawn at; `default` where nothing was recorded."""
+    recorded = [EpisodeRecord.from_bytes(sample.extra).temperature for sample in samples]
+    return [default if temperature is None else temperature for temperature in recorded]
+
+
+def _sample(parent: Sample, branch: Branch, temperature: float | None) -> Sample:
+    kept = EpisodeRecord(experts=branch.experts, temperature=temperature)
     ids, loss_mask, logprobs, versions = _arrays(branch.row)
     return parent._replace(
         ids=ids,
@@ -181,5 +192,5 @@ def _sample(parent: Sample, branch: Branch) -> Sample:
         reward=parent.reward if branch.reward is None else branch.reward,
         finish_reason=branch.finish_reason,
         turns=np.asarray(branch.row.turns, np.int32),
-        extra=b"" if branch.experts is None else EpisodeRecord(experts=branch.experts).to_bytes(),
+        extra=b"" if branch.experts is None and temperature is None else kept.to_bytes(),
     )

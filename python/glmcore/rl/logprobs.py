@@ -35,11 +35,13 @@ class TokenLogprobs(NamedTuple):
 
 class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logprobs, entropy = (hidden.new_empty(len(ids), dtype=wide) for _ in range(2))
         for rows in _chunks(len(ids), len(weight)):
-            scores = _log_softmax(hidden[rows], weight, temperature, wide)
+            scores = _log_softmax(hidden[rows], weight, _at(temperature, rows), wide)
             logprobs[rows] = scores.gather(1, ids[rows, None]).squeeze(1)
             entropy[rows] = -(scores.exp() * scores).sum(1)
         ctx.save_for_backward(hidden, weight, ids)
@@ -52,8 +54,9 @@ class _LinearLogprobs(torch.autograd.Function):
         hidden, weight, ids = ctx.saved_tensors
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for rows in _chunks(len(ids), len(weight)):
-            grad = grads[0][rows, None] / ctx.temperature
-            scores = _log_softmax(hidden[rows], weight, ctx.temperature, grads[0].dtype).exp_().mul_(-grad)
+            temperature = _at(ctx.temperature, rows)
+            grad = grads[0][rows, None] / temperature
+            scores = _log_softmax(hidden[rows], weight, temperature, grads[0].dtype).exp_().mul_(-grad)
             scores.scatter_add_(1, ids[rows, None], grad)
             scores = scores.to(hidden.dtype)
             grad_hidden[rows] = scores @ weight
@@ -62,14 +65,14 @@ class _LinearLogprobs(torch.autograd.Function):
 
 
 def response_logprobs(
-    model: Glm, samples: Sequence[Sample], temperature: float, *, replay: bool = False
+    model: Glm, samples: Sequence[Sample], temperature: float | Sequence[float], *, replay: bool = False
 ) -> TokenLogprobs:
     """What the model says of every token with `loss_mask` set, sample after sample.
 
     Args:
         model: The policy.
         samples: Rollouts.
-        temperature: That they were sampled at.
+        temperature: That they were sampled at: one, or one each.
         replay: Route every token as the engine did: see `glmcore.rl.routing_replay`.
 
     Raises:
@@ -84,7 +87,12 @@ def response_logprobs(
     output = model(ids, positions, DocumentLayout.from_cu_seqlens(cu_seqlens), experts=experts)
     mask = np.concatenate([sample.loss_mask for sample in samples]) != 0
     place = torch.from_numpy(np.flatnonzero(mask))  # never a document's first token: prompts are not empty
-    told = linear_logprobs(output.hidden[place - 1], model.lm_head.weight, ids[place], temperature)
+    if not isinstance(temperature, float):
+        counts = torch.tensor([int((sample.loss_mask != 0).sum()) for sample in samples])
+        of_token = torch.tensor(temperature, dtype=torch.float32).repeat_interleave(counts)
+    else:
+        of_token = temperature
+    told = linear_logprobs(output.hidden[place - 1], model.lm_head.weight, ids[place], of_token)
     return told if experts is None else told._replace(replaced=replaced_choices(output, experts))
 
 
@@ -113,7 +121,7 @@ def shared_response_logprobs(
     return TokenLogprobs(told.logprobs[index], told.entropy[index], replaced)
 
 
-def linear_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float) -> TokenLogprobs:
+def linear_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float | Tensor) -> TokenLogprobs:
     """Log-probability of `ids` under `softmax(hidden @ weight.T / temperature)`, and the entropy.
 
     Scores are formed chunk by chunk, and again in the backward pass, so nothing of size [N, V] is kept.
@@ -122,7 +130,7 @@ def linear_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: fl
         hidden: States that predict the tokens, [N, D].
         weight: Output head, [V, D].
         ids: The tokens, int64 [N].
-        temperature: Above 0.
+        temperature: Above 0; one for all tokens, or one each, [N].
     """
     return TokenLogprobs(*_LinearLogprobs.apply(hidden, weight, ids, temperature))  # pyright: ignore[reportCallIssue, reportGeneralTypeIssues]
 
@@ -132,5 +140,9 @@ def _chunks(num_tokens: int, vocab_size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, num_tokens, size)]
 
 
-def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+def _at(temperature: float | Tensor, rows: slice) -> float | Tensor:
+    return temperature[rows, None] if isinstance(temperature, Tensor) else temperature
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, temperature: float | Tensor, dtype: torch.dtype) -> Tensor:
     return ((hidden @ weight.T).to(dtype) / temperature).log_softmax(-1)

@@ -62,8 +62,8 @@ class Examination(Protocol):
         """Answer the suites that are due after so many steps."""
         ...
 
-    def held_out_reward(self, temperature: float, settings: StepSettings) -> float:
-        """Mean reward at a temperature, otherwise sampled as a step, of the weights that sampled last."""
+    def held_out_reward(self, temperature: float, settings: StepSettings, version: int) -> float:
+        """Mean reward at a temperature, otherwise sampled as a step, of the model's weights, which are of `version`."""
         ...
 
 
@@ -135,7 +135,9 @@ class Loop:
         figures |= sample_figures(batch.samples) | batch.figures
         judged = [group for group in batch.sampled if group[1]]
         if judged:
-            figures |= self.course.finish_step(step, judged, partial(self._held_out_reward, settings))
+            figures |= self.course.finish_step(
+                step, judged, partial(self._held_out_reward, settings, version + updates)
+            )
         figures |= self.source.updated(step, version + updates)
         seconds = time.perf_counter() - started
         tokens = sum(len(sample.ids) for sample in batch.samples)
@@ -154,10 +156,10 @@ class Loop:
         )
         return figures["reward_mean"]
 
-    def _held_out_reward(self, settings: StepSettings, temperature: float) -> float:
+    def _held_out_reward(self, settings: StepSettings, version: int, temperature: float) -> float:
         if self.examination is None:
             raise RunError("a temperature is chosen on held-out tasks, and there are none")
-        return self.examination.held_out_reward(temperature, settings)
+        return self.examination.held_out_reward(temperature, settings, version)
 
 
 @contextlib.contextmanager
@@ -170,11 +172,17 @@ def _old_objects_at_rest() -> Generator[None, None, None]:
         gc.unfreeze()
 
 
-def task_rewards(samples: Sequence[Sample]) -> list[TaskRewards]:
-    """Task and rewards of each group, in the order of admission."""
+def rewards_by_group(samples: Sequence[Sample]) -> dict[int, TaskRewards]:
+    """Task and rewards of each group."""
     groups: dict[int, TaskRewards] = {}
     for sample in samples:
         rewards = groups.setdefault(sample.group_id, (sample.task, []))[1]
         if sample.failed is None:
             rewards.append(sample.reward)
+    return groups
+
+
+def task_rewards(samples: Sequence[Sample]) -> list[TaskRewards]:
+    """Task and rewards of each group, in the order of admission."""
+    groups = rewards_by_group(samples)
     return [groups[group_id] for group_id in sorted(groups)]

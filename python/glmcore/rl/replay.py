@@ -18,7 +18,7 @@ import numpy as np
 from glmcore.durable import write_file
 from glmcore.errors import RunError
 from glmcore.rl.curriculum.course import Course
-from glmcore.rl.loop import Batch, task_rewards
+from glmcore.rl.loop import Batch, BatchSource, TaskRewards
 from glmcore.trajectory import Sample
 
 _ARRAYS = ("ids", "loss_mask", "logprobs", "policy_versions", "turns")
@@ -31,6 +31,8 @@ class RecordedBatch:
 
     group_ids: list[int]
     samples: list[Sample]
+    sampled: list[TaskRewards]
+    """Of every group that was sampled for the step, dropped ones among them."""
 
 
 class BatchRecord:
@@ -43,7 +45,9 @@ class BatchRecord:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def write(self, step: int, group_ids: Sequence[int], samples: Sequence[Sample]) -> None:
+    def write(
+        self, step: int, group_ids: Sequence[int], samples: Sequence[Sample], sampled: Sequence[TaskRewards]
+    ) -> None:
         """Keep the batch of a step; what was recorded of later steps is of a run that went another way, and goes."""
         self.directory.mkdir(parents=True, exist_ok=True)
         for file in self.directory.glob("*.batch"):
@@ -58,7 +62,8 @@ class BatchRecord:
             body.write(len(sample.extra).to_bytes(8, "little") + sample.extra)
         lines = [[getattr(sample, name) for name in _FIELDS] for sample in samples]
         data = body.getvalue()
-        header = {"step": step, "groups": list(group_ids), "samples": lines, "crc32": zlib.crc32(data)}
+        header = {"step": step, "groups": list(group_ids), "sampled": list(sampled), "samples": lines}
+        header["crc32"] = zlib.crc32(data)
         write_file(self._file(step), json.dumps(header).encode() + b"\n" + data)
 
     def read(self, step: int) -> RecordedBatch | None:
@@ -74,7 +79,8 @@ class BatchRecord:
         try:
             header = json.loads(line)
             _check(data, header["crc32"])
-            return RecordedBatch(header["groups"], _samples(header["samples"], io.BytesIO(data)))
+            sampled = [(task, rewards) for task, rewards in header["sampled"]]
+            return RecordedBatch(header["groups"], _samples(header["samples"], io.BytesIO(data)), sampled)
         except (ValueError, KeyError, EOFError) as error:
             raise RunError(f"{file} is damaged: {error}") from None
 
@@ -115,7 +121,7 @@ class ReplaySource:
         del version
         found = self.record.read(step)
         assert found is not None, "the constructor has counted the steps"
-        return Batch(found.samples, task_rewards(found.samples))
+        return Batch(found.samples, found.sampled)
 
     def updated(self, step: int, version: int) -> dict[str, Any]:
         """Nobody samples."""
@@ -125,6 +131,28 @@ class ReplaySource:
     def state_dict(self) -> dict[str, Any]:
         """See `BatchSource.state_dict`."""
         return {"course": self.course.state_dict()}
+
+
+class RecordingSource:
+    """Another source, whose batches are recorded."""
+
+    def __init__(self, source: BatchSource, record: BatchRecord) -> None:
+        self.source = source
+        self.record = record
+
+    def batch(self, step: int, version: int) -> Batch:
+        """See `BatchSource.batch`."""
+        batch = self.source.batch(step, version)
+        self.record.write(step, batch.lease.group_ids if batch.lease else [], batch.samples, batch.sampled)
+        return batch
+
+    def updated(self, step: int, version: int) -> dict[str, Any]:
+        """See `BatchSource.updated`."""
+        return self.source.updated(step, version)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `BatchSource.state_dict`."""
+        return self.source.state_dict()
 
 
 def _check(data: bytes, checksum: int) -> None:

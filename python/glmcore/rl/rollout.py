@@ -1,11 +1,11 @@
 """Rollouts: an environment poses a task, the engine answers, the environment judges."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from glmcore.engine.engine import Engine
-from glmcore.engine.protocol import PolicyEngine
+from glmcore.engine.protocol import Samples
 from glmcore.engine.sampling import SamplingParams
 from glmcore.envs.config import EpisodeLimits
 from glmcore.envs.protocol import Environment, Task
@@ -47,7 +47,7 @@ class EpisodePlayer:
 
     def __init__(
         self,
-        engine: PolicyEngine,
+        engine: Samples,
         tokenizer: Tokenizer,
         new_environment: Callable[[], Environment[Any]],
         limits: EpisodeLimits,
@@ -109,7 +109,8 @@ async def play_into(buffer: TrajectoryBuffer, player: Player, attempt: Attempt, 
         except (EnvironmentFailure, RequestError) as error:
             whole = whole_rollout(rollout_id, row, None, str(error) or type(error).__name__)
         else:
-            whole = whole_rollout(rollout_id, row, ending.reward, ending.finish_reason, ending.record.to_bytes())
+            extra = replace(ending.record, temperature=sampling.temperature).to_bytes()
+            whole = whole_rollout(rollout_id, row, ending.reward, ending.finish_reason, extra)
         buffer.write([whole])
     except TrajectoryError:
         if any(line.rollout_id == rollout_id for line in buffer.running()):

@@ -9,7 +9,6 @@ from typing import Any
 
 from glmcore.engine.engine import Engine
 from glmcore.errors import RunError
-from glmcore.fp8.publisher import WeightPublisher
 from glmcore.model.glm import Glm
 from glmcore.recipe import Recipe, load_data_recipe
 from glmcore.rl.async_engine import LocalSampling
@@ -20,20 +19,29 @@ from glmcore.rl.async_thread import LoopThread
 from glmcore.rl.config import RLConfig
 from glmcore.rl.curriculum.course import Course
 from glmcore.rl.loop import BatchSource
-from glmcore.rl.ray_buffer import start_buffer
-from glmcore.rl.ray_sampling import Cluster, RaySampling
-from glmcore.rl.ray_worker import WorkerSetup
-from glmcore.rl.replay import BatchRecord, ReplaySource
+from glmcore.rl.ray_buffer import connect_to
+from glmcore.rl.ray_sampling import RaySampling
+from glmcore.rl.ray_trainer import Parties
+from glmcore.rl.replay import BatchRecord, RecordingSource, ReplaySource
 from glmcore.rl.rollout import RolloutWorker
 from glmcore.rl.sync import WeightSync
 from glmcore.rl.sync_source import SynchronousSource
+from glmcore.rl.team import Team
 from glmcore.rl.timeline import Timeline
 from glmcore.trajectory import TrajectoryBuffer
 
 REPLAYED = (
-    "loss", "optimizer", "learning_rate", "warmup_steps", "updates_per_step", "temperature", "share_prefixes",
+    "loss",
+    "optimizer",
+    "learning_rate",
+    "warmup_steps",
+    "updates_per_step",
+    "temperature",
+    "share_prefixes",
     "routing_replay",
-)  # fmt: skip
+    "dynamic_sampling",
+    "dynamic_temperature",
+)
 """What a replay must have in common with the run that it repeats."""
 
 
@@ -47,10 +55,12 @@ class Parts:
     worker: RolloutWorker
     """Samples in synchronous mode; asynchronous engines are copies of its engine."""
     course: Course
-    tokenizer: Path
-    """Its directory."""
     directory: Path
     """Where the run keeps what the source needs: `trajectories`, `batches`, `trace.json`."""
+    team: Team
+    """Gathers the weights for the engines."""
+    parties: Parties | None = None
+    """The actors of a run on Ray."""
 
 
 @contextlib.contextmanager
@@ -75,37 +85,44 @@ def open_source(
         yield ReplaySource(BatchRecord(Path(config.replay) / "batches"), parts.course, config.max_steps), None
         return
     with contextlib.ExitStack() as stack:
-        if config.backend == "ray":
-            stack.enter_context(Cluster(config.ray.address))
-        buffer = stack.enter_context(_open_buffer(config, parts.directory / "trajectories"))
+        buffer = stack.enter_context(_open_buffer(parts))
         buffer.recover(checkpoint)
-        if config.mode == "sync":
-            sync = WeightSync(
-                parts.worker.engine,
-                WeightPublisher(precision=config.rollout_precision, timeout_s=config.sync_timeout_s),
-            )
+        if config.samples_in_turn:
+            sync = WeightSync(parts.worker.engine, parts.team.publisher(config))
             source = SynchronousSource(config, parts.model, parts.worker, sync, buffer, parts.course, parts.seed)
-            yield stack.enter_context(contextlib.closing(source)), buffer
+            stack.enter_context(contextlib.closing(source))
+            record = _record(parts)
+            yield (source if record is None else RecordingSource(source, record)), buffer
             return
         source = stack.enter_context(contextlib.closing(_asynchronous(parts, buffer)))
         source.start(version, state.get("scheduler", {}))
         yield source, buffer
 
 
-def _open_buffer(config: RLConfig, directory: Path) -> TrajectoryBuffer:
-    """The buffer of a run, in this process or in an actor."""
+@contextlib.contextmanager
+def _open_buffer(parts: Parts) -> Generator[TrajectoryBuffer, None, None]:
+    """The buffer of a run, in this process, or in an actor that outlives it."""
+    if parts.parties is not None:
+        buffer = connect_to(parts.parties.buffer)
+        yield buffer
+        buffer.flush()
+        return
+    directory = str(parts.directory / "trajectories")
+    with TrajectoryBuffer.open(directory, **buffer_options(parts.config)) as buffer:
+        yield buffer
+
+
+def buffer_options(config: RLConfig) -> dict[str, Any]:
+    """Of `TrajectoryBuffer.open`, for a run."""
     # Consumed groups stay until the next checkpoint; beside them wait those that may still be trained on in time.
     batches = config.checkpoint_every_steps + 2 + config.max_staleness // config.updates_per_step
-    options: dict[str, Any] = {
+    return {
         "capacity": batches * config.groups_per_step * config.rollouts_per_group,
         "max_staleness": config.max_staleness,
         "groups_per_step": config.groups_per_step,
         "updates_per_step": config.updates_per_step,
         "order": config.asynchronous.order,
     }
-    if config.backend == "ray":
-        return start_buffer(str(directory.absolute()), **options)
-    return TrajectoryBuffer.open(str(directory), **options)
 
 
 def _asynchronous(parts: Parts, buffer: TrajectoryBuffer) -> AsynchronousSource:
@@ -113,15 +130,23 @@ def _asynchronous(parts: Parts, buffer: TrajectoryBuffer) -> AsynchronousSource:
     course.tasks = SharedTasks(course.tasks)
     thread, timeline = LoopThread("rollouts"), Timeline(parts.directory / "trace.json")
     follow: Follow = lambda _, episode: episode  # noqa: E731 (a type that says so)
-    if config.backend == "ray":
-        sampling = player = _ray_sampling(parts, timeline)
+    if parts.parties is not None:
+        engines, environments = parts.parties.engines, parts.parties.environments
+        limits = parts.worker.player.limits
+        sampling = player = RaySampling(engines, environments, limits, timeline, config.sync_timeout_s)
     else:
         sampling = _local_sampling(parts, thread, timeline)
         player, follow = sampling.player(parts.worker, timeline), sampling.follow
     scheduler = RolloutScheduler(config, course, player, buffer, parts.seed, follow)
-    record = BatchRecord(parts.directory / "batches") if config.asynchronous.record_rollouts else None
-    sync = WeightSync(sampling, WeightPublisher(precision=config.rollout_precision, timeout_s=config.sync_timeout_s))
+    record = _record(parts)
+    sync = WeightSync(sampling, parts.team.publisher(config))
     return AsynchronousSource(config, parts.model, scheduler, thread, sampling, sync, record, timeline)
+
+
+def _record(parts: Parts) -> BatchRecord | None:
+    config = parts.config
+    wanted = config.mode == "async" and config.asynchronous.record_rollouts
+    return BatchRecord(parts.directory / "batches") if wanted else None
 
 
 def _local_sampling(parts: Parts, thread: LoopThread, timeline: Timeline) -> LocalSampling:
@@ -133,20 +158,6 @@ def _local_sampling(parts: Parts, thread: LoopThread, timeline: Timeline) -> Loc
         in_step=config.max_staleness < config.updates_per_step,
         timeout_s=config.sync_timeout_s,
     )
-
-
-def _ray_sampling(parts: Parts, timeline: Timeline) -> RaySampling:
-    config = parts.config
-    setup = WorkerSetup(
-        parts.model.config,
-        parts.model.rope_theta,
-        str(parts.tokenizer.absolute()),
-        config.environment,
-        config.tasks,
-        config.ray.worker_cpus,
-        config.engine,
-    )
-    return RaySampling(config.ray, setup, parts.worker.player.limits, timeline, config.sync_timeout_s)
 
 
 def _check_replayed(config: RLConfig, directory: Path) -> None:

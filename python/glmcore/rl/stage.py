@@ -2,17 +2,21 @@
 
 import contextlib
 import copy
+import functools
 import time
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from glmcore.data.prepare import prepare
 from glmcore.engine.engine import Engine
 from glmcore.envs.registry import list_tasks, open_family
-from glmcore.errors import RunError
-from glmcore.fp8.publisher import WeightPublisher
+from glmcore.errors import ConfigError, RunError
 from glmcore.metrics import MetricLog
 from glmcore.model.glm import Glm
+from glmcore.model.parallel.ranks import Ranks
 from glmcore.progress import say
 from glmcore.recipe import Recipe
 from glmcore.rl.checkpointing import LoopCheckpoints, checkpoint_name
@@ -21,18 +25,23 @@ from glmcore.rl.evaluate import RewardEstimate, evaluate
 from glmcore.rl.evaluation import Evaluator
 from glmcore.rl.loop import Loop
 from glmcore.rl.pool import task_source
+from glmcore.rl.ray_cluster import Cluster
+from glmcore.rl.ray_engine import EngineSetup
+from glmcore.rl.ray_environment import EnvironmentSetup
+from glmcore.rl.ray_supervisor import BufferSetup, Samplers, Supervisor
+from glmcore.rl.ray_trainer import Parties
 from glmcore.rl.reference import reference_policy
 from glmcore.rl.rollout import Rollout, RolloutWorker
-from glmcore.rl.sources import Parts, open_source
+from glmcore.rl.sources import Parts, buffer_options, open_source
 from glmcore.rl.sync import WeightSync
+from glmcore.rl.team import Team
 from glmcore.rl.trajectory_log import TrajectoryLog
-from glmcore.rl.update import PolicyUpdate
 from glmcore.rundir import RunDirectory, open_run
 from glmcore.tokenizer import Tokenizer
 from glmcore.train.checkpoint import CheckpointStore, Progress, load_weights
 from glmcore.train.optim import Optimizer
 from glmcore.train.schedule import TrainPlan
-from glmcore.train.stages import configure_torch, new_model, train_stages
+from glmcore.train.stages import configure_torch, model_config, new_model, open_run_together, train_stages
 
 SHOWN_SAMPLES = 6
 """Transcripts kept of each evaluation."""
@@ -48,30 +57,103 @@ def run(recipe: Recipe) -> None:
         DataError: A source cannot be read.
         CheckpointError: All checkpoints are damaged, or one cannot be written.
     """
+    if recipe.rl.backend == "ray":
+        run_on_ray(recipe)
+        return
     with open_run(recipe) as directory:
         prepare(directory)
         train_stages(directory)
         reinforce(directory)
 
 
-def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
-    """Run what is left of the RL stage; gives the held-out reward before and after it."""
+def run_on_ray(recipe: Recipe) -> None:
+    """Run the RL stage on a Ray cluster; training stages before it are the job of the trainer's ranks too.
+
+    Raises:
+        ConfigError: The ranks cannot train together so.
+        RunError: Ray is not installed, the cluster has no room, or parties of the run have died too often.
+        GlmcoreError: What a rank has raised; see `run`.
+    """
+    check_ranks(recipe)
+    config, num_ranks = recipe.rl, recipe.parallel.num_ranks
+    with open_run(recipe) as directory:
+        prepare(directory)
+        samplers = None
+        if config.mode == "async" and config.replay is None:
+            model, last = model_config(directory), recipe.train.stages[-1]
+            limits = config.environment.limits.within(model.max_position_embeddings)
+            device = "cuda" if config.ray.engine_gpus else "cpu"
+            samplers = Samplers(
+                EngineSetup(model, last.rope_theta, config.ray.engine_cpus, config.engine, device),
+                EnvironmentSetup(str(directory.tokenizer.absolute()), config.environment, config.tasks, limits),
+            )
+        buffer = BufferSetup(str((directory.path / "trajectories").absolute()), buffer_options(config))
+    num_cpus = config.ray.num_cpus(num_ranks, samples=samplers is not None)
+    with (
+        Cluster(config.ray.address, num_cpus),
+        contextlib.closing(Supervisor(config.ray, buffer, samplers)) as supervisor,
+    ):
+        supervisor.run(functools.partial(_run_rank, _with_absolute_directory(recipe)), num_ranks)
+
+
+def check_ranks(recipe: Recipe) -> None:
+    """Whether a recipe's ranks can do reinforcement learning together.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    parallel = recipe.parallel
+    for name in ("tensor", "context", "pipeline"):
+        if parallel.size(name) > 1:
+            raise ConfigError(
+                f"ranks of reinforcement learning share out samples and weights: parallel.{name}={parallel.size(name)} "
+                "must be 1, use parallel.data, replicas and expert"
+            )
+    if parallel.num_ranks > 1 and recipe.rl.loss.kl != "none":
+        raise ConfigError("rl.loss.kl needs the whole reference policy on one rank: set parallel.data=1, or kl='none'")
+
+
+def _run_rank(recipe: Recipe, parties: Parties) -> None:
+    """What each rank of a trainer on Ray does."""
+    ranks = Ranks.of_recipe(recipe)
+    with open_run_together(recipe, ranks) as directory:
+        train_stages(directory, ranks=ranks)
+        reinforce(directory, ranks, parties)
+
+
+def _with_absolute_directory(recipe: Recipe) -> Recipe:
+    """Actors have a working directory of their own."""
+    run = recipe.run.model_copy(update={"dir": str(Path(recipe.run.dir).absolute())})
+    return recipe.model_copy(update={"run": run})
+
+
+def reinforce(run: RunDirectory, ranks: Ranks | None = None, parties: Parties | None = None) -> None:
+    """Run what is left of the RL stage.
+
+    Args:
+        run: Its training stages are finished.
+        ranks: The processes that train together, all of which call; None for this one.
+        parties: Who works with them on Ray.
+    """
     configure_torch(run.recipe)
-    recipe, config = run.recipe, run.recipe.rl
-    model, progress = load_policy(run)
+    recipe, config, team = run.recipe, run.recipe.rl, Team(ranks)
+    model, progress = load_policy(run, ranks)
     optimizer = Optimizer(model, config.optimizer)
     stage_index = len(recipe.train.stages)
-    store = CheckpointStore(run.checkpoints, recipe.train.checkpoint)
+    store = team.store(run.checkpoints, recipe.train.checkpoint)
     found = store.latest()
     if progress.stage_index == stage_index and found:
         store.load(found, model, optimizer)
     first_step = progress.step + 1 if progress.stage_index == stage_index else 1
+    reference = None if config.loss.kl == "none" else reference_policy(run, model)
+    update = team.update(config, model, optimizer, TrajectoryLog(run.shown, config.trajectory_log), reference=reference)
+    if not team.is_first:
+        team.follow(update, store)
+        return
 
     state = found.extra if found is not None and progress.stage_index == stage_index else {}
-    with new_worker(run, model) as worker:
-        sync = WeightSync(
-            worker.engine, WeightPublisher(precision=config.rollout_precision, timeout_s=config.sync_timeout_s)
-        )
+    with new_worker(run, model, with_weights=ranks is None) as worker:
+        sync = WeightSync(worker.engine, team.publisher(config))
         course = Course(config, task_source(recipe, run.probe))
         if state:
             course.load_state_dict(state["course"])
@@ -80,14 +162,12 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
         metrics = MetricLog(run.metrics, run.tensorboard if recipe.train.tensorboard else None)
         metrics.truncate_after("rl", first_step - 1)
         version = (first_step - 1) * config.updates_per_step
-        parts = Parts(config, recipe.run.seed, model, worker, course, run.tokenizer, run.path)
+        parts = Parts(config, recipe.run.seed, model, worker, course, run.path, team, parties)
         with open_source(parts, version, checkpoint_name(progress), state) as (source, buffer):
-            reference = None if config.loss.kl == "none" else reference_policy(run, model)
-            shown = TrajectoryLog(run.shown, config.trajectory_log)
             loop = Loop(
                 config,
                 source,
-                PolicyUpdate(config, model, optimizer, reference, shown),
+                update,
                 LoopCheckpoints(store, model, optimizer, stage_index, buffer),
                 course,
                 _Examination(run, worker, sync, model),
@@ -98,12 +178,21 @@ def reinforce(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
             _evaluate(run, worker, sync, model, "after", version=config.max_steps * config.updates_per_step)
     if "seconds" not in run.stations()["rl"]:
         _record_seconds(run, metrics)
-    rewards = run.stations()["rl"]
-    return RewardEstimate(**rewards["before"]), RewardEstimate(**rewards["after"])
+    team.announce("end")
 
 
-def load_policy(run: RunDirectory) -> tuple[Glm, Progress]:
+def rewards(run: RunDirectory) -> tuple[RewardEstimate, RewardEstimate]:
+    """The held-out reward before and after a finished RL stage."""
+    found = run.stations()["rl"]
+    return RewardEstimate(**found["before"]), RewardEstimate(**found["after"])
+
+
+def load_policy(run: RunDirectory, ranks: Ranks | None = None) -> tuple[Glm, Progress]:
     """The newest weights of a run whose training stages are finished, and how far the run is.
+
+    Args:
+        run: The run.
+        ranks: Who shares out the model, all of which call; None for this process.
 
     Raises:
         RunError: Training is not finished.
@@ -112,7 +201,7 @@ def load_policy(run: RunDirectory) -> tuple[Glm, Progress]:
     found = CheckpointStore(run.checkpoints, run.recipe.train.checkpoint).latest()
     if found is None or found.progress < Progress(len(stages) - 1, TrainPlan(run.recipe.train).stages[-1].num_steps):
         raise RunError(f"the training stages of {run.path} are not finished: run `glmcore train` first")
-    model = new_model(run)
+    model = new_model(run, ranks)
     load_weights(found.path, model)
     model.rope_theta = stages[-1].rope_theta
     return model, found.progress
@@ -123,6 +212,7 @@ class _Examination:
 
     def __init__(self, run: RunDirectory, worker: RolloutWorker, sync: WeightSync, model: Glm) -> None:
         self._evaluator = Evaluator(run.recipe, run.evaluations, worker)
+        self._engine = worker.engine
         self._config = run.recipe.rl
         self._sync = sync
         self._model = model
@@ -132,20 +222,27 @@ class _Examination:
             self._sync.push(self._model, finished_steps * self._config.updates_per_step)
             self._evaluator.run_if_due(finished_steps, settings)
 
-    def held_out_reward(self, temperature: float, settings: StepSettings) -> float:
-        """Of the worker's engine, which is the one that samples in the only mode that asks."""
+    def held_out_reward(self, temperature: float, settings: StepSettings, version: int) -> float:
+        if self._engine.policy_version != version:
+            self._sync.push(self._model, version)
         return self._evaluator.held_out_reward(temperature, settings.max_response_tokens)
 
 
 @contextlib.contextmanager
-def new_worker(run: RunDirectory, model: Glm) -> Generator[RolloutWorker, None, None]:
+def new_worker(run: RunDirectory, model: Glm, *, with_weights: bool = True) -> Generator[RolloutWorker, None, None]:
     """An engine with a copy of the model's weights, and what it needs to answer tasks; closed afterwards.
+
+    Args:
+        run: Its recipe and tokenizer.
+        model: The policy.
+        with_weights: False leaves the weights to the first update, where `model` is a rank's part.
 
     Raises:
         ConfigError: The environment is not installed.
     """
     config = run.recipe.rl
-    engine = Engine(copy.deepcopy(model), model.config.eos_token_id, config=config.engine)
+    held = copy.deepcopy(model) if with_weights else _empty_copy(model)
+    engine = Engine(held, model.config.eos_token_id, config=config.engine)
     with contextlib.closing(open_family(config.environment, config.tasks)) as family:
         yield RolloutWorker(
             engine,
@@ -156,6 +253,13 @@ def new_worker(run: RunDirectory, model: Glm) -> Generator[RolloutWorker, None, 
             limits=config.environment.limits,
             thinking=config.environment.thinking,
         )
+
+
+def _empty_copy(model: Glm) -> Glm:
+    with torch.device("meta"):
+        copied = Glm(model.config)
+    copied.rope_theta = model.rope_theta
+    return copied.to_empty(device="cpu")
 
 
 def _evaluate(

@@ -11,11 +11,12 @@ from glmcore.rl.advantage import group_advantages, has_signal
 from glmcore.rl.aggregation import token_weights
 from glmcore.rl.config import RLConfig
 from glmcore.rl.curriculum.course import StepSettings
-from glmcore.rl.episode_record import with_branches
+from glmcore.rl.episode_record import temperatures, with_branches
 from glmcore.rl.logprobs import TokenLogprobs, response_logprobs, shared_response_logprobs
 from glmcore.rl.loss import PolicyTokens, policy_loss
 from glmcore.rl.routing_replay import mismatch_figures, replacement_figures
 from glmcore.rl.shaping import in_loss, shaped_rewards
+from glmcore.rl.share import ALONE, Share
 from glmcore.rl.trajectory_log import TrajectoryLog
 from glmcore.train.optim import Optimizer
 from glmcore.trajectory import Sample
@@ -33,6 +34,7 @@ class PolicyUpdate:
         optimizer: Of its parameters.
         reference: The policy that a KL term holds on to.
         shown: Keeps trajectories to be looked at.
+        share: What this rank computes of every batch, if the model is spread over several.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class PolicyUpdate:
         optimizer: Optimizer,
         reference: Glm | None = None,
         shown: TrajectoryLog | None = None,
+        share: Share = ALONE,
     ) -> None:
         self.config = config
         self.model = model
         self.optimizer = optimizer
         self.reference = reference
         self.shown = shown
+        self.share = share
         self.settings = StepSettings(config.temperature, config.max_response_tokens)
         """Of the present step."""
 
@@ -112,20 +116,23 @@ class PolicyUpdate:
         lengths = response_lengths(samples)
         weights = token_weights(lengths * counted, config.aggregation, self.config.max_response_tokens) * counted
         totals: dict[str, float] = {}
-        for part in micro_batches(samples):
-            current = self._logprobs(self.model, samples[part])
+        for micro_batch in self.share.micro_batches(list(map(sample_size, samples)), TOKENS_PER_MICRO_BATCH):
+            part = micro_batch.index
+            chosen = [samples[i] for i in part]
+            current = self._logprobs(self.model, chosen)
+            own_proximal, own_reference = _take(proximal, part), _take(reference, part)
             tokens = PolicyTokens(
                 current.logprobs,
-                current.logprobs.detach() if proximal is None else torch.cat(proximal[part]),
-                torch.from_numpy(np.concatenate([sample.logprobs[sample.loss_mask != 0] for sample in samples[part]])),
+                current.logprobs.detach() if own_proximal is None else torch.cat(own_proximal),
+                torch.from_numpy(np.concatenate([sample.logprobs[sample.loss_mask != 0] for sample in chosen])),
                 torch.from_numpy(np.repeat(advantages[part], lengths[part])),
-                torch.from_numpy(np.repeat(weights[part], lengths[part]).astype(np.float32)),
-                torch.from_numpy(np.repeat(np.arange(len(lengths[part])), lengths[part])),
-                None if reference is None else torch.cat(reference[part]),
+                torch.from_numpy(np.repeat(weights[part] * micro_batch.counts, lengths[part]).astype(np.float32)),
+                torch.from_numpy(np.repeat(np.arange(len(part)), lengths[part])),
+                None if own_reference is None else torch.cat(own_reference),
             )
             result = policy_loss(tokens, config)
             result.loss.backward()
-            share = float(lengths[part].sum() / lengths.sum())
+            share = float(lengths[part].sum() / lengths.sum()) * micro_batch.counts
             figures = {
                 "entropy": float(current.entropy.mean()),
                 "logprob_gap": float((tokens.proximal - tokens.behaviour).abs().mean()),
@@ -135,23 +142,31 @@ class PolicyUpdate:
             for name, value in figures.items():
                 totals[name] = totals.get(name, 0.0) + value * share
             totals["loss"] = totals.get("loss", 0.0) + float(result.loss.detach())
-        return totals
+        return self.share.sum(totals)
 
     @torch.no_grad()
     def _all_logprobs(self, model: Glm, samples: list[Sample]) -> list[Tensor]:
-        """Log-probabilities of each sample's response under a model as it is."""
-        parts: list[Tensor] = []
-        for part in micro_batches(samples):
-            counts = response_lengths(samples[part]).tolist()
-            parts += self._logprobs(model, samples[part]).logprobs.split(counts)
-        return parts
+        """Log-probabilities of each sample's response under a model as it is, on every rank."""
+        parts: list[Tensor | None] = [None] * len(samples)
+        for micro_batch in self.share.micro_batches(list(map(sample_size, samples)), TOKENS_PER_MICRO_BATCH):
+            chosen = [samples[i] for i in micro_batch.index]
+            told = self._logprobs(model, chosen).logprobs.split(response_lengths(chosen).tolist())
+            for place, part in zip(micro_batch.index, told, strict=True):
+                parts[place] = part
+        return self.share.collect(parts)
 
     def _logprobs(self, model: Glm, samples: Sequence[Sample], *, replay: bool | None = None) -> TokenLogprobs:
         """What a model says of the responses; the policy, unless told otherwise, with the replay that is asked for."""
-        logprobs = shared_response_logprobs if self.config.share_prefixes else response_logprobs
+        temperature = self.settings.temperature
         if replay is None:
             replay = self.config.routing_replay and model is self.model
-        return logprobs(model, samples, self.settings.temperature, replay=replay)
+        if self.config.share_prefixes:
+            return shared_response_logprobs(model, samples, temperature, replay=replay)
+        if self.config.mode == "async" and self.config.dynamic_temperature is not None:
+            sampled_at = temperatures(samples, temperature)
+            if any(other != temperature for other in sampled_at):
+                return response_logprobs(model, samples, sampled_at, replay=replay)
+        return response_logprobs(model, samples, temperature, replay=replay)
 
     def _show(self, step: int, version: int, samples: list[Sample], advantages: np.ndarray) -> None:
         if self.shown is not None and self.shown.is_due(step):
@@ -193,16 +208,9 @@ def response_lengths(samples: Sequence[Sample]) -> np.ndarray:
     return np.diff(sampled[ends])
 
 
-def micro_batches(samples: Sequence[Sample]) -> list[slice]:
-    """Samples in order, cut wherever one more would make more than `TOKENS_PER_MICRO_BATCH` tokens."""
-    parts: list[slice] = []
-    start = tokens = 0
-    for place, sample in enumerate(samples):
-        if place > start and tokens + len(sample.ids) > TOKENS_PER_MICRO_BATCH:
-            parts.append(slice(start, place))
-            start, tokens = place, 0
-        tokens += len(sample.ids)
-    return [*parts, slice(start, len(samples))] if samples else parts
+def sample_size(sample: Sample) -> int:
+    """Tokens of a sample, given ones among them."""
+    return len(sample.ids)
 
 
 def _take(parts: list[Tensor] | None, index: np.ndarray) -> list[Tensor] | None:
