@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmcore.chat import Message, ToolCall
-from glmcore.data.lookups import SEARCH_TOOL, generate_lookups, to_messages
+from glmcore.data.lookups import SEARCH_TOOL, generate_lookups, to_messages, to_text
 from glmcore.envs import config as sections
 from glmcore.envs.functions.checker import calls_match
 from glmcore.envs.index import SearchIndex
@@ -135,12 +135,12 @@ def test_reasoning_problems_come_from_any_generator_with_its_options():
 def test_a_search_finds_what_the_question_needs_and_the_answer_is_judged():
     with closing(open_family(sections.SearchConfig())) as family:
         [task] = family.tasks("held_out", 1, 0)
-        name = task.data["question"].split()[-1].rstrip("?")
+        name = task.data["question"].partition("'")[0]
         start, results = run(
             family, task, says("", ("search", {"query": name})), says(task.data["answers"].upper() + ".")
         )
         assert start.tools == [SEARCH_TOOL]
-        assert task.data["answers"] in results[0].observations[0]["content"]
+        assert results[0].observations[0]["content"].startswith(f"{name}\nfriend\n")
         assert (results[1].reward, results[1].parts) == (1.0, {"right": 1.0, "searches": 1.0})
         _, [wrong] = run(family, task, says("", ("search", {"words": name})))
         assert wrong.observations[0]["content"].startswith("error")
@@ -148,16 +148,47 @@ def test_a_search_finds_what_the_question_needs_and_the_answer_is_judged():
 
 def test_transcripts_of_lookups_say_what_the_environment_would():
     train = list(generate_lookups(50, 0, held_out=False))
-    assert not {one.name for one in train} & {one.name for one in generate_lookups(99_999, 0, held_out=True)}
+    assert {len(lookup.names) for lookup in train} == {1, 2}
     with closing(open_family(sections.SearchConfig())) as family:
-        for lookup in train[:5]:
-            _, call, found, answer = to_messages(lookup, 0.0)
-            arguments = call["tool_calls"][0]["function"]["arguments"]
+        for lookup in train[:8]:
+            _, *turns = to_messages(lookup, 0.0)
+            said = [says(turn["content"], *called(turn)) for turn in turns[::2]]
             item = Item(lookup.id, {"question": lookup.question, "answers": lookup.answer})
-            _, results = run(family, item, says("", ("search", arguments)), says(answer["content"]))
-            assert results[0].observations == [found]
-            assert results[1].reward == 1.0
-    assert len(to_messages(train[0], 1.0)) == 2
+            _, results = run(family, item, *said)
+            assert [found for result in results[:-1] for found in result.observations] == turns[1::2]
+            assert (results[-1].reward, results[-1].done, len(turns[1::2])) == (1.0, True, len(lookup.names))
+    # As if one knew: a search or two too few, for one question in two of two pages none at all.
+    hasty = [len(to_messages(lookup, 1.0)) for lookup in train]
+    assert {(len(lookup.names), size) for lookup, size in zip(train, hasty, strict=True)} == {(1, 2), (2, 2), (2, 4)}
+
+
+def called(message):
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    return [(call["name"], call["arguments"]) for call in calls]
+
+
+def test_training_data_never_names_a_held_out_person():
+    held_out = {name for lookup in generate_lookups(99_999, 0, held_out=True) for name in lookup.names}
+    for lookup in generate_lookups(99_999, 0, held_out=False):
+        assert held_out.isdisjoint(part for page in lookup.pages for part in page.split("\n"))
+
+
+def test_exercises_in_reading_have_their_answers_on_the_pages_before():
+    for lookup in generate_lookups(40, 0, held_out=False):
+        text = to_text(lookup)
+        assert text.startswith("\n".join(lookup.pages) + "\n")
+        asked = text.removeprefix("\n".join(lookup.pages) + "\n").splitlines()
+        for question, answer in zip(asked[::2], asked[1::2], strict=True):
+            *people, key = [part.removesuffix("?") for part in question.split("'s ")]
+            page = next(page for page in lookup.pages if page.startswith(people[0] + "\n"))
+            if len(people) == 2:
+                page = next(other for other in lookup.pages if other.startswith(after(page, people[1]) + "\n"))
+            assert after(page, key) == answer
+
+
+def after(page, key):
+    lines = page.split("\n")
+    return lines[lines.index(key) + 1]
 
 
 def test_pages_of_a_user_are_searched_by_relevance(tmp_path):
