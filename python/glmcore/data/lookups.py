@@ -36,7 +36,7 @@ _VALUES: dict[str, Sequence[str]] = {
     "pet": ["cat", "dog", "bird", "fish", "horse", "snake", "goat", "mouse"],
 }
 _RELATIONS = ("friend", "boss")
-_READ_QUESTIONS = 8
+_READ_QUESTIONS = 3
 SEARCH_TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -55,10 +55,12 @@ class Lookup:
     id: str
     question: str
     answer: str
-    names: tuple[str, ...]
-    """The people whose pages answer it, in the order in which they are found: one, or the second from the first."""
+    """A line of the last page: the key that is asked for, and its value."""
+    queries: tuple[str, ...]
+    """What to search for, one after the other: the name, and for questions about a friend or boss that line of the
+    first page."""
     pages: tuple[str, ...]
-    """Their pages."""
+    """What is found."""
 
 
 def generate_lookups(count: int, seed: int, *, held_out: bool) -> Iterator[Lookup]:
@@ -73,10 +75,14 @@ def generate_lookups(count: int, seed: int, *, held_out: bool) -> Iterator[Looku
     keys = [(name, relation, key) for name in _names(held_out) for relation in (None, *_RELATIONS) for key in _VALUES]
     random.Random(f"{seed} {held_out}").shuffle(keys)
     for name, relation, key in keys[:count]:
-        names = (name,) if relation is None else (name, _facts(name, seed)[relation])
-        question = f"{name}'s {key}?" if relation is None else f"{name}'s {relation}'s {key}?"
-        pages = tuple(_page(one, seed) for one in names)
-        yield Lookup(f"lookup/{seed}/{'/'.join(names)}/{key}", question, _facts(names[-1], seed)[key], names, pages)
+        question, queries, pages = f"{key} of {name}?", [f"name {name}"], [_page(name, seed)]
+        if relation is not None:
+            other = _facts(name, seed)[relation]
+            question = f"{key} of {relation} of {name}?"
+            queries, pages = [*queries, f"{relation} {other}"], [*pages, _page(other, seed)]
+            name = other
+        answer = f"{key} {_facts(name, seed)[key]}"
+        yield Lookup(f"lookup/{seed}/{question}", question, answer, tuple(queries), tuple(pages))
 
 
 def all_pages(seed: int) -> Iterator[tuple[str, str]]:
@@ -99,13 +105,12 @@ def _facts(name: str, seed: int) -> dict[str, str]:
 
 
 def _page(name: str, seed: int) -> str:
-    """The name, then a line for each key and each value.
+    """A line for each key and its value.
 
-    A value has a line of its own, and a question begins with a name, so that a byte-pair tokenizer cuts names and
-    values alike wherever they are. " green" and "green" are different tokens: a small model would have to learn a
-    second spelling of every value before it could copy any.
+    Queries and answers are lines of pages too, since that is what a small model learns first: to repeat what followed a
+    word the last time. A value that is spelled with a space in one place and without in another is another token there.
     """
-    return "\n".join([name, *(part for fact in _facts(name, seed).items() for part in fact)])
+    return "\n".join(f"{key} {value}" for key, value in ({"name": name} | _facts(name, seed)).items())
 
 
 def search_result(pages: Sequence[str]) -> str:
@@ -114,23 +119,16 @@ def search_result(pages: Sequence[str]) -> str:
 
 
 def to_text(lookup: Lookup) -> str:
-    """The pages of the question and what can be read there, as running text: exercises in reading.
-
-    Questions about one person, or about two and what one is to the other, in an order that follows from the id.
-    """
-    facts = [dict(zip(page.split("\n")[1::2], page.split("\n")[2::2], strict=True)) for page in lookup.pages]
-    asked = [
-        (f"{name}'s {key}", value)
-        for name, known in zip(lookup.names, facts, strict=True)
-        for key, value in known.items()
-    ]
-    if len(lookup.names) > 1:
-        first, second = lookup.names
-        relation = next(key for key, value in facts[0].items() if value == second)
-        asked += [(f"{first}'s {relation}'s {key}", facts[1][key]) for key in _VALUES]
-    random.Random(lookup.id).shuffle(asked)
-    answers = [f"{question}?\n{answer}" for question, answer in asked[:_READ_QUESTIONS]]
-    return "\n".join([*lookup.pages, *answers]) + "\n"
+    """The way to the answer as running text, with further questions about each page: exercises in reading."""
+    draw = random.Random(lookup.id)
+    _, *way = lookup.question.removesuffix("?").split(" of ")
+    lines = [lookup.question]
+    for number, (query, page) in enumerate(zip(lookup.queries, lookup.pages, strict=True)):
+        lines += [query, page]
+        about = " of ".join(way[len(way) - 1 - number :])
+        for fact in draw.sample(page.split("\n")[1:], _READ_QUESTIONS):
+            lines += [f"{fact.split()[0]} of {about}?", fact]
+    return "\n".join([*lines, lookup.question, lookup.answer]) + "\n"
 
 
 def to_messages(lookup: Lookup, direct_answer_share: float) -> list[dict[str, Any]]:
@@ -139,12 +137,12 @@ def to_messages(lookup: Lookup, direct_answer_share: float) -> list[dict[str, An
     Such answers leave it to reinforcement learning to find out that looking things up pays.
     """
     digest = hashlib.sha256(f"direct/{lookup.question}".encode()).digest()
-    searches = len(lookup.names)
+    searches = len(lookup.queries)
     if digest[0] / 256 < direct_answer_share:
         searches = digest[1] % searches
     messages: list[dict[str, Any]] = [{"role": "user", "content": lookup.question}]
-    for name, page in zip(lookup.names[:searches], lookup.pages, strict=False):
-        call = {"function": {"name": "search", "arguments": {"query": name}}}
+    for query, page in zip(lookup.queries[:searches], lookup.pages, strict=False):
+        call = {"function": {"name": "search", "arguments": {"query": query}}}
         messages += [
             {"role": "assistant", "content": "", "tool_calls": [call]},
             {"role": "tool", "content": search_result([page])},
