@@ -5,6 +5,7 @@ import threading
 import zipfile
 from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
