@@ -186,7 +186,7 @@ def test_an_exercise_in_reading_asks_what_the_page_before_it_says():
             if question.endswith("?"):
                 page = lookup.pages[question.count(" of ") - 1]
                 assert answer in page.split("\n")
-                assert answer.split()[0] == question.split()[0]
+                assert answer.split()[0] == question.split()[1]
 
 
 def test_pages_of_a_user_are_searched_by_relevance(tmp_path):

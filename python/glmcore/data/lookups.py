@@ -17,7 +17,7 @@ from glmcore.data.reasoning import is_held_out
 
 _CONSONANTS, _VOWELS = "bdklmnrst", "aeio"
 _VALUES: dict[str, Sequence[str]] = {
-    "age": [str(age) for age in range(20, 80)],
+    "job": ["baker", "cook", "judge", "nurse", "pilot", "sailor", "tailor", "teacher"],
     "town": [
         "Prague",
         "Oslo",
@@ -75,10 +75,10 @@ def generate_lookups(count: int, seed: int, *, held_out: bool) -> Iterator[Looku
     keys = [(name, relation, key) for name in _names(held_out) for relation in (None, *_RELATIONS) for key in _VALUES]
     random.Random(f"{seed} {held_out}").shuffle(keys)
     for name, relation, key in keys[:count]:
-        question, queries, pages = f"{key} of {name}?", [f"name {name}"], [_page(name, seed)]
+        question, queries, pages = f"The {key} of {name}?", [f"name {name}"], [_page(name, seed)]
         if relation is not None:
             other = _facts(name, seed)[relation]
-            question = f"{key} of {relation} of {name}?"
+            question = f"The {key} of the {relation} of {name}?"
             queries, pages = [*queries, f"{relation} {other}"], [*pages, _page(other, seed)]
             name = other
         answer = f"{key} {_facts(name, seed)[key]}"
@@ -108,7 +108,8 @@ def _page(name: str, seed: int) -> str:
     """A line for each key and its value.
 
     Queries and answers are lines of pages too, since that is what a small model learns first: to repeat what followed a
-    word the last time. A value that is spelled with a space in one place and without in another is another token there.
+    token the last time. So a value is spelled with the space before it everywhere (without, it is another token), and a
+    question never begins a line with a key, which would then be followed by something else than its value.
     """
     return "\n".join(f"{key} {value}" for key, value in ({"name": name} | _facts(name, seed)).items())
 
@@ -127,7 +128,7 @@ def to_text(lookup: Lookup) -> str:
         lines += [query, page]
         about = " of ".join(way[len(way) - 1 - number :])
         for fact in draw.sample(page.split("\n")[1:], _READ_QUESTIONS):
-            lines += [f"{fact.split()[0]} of {about}?", fact]
+            lines += [f"The {fact.split()[0]} of {about}?", fact]
     return "\n".join([*lines, lookup.question, lookup.answer]) + "\n"
 
 
