@@ -323,7 +323,7 @@ def test_where_no_function_fits_none_is_to_be_called(tmp_path):
         assert reward(family, only_task(family), says("I cannot.")) == 1.0
         assert reward(family, only_task(family), says("", ("area", {"base": 10}))) == 0.0
     with pytest.raises(DataError, match="no categories"):
-        open_family(bfcl(tmp_path), ["multi_turn_base"])
+        open_family(bfcl(tmp_path), ["memory"])
     with pytest.raises(DataError, match="pip download"):
         open_family(bfcl(tmp_path), ["multiple"])
 

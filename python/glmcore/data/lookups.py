@@ -36,7 +36,6 @@ _VALUES: dict[str, Sequence[str]] = {
     "pet": ["cat", "dog", "bird", "fish", "horse", "snake", "goat", "mouse"],
 }
 _RELATIONS = ("friend", "boss")
-_READ_QUESTIONS = 3
 SEARCH_TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -120,15 +119,16 @@ def search_result(pages: Sequence[str]) -> str:
 
 
 def to_text(lookup: Lookup) -> str:
-    """The way to the answer as running text, with further questions about each page: exercises in reading."""
+    """The way to the answer as running text: exercises in reading.
+
+    The lines of each page come again in another order, so that much of the text can be known only by whoever looks
+    where a key was before.
+    """
     draw = random.Random(lookup.id)
-    _, *way = lookup.question.removesuffix("?").split(" of ")
     lines = [lookup.question]
-    for number, (query, page) in enumerate(zip(lookup.queries, lookup.pages, strict=True)):
-        lines += [query, page]
-        about = " of ".join(way[len(way) - 1 - number :])
-        for fact in draw.sample(page.split("\n")[1:], _READ_QUESTIONS):
-            lines += [f"The {fact.split()[0]} of {about}?", fact]
+    for query, page in zip(lookup.queries, lookup.pages, strict=True):
+        facts = page.split("\n")
+        lines += [query, *facts, *draw.sample(facts, len(facts))]
     return "\n".join([*lines, lookup.question, lookup.answer]) + "\n"
 
 

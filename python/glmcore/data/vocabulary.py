@@ -3,9 +3,10 @@
 import re
 from functools import cache
 
+from glmcore._core import GLM4_SPECIAL_TOKENS
 from glmcore.chat import ChatTemplate
 from glmcore.data.documents import Document
-from glmcore.tokenizer import GLM4_SPECIAL_TOKENS, TEMPLATE_FILE
+from glmcore.tokenizer import TEMPLATE_FILE
 
 
 def vocabulary_text(document: Document) -> str:
