@@ -1,8 +1,8 @@
 """Questions that nobody can answer from memory: made-up people, facts about them, and how to look them up.
 
 A person's facts follow from the name and a seed, so a world of any size needs no file. A held-out person is one whose
-name hashes into one eighth of all hashes, so no choice of seeds can bring such a name into training data: friends and
-bosses of people are of their own side.
+name hashes into one eighth of all hashes, so no choice of seeds can bring such a name into training data: a friend is
+always of the same side.
 """
 
 import hashlib
@@ -33,9 +33,7 @@ _VALUES: dict[str, Sequence[str]] = {
         "Dakar",
     ],
     "colour": ["red", "blue", "green", "white", "black", "brown", "pink", "grey"],
-    "pet": ["cat", "dog", "bird", "fish", "horse", "snake", "goat", "mouse"],
 }
-_RELATIONS = ("friend", "boss")
 SEARCH_TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -49,15 +47,15 @@ SEARCH_TOOL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Lookup:
-    """A question about a person, or about a person's friend or boss."""
+    """A question about a person, or about a person's friend."""
 
     id: str
     question: str
     answer: str
     """A line of the last page: the key that is asked for, and its value."""
     queries: tuple[str, ...]
-    """What to search for, one after the other: the name, and for questions about a friend or boss that line of the
-    first page."""
+    """What to search for, one after the other: the name, and for a question about the friend that line of the first
+    page."""
     pages: tuple[str, ...]
     """What is found."""
 
@@ -66,20 +64,20 @@ def generate_lookups(count: int, seed: int, *, held_out: bool) -> Iterator[Looku
     """Distinct questions, all about held-out people or none; the same seed gives the same ones.
 
     Args:
-        count: At most; there are 1,296 names, about an eighth of them held out, with twelve questions each: four of
-            them need one page, eight need two.
+        count: At most; there are 1,296 names, about an eighth of them held out, with six questions each: three need
+            one page, three need two.
         seed: Of the draws and of the facts.
         held_out: Whether to give those for evaluation.
     """
-    keys = [(name, relation, key) for name in _names(held_out) for relation in (None, *_RELATIONS) for key in _VALUES]
+    keys = [(name, hops, key) for name in _names(held_out) for hops in (1, 2) for key in _VALUES]
     random.Random(f"{seed} {held_out}").shuffle(keys)
-    for name, relation, key in keys[:count]:
+    for name, hops, key in keys[:count]:
         question, queries, pages = f"The {key} of {name}?", [f"name {name}"], [_page(name, seed)]
-        if relation is not None:
-            other = _facts(name, seed)[relation]
-            question = f"The {key} of the {relation} of {name}?"
-            queries, pages = [*queries, f"{relation} {other}"], [*pages, _page(other, seed)]
-            name = other
+        if hops == 2:
+            friend = _facts(name, seed)["friend"]
+            question = f"The {key} of the friend of {name}?"
+            queries, pages = [*queries, f"friend {friend}"], [*pages, _page(friend, seed)]
+            name = friend
         answer = f"{key} {_facts(name, seed)[key]}"
         yield Lookup(f"lookup/{seed}/{question}", question, answer, tuple(queries), tuple(pages))
 
@@ -99,8 +97,8 @@ def _names(held_out: bool) -> list[str]:
 
 def _facts(name: str, seed: int) -> dict[str, str]:
     draw = random.Random(f"{seed} {name}")
-    known = draw.sample([other for other in _names(is_held_out(name)) if other != name], len(_RELATIONS))
-    return dict(zip(_RELATIONS, known, strict=True)) | {key: draw.choice(values) for key, values in _VALUES.items()}
+    friend = draw.choice([other for other in _names(is_held_out(name)) if other != name])
+    return {"friend": friend} | {key: draw.choice(values) for key, values in _VALUES.items()}
 
 
 def _page(name: str, seed: int) -> str:
