@@ -5,13 +5,14 @@ import threading
 import zipfile
 from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from glmcore.chat import Message, ToolCall
-from glmcore.data.lookups import SEARCH_TOOL, generate_lookups, to_messages
+from glmcore.data.lookups import SEARCH_TOOL, generate_lookups, to_messages, to_text
 from glmcore.envs import config as sections
 from glmcore.envs.functions.checker import calls_match
 from glmcore.envs.index import SearchIndex
@@ -140,7 +141,7 @@ def test_a_search_finds_what_the_question_needs_and_the_answer_is_judged():
             family, task, says("", ("search", {"query": name})), says(task.data["answers"].upper() + ".")
         )
         assert start.tools == [SEARCH_TOOL]
-        assert task.data["answers"] in results[0].observations[0]["content"]
+        assert results[0].observations[0]["content"].startswith(f"name {name}\nfriend ")
         assert (results[1].reward, results[1].parts) == (1.0, {"right": 1.0, "searches": 1.0})
         _, [wrong] = run(family, task, says("", ("search", {"words": name})))
         assert wrong.observations[0]["content"].startswith("error")
@@ -148,16 +149,44 @@ def test_a_search_finds_what_the_question_needs_and_the_answer_is_judged():
 
 def test_transcripts_of_lookups_say_what_the_environment_would():
     train = list(generate_lookups(50, 0, held_out=False))
-    assert not {one.name for one in train} & {one.name for one in generate_lookups(99_999, 0, held_out=True)}
+    assert {len(lookup.pages) for lookup in train} == {1, 2}
     with closing(open_family(sections.SearchConfig())) as family:
-        for lookup in train[:5]:
-            _, call, found, answer = to_messages(lookup, 0.0)
-            arguments = call["tool_calls"][0]["function"]["arguments"]
+        for lookup in train[:8]:
+            _, *turns = to_messages(lookup, 0.0)
+            said = [says(turn["content"], *called(turn)) for turn in turns[::2]]
             item = Item(lookup.id, {"question": lookup.question, "answers": lookup.answer})
-            _, results = run(family, item, says("", ("search", arguments)), says(answer["content"]))
-            assert results[0].observations == [found]
-            assert results[1].reward == 1.0
-    assert len(to_messages(train[0], 1.0)) == 2
+            _, results = run(family, item, *said)
+            assert [found for result in results[:-1] for found in result.observations] == turns[1::2]
+            assert (results[-1].reward, results[-1].done, len(turns[1::2])) == (1.0, True, len(lookup.pages))
+    # As if one knew: a search or two too few, for one question in two of two pages none at all.
+    hasty = [len(to_messages(lookup, 1.0)) for lookup in train]
+    assert {(len(lookup.pages), size) for lookup, size in zip(train, hasty, strict=True)} == {(1, 2), (2, 2), (2, 4)}
+
+
+def called(message):
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    return [(call["name"], call["arguments"]) for call in calls]
+
+
+def words(lookup):
+    return {word for page in lookup.pages for line in page.split("\n") for word in line.split()}
+
+
+def test_training_data_never_names_a_held_out_person():
+    held_out = {lookup.question.split()[-1].rstrip("?") for lookup in generate_lookups(99_999, 0, held_out=True)}
+    for lookup in generate_lookups(99_999, 0, held_out=False):
+        assert held_out.isdisjoint(words(lookup))
+
+
+def test_an_exercise_in_reading_asks_what_the_page_before_it_says():
+    for lookup in generate_lookups(40, 0, held_out=False):
+        lines = to_text(lookup).splitlines()
+        assert (lines[0], lines[-2:]) == (lookup.question, [lookup.question, lookup.answer])
+        for question, answer in pairwise(lines[1:]):
+            if question.endswith("?"):
+                page = lookup.pages[question.count(" of ") - 1]
+                assert answer in page.split("\n")
+                assert answer.split()[0] == question.split()[1]
 
 
 def test_pages_of_a_user_are_searched_by_relevance(tmp_path):
@@ -294,7 +323,7 @@ def test_where_no_function_fits_none_is_to_be_called(tmp_path):
         assert reward(family, only_task(family), says("I cannot.")) == 1.0
         assert reward(family, only_task(family), says("", ("area", {"base": 10}))) == 0.0
     with pytest.raises(DataError, match="no categories"):
-        open_family(bfcl(tmp_path), ["multi_turn_base"])
+        open_family(bfcl(tmp_path), ["memory"])
     with pytest.raises(DataError, match="pip download"):
         open_family(bfcl(tmp_path), ["multiple"])
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_curriculum import plain_kind
 from test_tasks import tasks
 
-from glmcore.chat import apply_chat_template
+from glmcore.chat import apply_chat_template, parse_reply
 from glmcore.cli import main
 from glmcore.config import merge
 from glmcore.data.config import DataConfig
@@ -149,8 +149,14 @@ def test_tasks_that_ask_the_same_are_one_task():
     assert distinct([a, b, a, replace(b, id="other"), replace(b, question="other")]) == [a, b]
 
 
-def answer(text="ok", tokens=10, reward=1.0, reason="stop", repeated=0.0):
-    return Answer(text, tokens, reward, reason, repeated)
+def answer(text="ok", tokens=10, reward=1.0, reason="stop", repeated=0.0, **more):
+    return Answer(text, tokens, reward, reason, repeated, **more)
+
+
+def single_turn(question, text):
+    reply = parse_reply(text)
+    said = {"role": "assistant", "content": reply.content, "reasoning_content": reply.reasoning_content}
+    return answer(text, messages=[{"role": "user", "content": question}, said])
 
 
 def test_distillation_keeps_more_of_hard_tasks_and_says_what_it_drops():
@@ -169,6 +175,23 @@ def test_distillation_keeps_more_of_hard_tasks_and_says_what_it_drops():
         "surplus": 2, "low reward": 6, "duplicate": 1, "too short": 1, "repetitive": 1, "cut off": 1,
     }  # fmt: skip
     assert sum(dropped.values()) + sum(map(len, kept.values())) == sum(map(len, answers.values()))
+
+
+def test_distillation_filters_episodes_by_success_length_and_turns():
+    said = [{"role": "assistant", "content": ""}]
+    config = DistillConfig(min_reward=0.5, min_parts={"right": 1.0}, max_tokens=20, max_turns=2, keep_per_task=9)
+    answers = {
+        "t": [
+            answer("good", parts={"right": 1.0}, messages=said * 2),
+            answer("half", parts={"right": 0.5}),
+            answer("none", parts={"style": 1.0}),
+            answer("long", tokens=21, parts={"right": 1.0}),
+            answer("slow", parts={"right": 1.0}, messages=said * 3),
+        ]
+    }
+    kept, dropped = select(answers, config)
+    assert [one.text for one in kept["t"]] == ["good"]
+    assert dropped == {"no success": 2, "too long": 1, "too many turns": 1, "surplus": 0}
 
 
 def test_the_shortest_tasks_are_dropped_when_asked():
@@ -260,22 +283,17 @@ def test_the_actions_of_the_command_leave_files_that_the_next_step_reads(base, t
 
 def test_distilled_conversations_render_to_the_tokens_that_were_sampled(base):
     tokenizer = Tokenizer.from_pretrained(str(base / "tokenizer"))
-    prompt = [{"role": "user", "content": "2 + 3 ="}]
-    given = apply_chat_template(tokenizer, prompt, add_generation_prompt=True).ids.tolist()
     text = "\n<think>2 + 3 = 5</think>\n5"
+    line = conversation("a", single_turn("2 + 3 =", text))
+    given = apply_chat_template(tokenizer, line["messages"][:1], add_generation_prompt=True).ids.tolist()
     sampled = tokenizer.encode(text, special="parse")
-    whole = apply_chat_template(tokenizer, conversation(prompt, answer(text))).ids.tolist()
+    whole = apply_chat_template(tokenizer, line["messages"]).ids.tolist()
     assert whole[: len(given) + len(sampled)] == given + sampled
+    assert "tools" not in line
 
 
 def test_distilled_data_is_a_source_of_conversations(base, tmp_path):
-    lines = [
-        {
-            "id": str(n),
-            "messages": conversation([{"role": "user", "content": f"{n} + 1 ="}], answer(f"<think>{n}</think>\n{n}")),
-        }
-        for n in range(12)
-    ]
+    lines = [conversation(str(n), single_turn(f"{n} + 1 =", f"<think>{n}</think>\n{n}")) for n in range(12)]
     (tmp_path / "sft.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "data.toml").write_text(
         f'[run]\ndir = "{tmp_path}/data"\nnum_threads = 1\n[tokenizer]\npath = "{base}/tokenizer"\n'

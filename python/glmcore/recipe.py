@@ -48,9 +48,10 @@ class CorpusConfig(Config):
     problems: dict[str, PositiveInt] = Field(min_length=1)
     """Reasoning problems of each task; a task with fewer distinct questions gives what it has."""
     lookups: NonNegativeInt = 0
-    """Questions that are answered with a search, as conversations with tool calls and as text; there are 4,500."""
+    """Questions that are answered with one search or two, as conversations with tool calls and as exercises in reading;
+    there are about 6,800."""
     direct_answer_share: NonNegativeFloat = Field(default=0.5, le=1.0)
-    """Share of the sft problems that are answered without thinking, and of the lookups without a search."""
+    """Share of the sft problems that are answered without thinking, and of the lookups with a search or two too few."""
     user_weight: NonNegativeFloat = 1.0
     """Weight of source `user` in every pretrain stage, when there is one."""
 

@@ -35,6 +35,7 @@ from glmcore.data.parts import (
 from glmcore.data.readers.record import Piece
 from glmcore.data.tokenize import TokenizeJob, checksum, load_tokenizer, tokenize
 from glmcore.data.verdicts import buckets_by_source, decide
+from glmcore.data.vocabulary import vocabulary_text
 from glmcore.durable import write_file
 from glmcore.errors import DataError, RunError
 from glmcore.progress import progress, say
@@ -294,7 +295,7 @@ def _head(plan: Plan, source: str, max_chars: int) -> Iterator[str]:
         for document in documents:
             if size >= max_chars:
                 return
-            text = document.plain_text
+            text = vocabulary_text(document)
             size += len(text)
             yield text
 

@@ -157,6 +157,17 @@ class ServiceConfig(_Environment):
     """JSON lines of `glmcore.envs.service`; None for orders of a made-up shop."""
 
 
+class Tau2Config(_Environment):
+    """A domain of tau2-bench, with a scripted user; see `glmcore.envs.tau2`."""
+
+    name: Literal["tau2"] = "tau2"
+    domain: str
+    """Folder with `tasks.json` and `policy.md`."""
+    toolkit: str = Field(pattern=r"^[\w.]+:\w+$")
+    """`package.module:function` that gives the domain's tools over a fresh database, or an object that has them in
+    `tools`, such as `tau2.domains.retail.environment:get_environment`."""
+
+
 class HttpConfig(_Environment):
     """An environment on a server; `glmcore.envs.http` says how to talk to it."""
 
@@ -201,6 +212,7 @@ EnvironmentConfig = Annotated[
     | SearchConfig
     | WorkspaceConfig
     | ServiceConfig
+    | Tau2Config
     | HttpConfig
     | VerifiersConfig
     | CustomConfig,

@@ -1,11 +1,11 @@
 """Environments by the name that a recipe gives them."""
 
 import contextlib
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
 from glmcore.envs.config import CustomConfig, EnvironmentConfig
+from glmcore.envs.factory import find_factory
 from glmcore.envs.protocol import Family, Split
 from glmcore.errors import ConfigError
 
@@ -18,6 +18,7 @@ FAMILIES: dict[str, str] = {
     "search": "glmcore.envs.search:SearchFamily",
     "workspace": "glmcore.envs.workspace:WorkspaceFamily",
     "service": "glmcore.envs.service:ServiceFamily",
+    "tau2": "glmcore.envs.tau2:Tau2Family",
     "http": "glmcore.envs.http:HttpFamily",
     "verifiers": "glmcore.envs.verifiers:VerifiersFamily",
 }
@@ -40,8 +41,8 @@ def open_family(config: EnvironmentConfig, names: Sequence[str] = ()) -> Family:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if isinstance(config, CustomConfig):
-        return _find(config.factory)(config.options, list(names))
-    return _find(FAMILIES[config.name])(config, list(names))
+        return find_factory(config.factory)(config.options, list(names))
+    return find_factory(FAMILIES[config.name])(config, list(names))
 
 
 def list_tasks(config: EnvironmentConfig, names: Sequence[str], split: Split, count: int, seed: int) -> list[Any]:
@@ -53,11 +54,3 @@ def list_tasks(config: EnvironmentConfig, names: Sequence[str], split: Split, co
     """
     with contextlib.closing(open_family(config, names)) as family:
         return list(family.tasks(split, count, seed))
-
-
-def _find(place: str) -> Any:
-    module, _, name = place.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"there is no environment at {place!r}: {error}") from None

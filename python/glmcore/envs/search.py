@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from glmcore.chat import Message, ToolCall
-from glmcore.data.lookups import SEARCH_TOOL, generate_lookups, search_result
+from glmcore.data.lookups import SEARCH_TOOL, all_pages, generate_lookups, search_result
 from glmcore.envs.config import SearchConfig
 from glmcore.envs.index import SearchIndex
 from glmcore.envs.items import choose, read_items, read_json_lines, text_of
@@ -97,12 +97,7 @@ class SearchFamily:
     def _pages(self) -> list[tuple[str, str]]:
         if self._config.pages is not None:
             return [(str(page.get("title", "")), text_of(page, "text")) for page in read_json_lines(self._config.pages)]
-        lookups = [
-            one
-            for held_out in (False, True)
-            for one in generate_lookups(NUM_LOOKUPS, self._config.world, held_out=held_out)
-        ]
-        return list({one.name: ("", one.page) for one in lookups}.values())
+        return list(all_pages(self._config.world))
 
     def close(self) -> None:
         """Forget the index."""

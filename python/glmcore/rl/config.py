@@ -55,6 +55,11 @@ class LossConfig(Config):
     """
 
     advantage: Literal["grpo", "centred", "rloo"] = "grpo"
+    credit: Literal["episode", "turn"] = "episode"
+    """`episode` gives all tokens the advantage of the whole episode, `turn` those of each turn that of what was earned
+    from it on; see `glmcore.rl.credit`."""
+    turn_discount: float = Field(default=1.0, gt=0, le=1)
+    """Of a reward for each turn that it comes later, with `credit = "turn"`."""
     objective: Literal["ppo", "gspo", "cispo"] = "ppo"
     clip_low: float = Field(default=0.2, gt=0, le=1)
     """The probability ratio is clipped below at `1 - clip_low`; 1 leaves it open."""
@@ -75,6 +80,8 @@ class LossConfig(Config):
     def _parts_fit(self) -> Self:
         if (self.kl == "none") != (self.kl_weight == 0):
             raise ValueError(f"kl={self.kl!r} and kl_weight={self.kl_weight} go together: both, or neither")
+        if self.turn_discount != 1.0 and self.credit == "episode":
+            raise ValueError(f"turn_discount={self.turn_discount} needs credit = 'turn'")
         if self.objective == "cispo" and self.dual_clip is not None:
             raise ValueError("dual_clip is for the objectives that take a minimum, not for 'cispo'")
         return self

@@ -1,22 +1,24 @@
-"""Iterative distillation: answers of the RL policy, filtered, become the SFT data of the next round.
+"""Iterative distillation: episodes of the RL policy, filtered, become the SFT data of the next round.
+
+An episode is kept as it was heard and said: the environment's messages and tools, the policy's answers with their
+thinking and tool calls. A single question with its answer is the shortest of them. Conversations of sub-agents are not
+kept.
 
 Source: GLM-4.5 (arXiv:2508.06471), section 3.3: reinforcement learning to a plateau, its answers in the place of the
 cold-start data, SFT, and reinforcement learning on harder tasks; the filters are those of section 3.1.
 """
 
-import asyncio
 import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from glmcore.chat import parse_reply
-from glmcore.data.reasoning import Problem
 from glmcore.durable import write_file
+from glmcore.envs.protocol import Task
 from glmcore.progress import progress, say
 from glmcore.recipe import Recipe
 from glmcore.rl.distill_config import DistillConfig
@@ -29,19 +31,33 @@ from glmcore.rundir import RunDirectory, open_run
 
 NGRAM = 8
 """Tokens of the pieces whose repetition is counted."""
+_FORMAT = 2
+"""Of the file of answers: episodes with their messages."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of the policy."""
+    """One episode of the policy."""
 
     text: str
-    """The reply, thinking included."""
+    """All that the policy said, thinking included."""
     num_tokens: int
+    """That the policy sampled."""
     reward: float
     finish_reason: str
     repetition: float
     """`repetition` of its tokens."""
+    parts: dict[str, float] = field(default_factory=dict[str, float])
+    """What the reward was made of."""
+    messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The whole conversation."""
+    tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """That it was offered."""
+
+    @property
+    def num_turns(self) -> int:
+        """Messages of the policy."""
+        return sum(message["role"] == "assistant" for message in self.messages)
 
 
 def run(recipe: Recipe) -> dict[str, int]:
@@ -66,6 +82,7 @@ def distill(run: RunDirectory[Recipe]) -> dict[str, int]:
         worker.temperature = run.recipe.rl.temperature if config.temperature is None else config.temperature
         tasks = training_pool(run.recipe).tasks[: config.num_tasks]
         asked = {
+            "format": _FORMAT,
             "stage": done.stage_index,
             "step": done.step,
             "temperature": worker.temperature,
@@ -86,11 +103,8 @@ def distill(run: RunDirectory[Recipe]) -> dict[str, int]:
             if line["id"] in wanted
         }
         kept, dropped = select(by_task, config)
-        prompts = {
-            task.id: asyncio.run(worker.new_environment().reset(task)).messages for task in tasks if task.id in kept
-        }
         lines = [
-            json.dumps({"id": id_, "messages": conversation(prompts[id_], answer)}, ensure_ascii=False)
+            json.dumps(conversation(id_, answer), ensure_ascii=False)
             for id_, chosen in kept.items()
             for answer in chosen
         ]
@@ -135,13 +149,10 @@ def repetition(ids: Sequence[int]) -> float:
     return 1 - len(set(pieces)) / len(pieces) if pieces else 0.0
 
 
-def conversation(prompt: Sequence[Mapping[str, Any]], answer: Answer) -> list[dict[str, Any]]:
-    """The prompt's messages and the answer as a message, its thinking apart."""
-    reply = parse_reply(answer.text)
-    message: dict[str, Any] = {"role": "assistant", "content": reply.content}
-    if reply.reasoning_content:
-        message["reasoning_content"] = reply.reasoning_content
-    return [*map(dict, prompt), message]
+def conversation(id_: str, answer: Answer) -> dict[str, Any]:
+    """An episode as a line of SFT data: `id`, `messages`, and `tools` if there were any."""
+    line: dict[str, Any] = {"id": id_, "messages": answer.messages}
+    return line | {"tools": answer.tools} if answer.tools else line
 
 
 def _fault(answer: Answer, config: DistillConfig) -> str | None:
@@ -149,12 +160,18 @@ def _fault(answer: Answer, config: DistillConfig) -> str | None:
         return "cut off"
     if answer.reward < config.min_reward:
         return "low reward"
+    if any(answer.parts.get(name, 0.0) < least for name, least in config.min_parts.items()):
+        return "no success"
     if answer.num_tokens < config.min_tokens:
         return "too short"
+    if config.max_tokens is not None and answer.num_tokens > config.max_tokens:
+        return "too long"
+    if config.max_turns is not None and answer.num_turns > config.max_turns:
+        return "too many turns"
     return "repetitive" if answer.repetition > config.max_repetition else None
 
 
-def _sample(tasks: Sequence[Problem], worker: RolloutWorker, file: ResultFile, config: DistillConfig) -> None:
+def _sample(tasks: Sequence[Task], worker: RolloutWorker, file: ResultFile, config: DistillConfig) -> None:
     """Answer every task that `file` lacks; each is recorded when all of its answers are there."""
     waiting = [task for task in tasks if task.id not in file.done]
     size = max(worker.max_sequences // config.num_samples, 1)
@@ -168,10 +185,15 @@ def _sample(tasks: Sequence[Problem], worker: RolloutWorker, file: ResultFile, c
             )
             for place, task in enumerate(chosen):
                 part = rollouts[place * config.num_samples : (place + 1) * config.num_samples]
-                file.add(task.id, answers=[asdict(_answer(rollout)) for rollout in part])
+                file.add(task.id, answers=[asdict(answer_of(rollout)) for rollout in part])
             bar.advance(len(chosen))
 
 
-def _answer(rollout: Rollout) -> Answer:
-    ids = rollout.sampled_ids
-    return Answer(rollout.reply, len(ids), rollout.reward, rollout.ending.finish_reason, repetition(ids))
+def answer_of(rollout: Rollout) -> Answer:
+    """What is kept of a rollout."""
+    ids, ending = rollout.sampled_ids, rollout.ending
+    messages, tools = list(map(dict, ending.messages)), list(map(dict, ending.tools))
+    repeated = repetition(ids)
+    return Answer(
+        rollout.reply, len(ids), rollout.reward, ending.finish_reason, repeated, ending.parts, messages, tools
+    )

@@ -18,10 +18,16 @@ class DistillConfig(Config):
     """Most answers kept of a task of which it solves less."""
     hard_rate: float = Field(default=0.5, gt=0, le=1)
     min_reward: float = 1.0
+    min_parts: dict[str, float] = Field(default_factory=dict[str, float])
+    """Least of named parts of the reward, such as `{ right = 1.0 }`: success, where the reward is more than that."""
     drop_shortest_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of tasks to drop, those with the shortest answers: easy ones teach little."""
     min_tokens: PositiveInt = 1
     """Shorter answers are dropped."""
+    max_tokens: PositiveInt | None = None
+    """Longer ones are dropped too."""
+    max_turns: PositiveInt | None = None
+    """Episodes with more messages of the policy are dropped."""
     max_repetition: float = Field(default=0.5, gt=0, le=1)
     """Answers in which a larger share of the 8-grams has come before are dropped as repetitive."""
     temperature: NonNegativeFloat | None = None

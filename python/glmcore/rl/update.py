@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from glmcore.model.glm import Glm
-from glmcore.rl.advantage import group_advantages, has_signal
+from glmcore.rl.advantage import has_signal
 from glmcore.rl.aggregation import token_weights
 from glmcore.rl.config import RLConfig
+from glmcore.rl.credit import episode_credit, group_teaches, turn_credit
 from glmcore.rl.curriculum.course import StepSettings
 from glmcore.rl.episode_record import temperatures, with_branches
 from glmcore.rl.logprobs import TokenLogprobs, response_logprobs, shared_response_logprobs
@@ -84,29 +85,36 @@ class PolicyUpdate:
                     continue
                 chosen = [usable[i] for i in share]
                 figures = self._accumulate(
-                    chosen, advantages[share], counted[share], _take(proximal, share), _take(reference, share)
+                    chosen,
+                    [advantages[i] for i in share],
+                    counted[share],
+                    _take(proximal, share),
+                    _take(reference, share),
                 )
                 figures["grad_norm"] = self.optimizer.step(rate)
                 for name, value in figures.items():
                     totals[name] = totals.get(name, 0.0) + value / config.updates_per_step
         return totals | {"learning_rate": rate}
 
-    def _judge(self, samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
-        """Advantage of each sample, and whether it counts in the loss."""
+    def _judge(self, samples: list[Sample]) -> tuple[list[np.ndarray], np.ndarray]:
+        """Advantage of each sampled token of each sample, and whether the sample counts in the loss."""
         config = self.config
         lengths = response_lengths(samples)
         rewards = np.array([sample.reward for sample in samples])
         rewards = shaped_rewards(rewards, lengths, self.settings.max_response_tokens, config.loss.overlong)
-        group_ids = np.array([sample.group_id for sample in samples])
         counted = in_loss([sample.finish_reason for sample in samples], config.loss.overlong)
+        if config.loss.credit == "turn":
+            advantages = turn_credit(samples, rewards, config.loss.advantage, config.loss.turn_discount)
+        else:
+            advantages = episode_credit(samples, rewards, config.loss.advantage)
         if config.loss.drop_uniform_groups or config.dynamic_sampling is not None:
-            counted &= has_signal(rewards, group_ids)
-        return group_advantages(rewards, group_ids, config.loss.advantage), counted
+            counted &= group_teaches(samples, advantages)
+        return advantages, counted
 
     def _accumulate(
         self,
         samples: list[Sample],
-        advantages: np.ndarray,
+        advantages: list[np.ndarray],
         counted: np.ndarray,
         proximal: list[Tensor] | None,
         reference: list[Tensor] | None,
@@ -125,7 +133,7 @@ class PolicyUpdate:
                 current.logprobs,
                 current.logprobs.detach() if own_proximal is None else torch.cat(own_proximal),
                 torch.from_numpy(np.concatenate([sample.logprobs[sample.loss_mask != 0] for sample in chosen])),
-                torch.from_numpy(np.repeat(advantages[part], lengths[part])),
+                torch.from_numpy(np.concatenate([advantages[i] for i in part])),
                 torch.from_numpy(np.repeat(weights[part] * micro_batch.counts, lengths[part]).astype(np.float32)),
                 torch.from_numpy(np.repeat(np.arange(len(part)), lengths[part])),
                 None if own_reference is None else torch.cat(own_reference),
@@ -168,12 +176,13 @@ class PolicyUpdate:
                 return response_logprobs(model, samples, sampled_at, replay=replay)
         return response_logprobs(model, samples, temperature, replay=replay)
 
-    def _show(self, step: int, version: int, samples: list[Sample], advantages: np.ndarray) -> None:
+    def _show(self, step: int, version: int, samples: list[Sample], advantages: list[np.ndarray]) -> None:
         if self.shown is not None and self.shown.is_due(step):
             chosen = self.shown.choose(samples)
             kept = [samples[i] for i in chosen]
             logprobs = [part.numpy() for part in self._all_logprobs(self.model, kept)]
-            self.shown.record(step, version, kept, advantages[chosen], logprobs)
+            means = np.array([advantages[i].mean() for i in chosen])
+            self.shown.record(step, version, kept, means, logprobs)
 
 
 def sample_figures(samples: Sequence[Sample]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from glmcore.chat import Message
 from glmcore.envs.config import BfclConfig
+from glmcore.envs.functions.bfcl_services import MULTI_TURN, SERVICES, MultiTurnEnv, multi_turn_item
 from glmcore.envs.functions.checker import calls_match
 from glmcore.envs.items import choose
 from glmcore.envs.protocol import Item, Split, Start, StepResult
@@ -33,8 +34,7 @@ CATEGORIES = (
     *NO_CALL,
     *ANY_CALL,
 )
-"""Those that can be judged without running anything. Java and JavaScript have values in the syntax of their language;
-items of several turns, memory and web search need services that the package itself has to run."""
+"""Those that are judged without running anything. Java and JavaScript have values in the syntax of their language."""
 _TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": None, "HashMap": "object", "ArrayList": "array"}
 
 
@@ -71,30 +71,52 @@ class FunctionEnv:
         """Nothing is held."""
 
 
+class BfclEnv:
+    """A question with functions, or a user with several wishes: the item says which."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._env: FunctionEnv | MultiTurnEnv = FunctionEnv()
+
+    async def reset(self, task: Item) -> Start:
+        """See `Environment.reset`."""
+        self._env = MultiTurnEnv(self._place) if "turns" in task.data else FunctionEnv()
+        return await self._env.reset(task)
+
+    async def step(self, message: Message) -> StepResult:
+        """See `Environment.step`."""
+        return await self._env.step(message)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
 class BfclFamily:
     """Categories of the leaderboard, all items of all of them together.
 
     Args:
         config: Where the data is.
-        names: Of `CATEGORIES`.
+        names: Of `CATEGORIES` or `MULTI_TURN`.
 
     Raises:
         DataError: A category is unknown or cannot be judged here, or its files cannot be read.
     """
 
     def __init__(self, config: BfclConfig, names: Sequence[str]) -> None:
-        unknown = sorted(set(names) - set(CATEGORIES))
+        unknown = sorted(set(names) - set(CATEGORIES) - set(MULTI_TURN))
         if unknown:
-            raise DataError(f"bfcl has no categories {unknown} that can be judged here; it has {', '.join(CATEGORIES)}")
+            known = ", ".join([*CATEGORIES, *MULTI_TURN])
+            raise DataError(f"bfcl has no categories {unknown} that can be judged here; it has {known}")
+        self._place = config.data
         self._items = [item for name in names for item in read_category(config.data, name)]
 
     def tasks(self, split: Split, count: int, seed: int) -> list[Item]:
         """See `Family.tasks`."""
         return choose(self._items, split, count, seed)
 
-    def new(self) -> FunctionEnv:
+    def new(self) -> "BfclEnv":
         """The environment of one more episode."""
-        return FunctionEnv()
+        return BfclEnv(self._place)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -105,7 +127,7 @@ def read_category(place: str, category: str) -> list[Item]:
 
     Args:
         place: The wheel of `bfcl-eval`, or a folder with its files.
-        category: Of `CATEGORIES`.
+        category: Of `CATEGORIES` or `MULTI_TURN`.
 
     Raises:
         DataError: They cannot be read.
@@ -117,9 +139,17 @@ def read_category(place: str, category: str) -> list[Item]:
             line["id"]: line["ground_truth"] for line in _read(place, f"possible_answer/BFCL_v4_{category}.json")
         }
     try:
+        if category in MULTI_TURN:
+            tools = {name: _descriptions(place, file) for name, file in SERVICES.items()}
+            return [multi_turn_item(line, answers[line["id"]], tools) for line in questions]
         return [_item(line, category, answers) for line in questions]
     except (KeyError, TypeError, IndexError) as error:
         raise DataError(f"{place}: an item of {category} has another shape than version 4: {error!r}") from None
+
+
+def _descriptions(place: str, file: str) -> list[dict[str, Any]]:
+    functions = _read(place, f"multi_turn_func_doc/{file}.json")
+    return [{"type": "function", "function": _function(function)} for function in functions]
 
 
 def _item(line: Mapping[str, Any], category: str, answers: Mapping[str, Any]) -> Item:
