@@ -15,7 +15,7 @@ from scipy import stats
 from glmcore.ablation.config import AblationConfig, load_ablation
 from glmcore.ablation.page import write_ablation
 from glmcore.ablation.runs import Ablation
-from glmcore.ablation.table import Estimate, RunFigures, differences, format_markdown
+from glmcore.ablation.table import Estimate, RunFigures, Table, differences
 from glmcore.cli import main
 from glmcore.errors import ConfigError, RunError
 from glmcore.metrics import MetricLog, read_metrics
@@ -163,9 +163,7 @@ def test_differences_are_those_of_a_paired_test(pairs):
         "other": [run_of("other", seed, b / 100) for seed, (_, b) in enumerate(pairs)][::-1],
     }
     [sentence] = differences(config_of(columns=["avg"]), runs)
-    told = re.fullmatch(
-        r"- other minus one, avg: (\S+) \u00b1 (\S+) over (\d+) seeds: (a|no) clear difference", sentence
-    )
+    told = re.fullmatch(r"other minus one, avg: (\S+) \u00b1 (\S+) over (\d+) seeds: (a|no) clear difference", sentence)
     assert told is not None, sentence
     gaps = np.array([(b - a) / 100 for a, b in pairs])
     assert int(told[3]) == len(pairs)
@@ -183,13 +181,13 @@ def test_only_seeds_that_both_arms_have_are_compared_and_missing_figures_are_not
         "other": [run_of("other", 1, 0.5), run_of("other", 2, 0.9)],
     }
     told = differences(config_of(columns=["avg", "kl_behaviour"]), runs)
-    assert told == ["- other minus one, avg: 0.100 \u00b1 ? over 1 seeds: no clear difference"]
+    assert told == ["other minus one, avg: 0.100 \u00b1 ? over 1 seeds: no clear difference"]
 
 
 def test_the_table_has_a_line_for_each_arm_with_the_first_step_that_reached_the_target():
     runs = [run_of(arm, seed, 0.5 + 0.1 * seed) for arm in ("one", "other") for seed in range(2)]
     runs[3] = run_of("other", 1, 0.5, rewards=(0.0, 0.1, 0.1, 0.1), seconds=4.0)
-    head, _, one, other, _, *told = format_markdown(config_of(), runs).splitlines()
+    head, _, one, other, _, *told = Table.of(config_of(), runs).markdown().splitlines()
     assert head.split(" | ")[1:] == [
         "avg@4", "pass@4", "short answers", "tokens of an answer", "truncated", "entropy",
         "steps to 0.5", "seconds to 0.5", "seconds |",
@@ -202,17 +200,17 @@ def test_the_table_has_a_line_for_each_arm_with_the_first_step_that_reached_the_
     ]  # fmt: skip
     assert other.strip("| ").split(" | ")[-3:] == ["3 (1 of 2 runs)", "6 (1 of 2 runs)", "12"]
     assert len(told) == len(PLAIN["columns"])
-    never = format_markdown(config_of(target=1.0), runs).splitlines()[2]
+    never = Table.of(config_of(target=1.0), runs).markdown().splitlines()[2]
     assert never.endswith("| not reached | - | 8 |")
 
 
 def test_wall_times_are_compared_as_ratios_where_that_is_asked_for():
     runs = [run_of("one", 0, 0.5, seconds=2.0), run_of("one", 1, 0.5, seconds=4.0)]
     runs += [run_of("other", 0, 0.5, seconds=1.0), run_of("other", 1, 0.5, seconds=2.0)]
-    told = format_markdown(config_of(compare_seconds=True), runs).splitlines()[-1]
+    told = Table.of(config_of(compare_seconds=True), runs).markdown().splitlines()[-1]
     assert told == "- other over one, seconds: 0.50 (95% interval 0.50 to 0.50) over 2 seeds"
-    assert "over one" not in format_markdown(config_of(), runs)
-    assert format_markdown(config_of(compare_seconds=True), runs[::2]).endswith("seconds: 0.50 over 1 seeds")
+    assert "over one" not in Table.of(config_of(), runs).markdown()
+    assert Table.of(config_of(compare_seconds=True), runs[::2]).markdown().endswith("seconds: 0.50 over 1 seeds")
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +298,9 @@ def test_the_page_shows_table_and_curves_and_the_picture_stands_alone(browser, t
     page.goto(file.as_uri())
     assert page.inner_text("h1") == HOSTILE
     assert page.title() == f"glmcore run {HOSTILE}"
-    assert page.inner_text("#table").strip() == table
+    shown = [row.split("\t") for row in page.locator("#table tr").all_inner_texts()]
+    sentences = page.locator("#differences li").all_inner_texts()
+    assert Table(shown[0], shown[1:], sentences).markdown() == table
     assert page.locator("svg").count() == 5
     labels = page.locator("svg[aria-label='Held-out reward'] polyline").evaluate_all(
         "lines => lines.map(line => line.getAttribute('data-label'))"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -92,19 +93,41 @@ class RunFigures:
         return None
 
 
-def format_markdown(config: AblationConfig, runs: Sequence[RunFigures]) -> str:
-    """The table of arms, and below it what of it can be told from chance."""
-    by_arm = {arm.name: [run for run in runs if run.arm == arm.name and run.curve] for arm in config.arms}
-    k = max((max(run.curve[-1].pass_at) for run in runs if run.curve), default=1)
-    titles = {"avg": f"avg@{k}", "pass": f"pass@{k}", "short": "short answers", "length": "tokens of an answer"}
-    head = ["arm", *(titles.get(column, column) for column in config.columns)]
-    head += [f"steps to {config.target:g}", f"seconds to {config.target:g}", "seconds"]
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    for name, group in by_arm.items():
-        cells = [name, *(_cell(group, column, config.last_steps) for column in config.columns)]
-        cells += [*_reached(group, config), _seconds(group)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *differences(config, by_arm)])
+@dataclass(frozen=True)
+class Table:
+    """What an ablation has come to, as text."""
+
+    head: list[str]
+    rows: list[list[str]]
+    """One for each arm."""
+    differences: list[str]
+    """Sentences, each about an arm and the first."""
+
+    @classmethod
+    def of(cls, config: AblationConfig, runs: Sequence[RunFigures]) -> "Table":
+        """From the runs that have been evaluated."""
+        by_arm = {arm.name: [run for run in runs if run.arm == arm.name and run.curve] for arm in config.arms}
+        k = max((max(run.curve[-1].pass_at) for run in runs if run.curve), default=1)
+        titles = {"avg": f"avg@{k}", "pass": f"pass@{k}", "short": "short answers", "length": "tokens of an answer"}
+        head = ["arm", *(titles.get(column, column) for column in config.columns)]
+        head += [f"steps to {config.target:g}", f"seconds to {config.target:g}", "seconds"]
+        rows: list[list[str]] = []
+        for name, group in by_arm.items():
+            cells = [_cell(group, column, config.last_steps) for column in config.columns]
+            rows.append([name, *cells, *_reached(group, config), _seconds(group)])
+        return cls(head, rows, differences(config, by_arm))
+
+    def markdown(self) -> str:
+        """The table, and below it what of it can be told from chance."""
+        lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)], *self.rows]
+        return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {d}" for d in self.differences)])
+
+    def html(self) -> str:
+        """The same for a page."""
+        lines = [("th", self.head), *(("td", row) for row in self.rows)]
+        rows = "".join(f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in line)}</tr>" for tag, line in lines)
+        told = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.differences)
+        return f'<div class="scroll"><table id="table">{rows}</table></div><ul id="differences">{told}</ul>'
 
 
 def differences(config: AblationConfig, by_arm: dict[str, list[RunFigures]]) -> list[str]:
@@ -123,11 +146,9 @@ def differences(config: AblationConfig, by_arm: dict[str, list[RunFigures]]) -> 
                 continue
             estimate = Estimate.of(both)
             verdict = "a clear difference" if estimate.excludes_zero else "no clear difference"
-            sentences.append(
-                f"- {other.name} minus {first.name}, {column}: {estimate} over {len(both)} seeds: {verdict}"
-            )
+            sentences.append(f"{other.name} minus {first.name}, {column}: {estimate} over {len(both)} seeds: {verdict}")
         if config.compare_seconds and (pairs := _paired_seconds(by_arm[other.name], by_arm[first.name])):
-            sentences.append(f"- {other.name} over {first.name}, seconds: {_ratio(pairs)} over {len(pairs)} seeds")
+            sentences.append(f"{other.name} over {first.name}, seconds: {_ratio(pairs)} over {len(pairs)} seeds")
     return sentences
 
 
