@@ -109,6 +109,19 @@ def test_attempts_side_by_side_take_as_long_as_the_slowest():
     assert seconds == pytest.approx(max(family.delay(problem.id, 0) for problem in problems), abs=1e-6)
 
 
+def test_held_out_problems_are_judged_at_once():
+    family = family_of()
+    [problem] = family.tasks("held_out", 1, seed=0)
+
+    async def attempt():
+        environment = family.new()
+        await environment.reset(problem)
+        return await environment.step(Message("", problem.answer))
+
+    result, seconds = run_in_virtual_time(attempt())
+    assert (result.reward, seconds, family.attempts) == (1.0, 0.0, {})
+
+
 def test_an_option_that_does_not_exist_is_refused_with_those_that_do():
     with pytest.raises(ConfigError, match=r"\['scale'\].*scale_s, shape, cap_s"):
         family_of(scale=1.0)

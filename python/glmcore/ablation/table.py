@@ -42,7 +42,10 @@ class Estimate:
         return abs(self.mean) > self.half
 
     def __str__(self) -> str:
-        digits = 3 if abs(self.mean) < 10 else 1
+        size = max(abs(self.mean), self.half if math.isfinite(self.half) else 0.0)
+        digits = 1 if abs(self.mean) >= 10 else 3
+        if 0 < size < 0.01:
+            digits = 1 - math.floor(math.log10(size))  # two figures of the greater one
         half = "?" if math.isinf(self.half) else f"{self.half:.{digits}f}"
         return f"{self.mean:.{digits}f} ± {half}"
 
