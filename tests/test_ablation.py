@@ -24,6 +24,7 @@ from glmcore.rl.evaluate import RewardEstimate
 from glmcore.rl.evaluation import SuiteResult, read_evaluations
 
 TINY = Path(__file__).parent / "tiny.toml"
+DOCS = Path(__file__).parents[1] / "docs"
 FILES = sorted(file for file in (RECIPES / "ablations").glob("*.toml") if file.name != "base.toml")
 HOSTILE = "<script>document.title = 'taken'</script> & 5"
 PLAIN = {
@@ -154,6 +155,21 @@ def test_one_seed_tells_nothing_of_chance():
     assert math.isinf(estimate.half)
     assert not estimate.excludes_zero
     assert str(estimate) == "0.250 \u00b1 ?"
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "told"),
+    [
+        (0.6954, 0.0492, "0.695 \u00b1 0.049"),
+        (0.0, 0.0, "0.000 \u00b1 0.000"),
+        (27.62, 0.48, "27.6 \u00b1 0.5"),
+        (0.000234, 0.0000121, "0.00023 \u00b1 0.00001"),
+        (0.0001, 0.00251, "0.0001 \u00b1 0.0025"),
+        (-0.0042, math.inf, "-0.0042 \u00b1 ?"),
+    ],
+)
+def test_estimates_are_told_with_as_many_figures_as_they_need(mean, half, told):
+    assert str(Estimate(mean, half, 3)) == told
 
 
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100)), min_size=2, max_size=9))
@@ -335,3 +351,16 @@ def write_run(directory, seed):
     for step in range(1, 11):
         log.write("rl", step, reward_mean=0.1 * step, seconds=1.0, entropy=0.5, response_length_mean=20.0 + seed)
     log.close()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_guide_has_the_command_the_table_and_the_picture_of_every_packaged_ablation(file):
+    guide = (DOCS / "ablations.md").read_text()
+    assert f"glmcore rl ablate recipes/ablations/{file.name}\n" in guide
+    [section] = re.findall(rf"^## {file.stem.replace('-', ' ').capitalize()}$(.*?)(?=^## |\Z)", guide, re.M | re.S)
+    assert f"](ablations/{file.stem}.svg)" in section
+    config, _ = load_ablation([str(file)])
+    rows = re.findall(r"^\| ([\w.-]+) \|", section, re.M)
+    assert rows == ["arm", "---", *(arm.name for arm in config.arms)]
+    picture = (DOCS / "ablations" / f"{file.stem}.svg").read_text()
+    assert [arm.name in picture for arm in config.arms] == [True, True]
