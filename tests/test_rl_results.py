@@ -122,7 +122,7 @@ def test_a_suite_is_averaged_over_tasks_and_passes_without_bias(data, num_tasks,
                            min_size=num_tasks, max_size=num_tasks))
     )  # fmt: skip
     lengths = np.arange(rewards.size).reshape(rewards.shape)
-    result = summarize_answers("s", 3, rewards, lengths, lengths < 0, short_tokens=2)
+    result = summarize_answers("s", 3, rewards, lengths, lengths < 0, lengths <= 2)
     assert result.avg.mean == pytest.approx(rewards.mean())
     assert result.avg.n == num_tasks
     for k, estimate in result.pass_at.items():

@@ -48,6 +48,9 @@ class AblationConfig(Config):
     target: float = Field(default=0.8, gt=0, le=1)
     """Reward whose first reaching is told, in steps and in seconds, by the mean over `last_steps` steps."""
 
+    compare_seconds: bool = False
+    """Tell the ratio of wall times: for arms that differ in it, run one at a time on a quiet machine."""
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         names = [arm.name for arm in self.arms]

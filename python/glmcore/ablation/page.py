@@ -9,27 +9,38 @@ import numpy as np
 
 from glmcore.ablation.config import AblationConfig
 from glmcore.ablation.runs import Ablation
-from glmcore.ablation.table import Estimate, RunFigures, format_markdown
+from glmcore.ablation.table import Estimate, RunFigures, Table
 from glmcore.durable import write_file
+from glmcore.errors import RunError
 from glmcore.report.charts import NUM_COLOURS, Series, line_chart
 from glmcore.report.page import PAGE
+from glmcore.report.picture import svg_picture
 
 SMOOTHED = 5
 """Steps over which curves of training are averaged."""
 
 
 def write_ablation(ablation: Ablation) -> tuple[Path, str]:
-    """Write `ablation.html` and `table.md` of the runs that are there; gives the page's path and the table."""
+    """Write `ablation.html`, `held_out.svg` and `table.md` of the runs that are there.
+
+    Gives the page's path and the table.
+
+    Raises:
+        RunError: No run has results yet.
+    """
     config = ablation.config
     runs = [RunFigures.read(arm, seed, path, config.suite) for arm, seed, path in ablation.finished()]
-    table = format_markdown(config, runs)
+    if not any(run.curve for run in runs):
+        raise RunError(f"no run of {ablation.directory} has been evaluated yet")
+    table = Table.of(config, runs)
+    held_out = _held_out(config, runs, "avg")
     body = [
         f"<h1>{escape(config.title)}</h1>",
         f'<p class="muted">Published: {escape(config.published)}</p>',
         f"<p>{len(config.seeds)} seeds; intervals are 95% intervals of the mean over seeds.</p>",
-        f'<pre id="table">{escape(table)}</pre>',
+        table.html(),
         "<h2>Held-out reward</h2>",
-        line_chart("Held-out reward", _held_out(config, runs, "avg"), "step", "avg@k"),
+        line_chart("Held-out reward", held_out, "step", "avg@k"),
         "<h2>Held-out pass@k</h2>",
         line_chart("Held-out pass@k", _held_out(config, runs, "pass"), "step", "pass@k"),
         "<h2>Training</h2>",
@@ -40,8 +51,9 @@ def write_ablation(ablation: Ablation) -> tuple[Path, str]:
     page = ablation.directory / "ablation.html"
     template = Template(PAGE.read_text(encoding="utf-8"))
     write_file(page, template.substitute(name=escape(config.title), body="\n".join(body)))
-    write_file(ablation.directory / "table.md", table + "\n")
-    return page, table
+    write_file(ablation.directory / "held_out.svg", svg_picture(config.title, held_out, "step", "held-out reward"))
+    write_file(ablation.directory / "table.md", table.markdown() + "\n")
+    return page, table.markdown()
 
 
 def _held_out(config: AblationConfig, runs: Sequence[RunFigures], column: str) -> list[Series]:

@@ -58,18 +58,18 @@ class Ablation:
         """Train the common model, probe the tasks and run all arms; what is finished is not repeated.
 
         Raises:
+            ConfigError: An arm's recipe is wrong; nothing has been run.
             GlmcoreError: One of the runs failed; it can be gone on with.
         """
-        base = self.base_recipe()
-        with open_run(base) as directory:
+        # Seed by seed, so that an ablation that is cut short has compared something.
+        recipes = [self.recipe_of(arm, seed) for seed in self.config.seeds for arm in self.config.arms]
+        with open_run(self.base_recipe()) as directory:
             prepare(directory)
             train_stages(directory)
         if self.config.probe:
             fork_run(self.root / "base", self.probe_recipe())
             with open_run(self.probe_recipe()) as directory:
                 say(f"difficulty of the tasks: {probe(directory)}")
-        # Seed by seed, so that an ablation that is cut short has compared something.
-        recipes = [self.recipe_of(arm, seed) for seed in self.config.seeds for arm in self.config.arms]
         for recipe in recipes:
             fork_run(self.root / "base", recipe)
         if self.config.jobs == 1:
@@ -96,7 +96,8 @@ class Ablation:
 def _reinforce(recipe: Recipe) -> None:
     say(f"{recipe.run.dir}")
     with open_run(recipe) as directory:
-        reinforce(directory)
+        if not directory.station_done("rl"):
+            reinforce(directory)
 
 
 def _merged(*tables: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ class Estimate:
         return abs(self.mean) > self.half
 
     def __str__(self) -> str:
-        digits = 3 if abs(self.mean) < 10 else 1
+        size = max(abs(self.mean), self.half if math.isfinite(self.half) else 0.0)
+        digits = 1 if abs(self.mean) >= 10 else 3
+        if 0 < size < 0.01:
+            digits = 1 - math.floor(math.log10(size))  # two figures of the greater one
         half = "?" if math.isinf(self.half) else f"{self.half:.{digits}f}"
         return f"{self.mean:.{digits}f} ± {half}"
 
@@ -63,6 +67,11 @@ class RunFigures:
         curve = [result for result in read_evaluations(directory / "evaluations.jsonl") if result.suite == suite]
         steps = [record for record in read_metrics(directory / "metrics.jsonl") if record["stage"] == "rl"]
         return cls(arm, seed, curve, steps)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all steps, without evaluations."""
+        return math.fsum(record["seconds"] for record in self.steps)
 
     def value(self, column: str, last_steps: int) -> float:
         """A column of the table; see `COLUMNS`. NaN where the run has no such figure."""
@@ -87,22 +96,48 @@ class RunFigures:
         return None
 
 
-def format_markdown(config: AblationConfig, runs: Sequence[RunFigures]) -> str:
-    """The table of arms, and below it what of it can be told from chance."""
-    by_arm = {arm.name: [run for run in runs if run.arm == arm.name and run.curve] for arm in config.arms}
-    k = max((max(run.curve[-1].pass_at) for run in runs if run.curve), default=1)
-    titles = {"avg": f"avg@{k}", "pass": f"pass@{k}", "short": "short answers", "length": "tokens of an answer"}
-    head = ["arm", *(titles.get(column, column) for column in config.columns), f"steps to {config.target:g}", "seconds"]
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    for name, group in by_arm.items():
-        cells = [name, *(_cell(group, column, config.last_steps) for column in config.columns)]
-        cells += [_reached(group, config), _seconds(group)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *differences(config, by_arm)])
+@dataclass(frozen=True)
+class Table:
+    """What an ablation has come to, as text."""
+
+    head: list[str]
+    rows: list[list[str]]
+    """One for each arm."""
+    differences: list[str]
+    """Sentences, each about an arm and the first."""
+
+    @classmethod
+    def of(cls, config: AblationConfig, runs: Sequence[RunFigures]) -> "Table":
+        """From the runs that have been evaluated."""
+        by_arm = {arm.name: [run for run in runs if run.arm == arm.name and run.curve] for arm in config.arms}
+        k = max((max(run.curve[-1].pass_at) for run in runs if run.curve), default=1)
+        titles = {"avg": f"avg@{k}", "pass": f"pass@{k}", "short": "short answers", "length": "tokens of an answer"}
+        head = ["arm", *(titles.get(column, column) for column in config.columns)]
+        head += [f"steps to {config.target:g}", f"seconds to {config.target:g}", "seconds"]
+        rows: list[list[str]] = []
+        for name, group in by_arm.items():
+            cells = [_cell(group, column, config.last_steps) for column in config.columns]
+            rows.append([name, *cells, *_reached(group, config), _seconds(group)])
+        return cls(head, rows, differences(config, by_arm))
+
+    def markdown(self) -> str:
+        """The table, and below it what of it can be told from chance."""
+        lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)], *self.rows]
+        return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *(f"- {d}" for d in self.differences)])
+
+    def html(self) -> str:
+        """The same for a page."""
+        lines = [("th", self.head), *(("td", row) for row in self.rows)]
+        rows = "".join(f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in line)}</tr>" for tag, line in lines)
+        told = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.differences)
+        return f'<div class="scroll"><table id="table">{rows}</table></div><ul id="differences">{told}</ul>'
 
 
 def differences(config: AblationConfig, by_arm: dict[str, list[RunFigures]]) -> list[str]:
-    """A sentence for each arm but the first, for each column: the difference seed by seed, and whether it is one."""
+    """Sentences for each arm but the first: the difference of each column seed by seed, and whether it is one.
+
+    Where seconds are compared, their ratio as well: the geometric mean over seeds, with the interval of its logarithm.
+    """
     first, *others = config.arms
     sentences: list[str] = []
     for other in others:
@@ -114,10 +149,23 @@ def differences(config: AblationConfig, by_arm: dict[str, list[RunFigures]]) -> 
                 continue
             estimate = Estimate.of(both)
             verdict = "a clear difference" if estimate.excludes_zero else "no clear difference"
-            sentences.append(
-                f"- {other.name} minus {first.name}, {column}: {estimate} over {len(both)} seeds: {verdict}"
-            )
+            sentences.append(f"{other.name} minus {first.name}, {column}: {estimate} over {len(both)} seeds: {verdict}")
+        if config.compare_seconds and (pairs := _paired_seconds(by_arm[other.name], by_arm[first.name])):
+            sentences.append(f"{other.name} over {first.name}, seconds: {_ratio(pairs)} over {len(pairs)} seeds")
     return sentences
+
+
+def _paired_seconds(ours: Sequence[RunFigures], theirs: Sequence[RunFigures]) -> list[tuple[float, float]]:
+    by_seed = {run.seed: run.seconds for run in theirs}
+    return [(run.seconds, by_seed[run.seed]) for run in ours if run.seed in by_seed]
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> str:
+    log = Estimate.of([math.log(ours / theirs) for ours, theirs in pairs])
+    if math.isinf(log.half):
+        return f"{math.exp(log.mean):.2f}"
+    low, high = math.exp(log.mean - log.half), math.exp(log.mean + log.half)
+    return f"{math.exp(log.mean):.2f} (95% interval {low:.2f} to {high:.2f})"
 
 
 def _cell(group: Sequence[RunFigures], column: str, last_steps: int) -> str:
@@ -125,15 +173,15 @@ def _cell(group: Sequence[RunFigures], column: str, last_steps: int) -> str:
     return str(Estimate.of(values)) if values and not any(map(math.isnan, values)) else "-"
 
 
-def _reached(group: Sequence[RunFigures], config: AblationConfig) -> str:
-    found = [run.reached(config.target, config.last_steps) for run in group]
-    steps = [place[0] for place in found if place is not None]
-    if not steps:
-        return "not reached"
-    told = f"{np.mean(steps):.0f}"
-    return told if len(steps) == len(found) else f"{told} ({len(steps)} of {len(found)} runs)"
+def _reached(group: Sequence[RunFigures], config: AblationConfig) -> tuple[str, str]:
+    """Steps and seconds until the target was reached, means of the runs that did; and how many did, if not all."""
+    places = [run.reached(config.target, config.last_steps) for run in group]
+    found = [place for place in places if place is not None]
+    if not found:
+        return "not reached", "-"
+    share = "" if len(found) == len(places) else f" ({len(found)} of {len(places)} runs)"
+    return f"{np.mean([step for step, _ in found]):.0f}{share}", f"{np.mean([time for _, time in found]):.0f}{share}"
 
 
 def _seconds(group: Sequence[RunFigures]) -> str:
-    values = [math.fsum(record["seconds"] for record in run.steps) for run in group]
-    return f"{np.mean(values):.0f}" if values else "-"
+    return f"{np.mean([run.seconds for run in group]):.0f}" if group else "-"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from glmcore.chat import Message
-from glmcore.data.reasoning import Problem
+from glmcore.data.reasoning import Problem, is_held_out
 from glmcore.envs.config import ReasoningGymConfig
 from glmcore.envs.protocol import Split, Start, StepResult
 from glmcore.envs.reasoning import ReasoningEnv, ReasoningFamily
@@ -19,6 +19,8 @@ OPTIONS = {"scale_s": 0.02, "shape": 1.2, "cap_s": 1.0}
 
 class DelayedFamily:
     """Problems of `ReasoningFamily`; the n-th attempt at a task takes the same time whoever makes it.
+
+    Held-out problems are judged at once, so that evaluations cost all ways to train the same.
 
     Args:
         options: Those of `OPTIONS` that are to be otherwise.
@@ -65,9 +67,10 @@ class DelayedEnv(ReasoningEnv):
 
     async def reset(self, task: Problem) -> Start:
         """Pose the problem."""
-        attempt = self._family.attempts.get(task.id, 0)
-        self._family.attempts[task.id] = attempt + 1
-        self._delay = self._family.delay(task.id, attempt)
+        if not is_held_out(task.question):
+            attempt = self._family.attempts.get(task.id, 0)
+            self._family.attempts[task.id] = attempt + 1
+            self._delay = self._family.delay(task.id, attempt)
         return await super().reset(task)
 
     async def step(self, message: Message) -> StepResult:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from glmcore.chat import parse_reply
 from glmcore.durable import write_file
 from glmcore.envs.registry import list_tasks
 from glmcore.errors import RunError
@@ -40,7 +41,7 @@ class SuiteResult:
     truncated: float
     """Share of answers that were cut off."""
     short: float
-    """Share of answers of at most `short_tokens` tokens."""
+    """Share of answers that are short templates; see `is_short_template`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -54,7 +55,7 @@ class SuiteResult:
 
 
 def summarize_answers(
-    name: str, step: int, rewards: np.ndarray, lengths: np.ndarray, truncated: np.ndarray, short_tokens: int
+    name: str, step: int, rewards: np.ndarray, lengths: np.ndarray, truncated: np.ndarray, short: np.ndarray
 ) -> SuiteResult:
     """The result of a suite from its answers.
 
@@ -64,7 +65,7 @@ def summarize_answers(
         rewards: In [0, 1], float [tasks, samples].
         lengths: Tokens, int [tasks, samples].
         truncated: Whether each was cut off, bool [tasks, samples].
-        short_tokens: Most tokens of an answer that counts as short.
+        short: Whether each is a short template, bool [tasks, samples].
     """
     samples = rewards.shape[1]
     passes = (rewards >= PASS_REWARD).sum(1)
@@ -77,8 +78,20 @@ def summarize_answers(
         pass_at,
         float(lengths.mean()),
         float(truncated.mean()),
-        float((lengths <= short_tokens).mean()),
+        float(short.mean()),
     )
+
+
+def is_short_template(rollout: Rollout, short_tokens: int) -> bool:
+    """Whether an answer has the form of one and next to nothing in it, be it right or wrong.
+
+    It ended by itself, its thinking is closed, something is said after it, and all of it, tags and end included, is
+    at most `short_tokens` tokens. So neither counts what was cut off nor what is only broken.
+    """
+    if rollout.failed is not None or rollout.ending.finish_reason != "stop" or len(rollout.sampled_ids) > short_tokens:
+        return False
+    message = parse_reply(rollout.reply)
+    return message.finished_thinking and bool(message.content.strip())
 
 
 class Evaluator:
@@ -179,5 +192,5 @@ def _summarize(suite: SuiteConfig, step: int, rollouts: Sequence[Rollout]) -> Su
         np.array([rollout.reward for rollout in rollouts]).reshape(shape),
         np.array([len(rollout.sampled_ids) for rollout in rollouts]).reshape(shape),
         np.array([rollout.ending.finish_reason == "length" for rollout in rollouts]).reshape(shape),
-        suite.short_tokens,
+        np.array([is_short_template(rollout, suite.short_tokens) for rollout in rollouts]).reshape(shape),
     )

@@ -20,7 +20,7 @@ class SuiteConfig(Config):
     max_response_tokens: PositiveInt | None = None
     """None for the longest of training at the moment."""
     short_tokens: PositiveInt = 8
-    """Most tokens of an answer that counts as short, in the share of short answers."""
+    """Most tokens of an answer that counts as a short template, tags and end included."""
 
 
 class EvaluationConfig(Config):
