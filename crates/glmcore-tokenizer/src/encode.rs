@@ -188,7 +188,7 @@ impl Tokenizer {
             }
             // No word is awaited between batches.
             if let Outside::Ids(many) = cache.outside(key, entered, word, |_| false) {
-                ids.extend_from_slice(many);
+                ids.extend_from_slice(many.as_slice());
                 return;
             }
         }
