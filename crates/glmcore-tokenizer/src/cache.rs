@@ -6,15 +6,12 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::hash::{hash_bytes, hash_u128};
+use crate::hash::hash_u128;
+use crate::key::Key;
 use crate::memory::Table;
 use crate::prefetch::prefetch;
 use crate::{TokenId, vocabulary::Vocabulary};
 
-/// Words of more bytes are merged anew each time.
-const MAX_CACHED_BYTES: usize = 1024;
-/// Words up to this length are their own key.
-const MAX_KEY_BYTES: usize = 15;
 const MAX_INLINE_IDS: usize = 4;
 /// Entries of 32 bytes: the table grows to 32 MiB.
 const MAX_ENTRIES: usize = 1 << 20;
@@ -36,7 +33,6 @@ const SEEDED_AHEAD: usize = 16;
 const AWAITED: u32 = u32::MAX;
 
 const ID_BITS: u32 = 24;
-const LONG: u128 = 0xff << 120;
 
 /// A word and its tokens. The top byte of `ids[0]` counts them; 0 tells that they stand outside, `ids[2]` of them from
 /// `ids[1]` on, and behind them the `ids[3]` bytes of a long word.
@@ -49,51 +45,6 @@ struct Entry {
 
 /// Two entries fill a cache line.
 type Bucket = [Entry; 2];
-
-/// A word's key and place in the table.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Key {
-    key: u128,
-    hash: u64,
-}
-
-/// A word too long to be remembered; no entry has this key.
-const UNCACHED: Key = Key { key: 0xfe << 120, hash: 0 };
-
-impl Key {
-    /// Key of the word `text[start..end]`, which is not empty.
-    #[inline(always)]
-    pub(crate) fn of(text: &[u8], start: usize, end: usize) -> Self {
-        let len = end - start;
-        if len > MAX_KEY_BYTES {
-            return Self::of_long(&text[start..end]);
-        }
-        let word = match text.get(start..start + 16) {
-            Some(bytes) => {
-                u128::from_le_bytes(bytes.try_into().expect("16 bytes"))
-                    & (u128::MAX >> (128 - 8 * len))
-            }
-            None => last_word(&text[start..end]),
-        };
-        let key = word | (len as u128) << 120;
-        Self { key, hash: hash_u128(key) }
-    }
-
-    #[inline(never)]
-    fn of_long(word: &[u8]) -> Self {
-        if word.len() > MAX_CACHED_BYTES {
-            return UNCACHED;
-        }
-        let hash = hash_bytes(word);
-        Self { key: u128::from(hash) | LONG, hash }
-    }
-
-    /// Whether the word must be compared, since the key does not tell it from all others.
-    #[inline(always)]
-    pub(crate) fn is_long(self) -> bool {
-        self.key >> 120 == LONG >> 120
-    }
-}
 
 /// Whether two strings of the same length, 16 bytes at least, are equal. Words are short: a call of the general
 /// comparison costs more than comparing them.
@@ -108,14 +59,6 @@ fn is_equal(one: &[u8], other: &[u8]) -> bool {
             .chunks_exact(16)
             .zip(other.chunks_exact(16))
             .all(|(one, other)| number(one) == number(other))
-}
-
-/// A word so near the end of the text that 16 bytes cannot be read.
-#[inline(never)]
-fn last_word(word: &[u8]) -> u128 {
-    let mut bytes = [0; 16];
-    bytes[..word.len()].copy_from_slice(word);
-    u128::from_le_bytes(bytes)
 }
 
 /// What a table entry tells of a word's tokens.
@@ -318,7 +261,7 @@ impl WordCache {
     /// Makes a place for the tokens of a word that was not found; until they are there it is awaited, as `number`.
     #[inline]
     pub(crate) fn reserve(&mut self, key: Key, number: u32) -> Slot {
-        if key.key == UNCACHED.key {
+        if key.is_uncached() {
             return Slot(None);
         }
         let mask = self.mask;
@@ -347,7 +290,7 @@ impl WordCache {
             return;
         };
         let entry = &mut self.table.as_mut_slice()[place as usize][side as usize];
-        let is_long = entry.key >> 120 == LONG >> 120;
+        let is_long = Key::is_of_long(entry.key);
         if ids.len() <= MAX_INLINE_IDS && !is_long {
             entry.ids = [0; MAX_INLINE_IDS];
             entry.ids[..ids.len()].copy_from_slice(ids);
@@ -404,8 +347,8 @@ impl WordCache {
         let mask = self.mask;
         let buckets = self.table.as_mut_slice();
         for entry in other.buckets().iter().flatten().filter(|entry| entry.key != 0) {
-            let long = entry.key >> 120 == LONG >> 120;
-            let hash = if long { entry.key as u64 } else { hash_u128(entry.key) };
+            let hash =
+                if Key::is_of_long(entry.key) { entry.key as u64 } else { hash_u128(entry.key) };
             let free = (0..MAX_BUCKETS_SEARCHED)
                 .flat_map(|step| [0, 1].map(|side| ((hash as usize + step) & mask, side)))
                 .find(|&(bucket, side)| buckets[bucket][side].key == 0);
@@ -418,3 +361,6 @@ impl WordCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

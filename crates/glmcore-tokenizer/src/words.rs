@@ -3,7 +3,8 @@
 
 use crate::TokenId;
 use crate::bpe::Lanes;
-use crate::cache::{Entered, Key, Outside, OutsideIds, Slot, WordCache};
+use crate::cache::{Entered, Outside, OutsideIds, Slot, WordCache};
+use crate::key::Key;
 use crate::split::{BATCH, Cuts, Instructions, Known, Task};
 use crate::tokenizer::Tokenizer;
 use crate::vocabulary::Vocabulary;
@@ -33,7 +34,7 @@ pub(crate) struct Words<'a> {
 }
 
 /// New words are merged when there are so many, or when so many words have been looked up, or at the end of the text.
-const MANY_NEW: usize = 64;
+const MANY_NEW: usize = 256;
 const MANY_WORDS: usize = 8 * BATCH;
 /// So many ids are few, and so many of those are many together.
 const FEW: usize = 24;
