@@ -54,7 +54,7 @@ impl Integers {
 }
 
 /// Asks for the cache line at an address; does nothing where there is no such instruction.
-#[inline(always)]
+#[inline]
 fn prefetch<T>(address: *const T) {
     let _ = address;
     #[cfg(target_arch = "x86_64")]
