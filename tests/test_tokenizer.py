@@ -96,6 +96,18 @@ def test_decoding_gives_the_text_back_and_streams(ours, text):
     assert "".join(stream.push(i) for i in ids) + stream.finish() == text
 
 
+def test_lists_and_arrays_hold_the_same_ids_and_decode_to_the_same_text(ours):
+    for size in (0, 1, 255, 256, 257, 5_000):
+        text = "".join(f"word {number}, 中文\n" for number in range(size))
+        ids = ours.encode(text)
+        assert ids == ours.encode_to_numpy(text).tolist()
+        assert ours.decode(ids) == ours.decode(tuple(ids)) == ours.decode(np.array(ids, np.int32)) == text
+
+
+def test_ids_of_any_integer_type_decode(ours):
+    assert ours.decode([np.int64(40), True, 7]) == ours.decode([40, 1, 7])
+
+
 def test_special_tokens_in_text_stay_text_unless_asked_for(ours):
     user = ours.token_to_id("<|user|>")
     assert user not in ours.encode("<|user|>")
@@ -149,6 +161,9 @@ def test_a_missing_file_is_named(tmp_path):
     [
         (lambda t: t.decode([10**6]), "outside the vocabulary"),
         (lambda t: t.decode([-1]), "is not an id"),
+        (lambda t: t.decode([2**40]), "is not an id"),
+        (lambda t: t.decode([2**70]), "flat sequence"),
+        (lambda t: t.decode(["1"]), "flat sequence"),
         (lambda t: t.decode([[1, 2]]), "flat sequence|dimension"),
         (lambda t: t.id_to_token(2_000), "outside the vocabulary of 2000"),
         (lambda t: t.token_to_id("<|nobody|>"), "no token"),

@@ -251,5 +251,6 @@ def test_training_does_not_depend_on_threads_or_batches(tmp_path):
 def test_lone_surrogates_become_replacement_characters(plain, tmp_path):
     ours, _ = both(plain, tmp_path)
     assert "\ufffd" in ours.decode(ours.encode("a\ud800b"))
-    batch = ours.encode_batch(["a\ud800b", "c"])
+    batch = ours.encode_batch(["a\ud800b", "c", "中文 é"])
     np.testing.assert_array_equal(batch[0], ours.encode("a\ud800b"))
+    assert ours.decode(batch[2]) == "中文 é"

@@ -62,7 +62,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Tokenizer":
-        """Read a tokenizer.json, or a compiled tokenizer (`*.glmtok`).
+        """Read a tokenizer.json, or a compiled tokenizer (`*.glmtok`), which must not change while it is read.
 
         Raises:
             TokenizerError: The file cannot be read, or asks for something that cannot be honoured exactly.

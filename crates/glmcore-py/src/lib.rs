@@ -13,6 +13,7 @@ mod decode;
 mod error;
 mod fp8;
 mod ids;
+mod integers;
 mod json_lines;
 mod lease;
 mod megatron;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use glmcore_tokenizer::{
     AddedToken, CL100K_PATTERN, EncodedBatch, GLM4_PATTERN, GLM4_SPECIAL_TOKENS, GPT2_PATTERN,
@@ -11,27 +11,25 @@ use glmcore_tokenizer::{
 };
 use numpy::ndarray::Array2;
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray1};
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{IntoPyDict, PyBytes, PyInt, PyList, PyString};
+use pyo3::types::{IntoPyDict, PyBytes, PyList, PyString};
 
 use crate::error::{OrRaise, TokenizerError};
 use crate::ids::{Ids, not_an_id};
+use crate::integers::Integers;
 
 /// A byte-level BPE tokenizer.
 #[pyclass(frozen, name = "CoreTokenizer", module = "glmcore._core")]
 pub(crate) struct PyTokenizer {
     inner: Arc<Tokenizer>,
-    /// A Python integer for each id, made for the first long list.
-    integers: OnceLock<Vec<Py<PyInt>>>,
+    integers: Integers,
 }
 
 /// Ids of a batch and the bounds of its texts.
 type FlatBatch<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<i64>>);
 /// Ids of a text and where each begins and ends in it.
 type IdsAndSpans<'py> = (Bound<'py, PyArray1<i32>>, Bound<'py, PyArray2<i64>>);
-
-/// Lists up to this length are not worth a table of integers.
-const SHORT_LIST: usize = 256;
 
 impl PyTokenizer {
     /// The tokenizer itself.
@@ -40,18 +38,7 @@ impl PyTokenizer {
     }
 
     pub(crate) fn new(inner: Tokenizer) -> Self {
-        Self { inner: Arc::new(inner), integers: OnceLock::new() }
-    }
-
-    fn to_list<'py>(&self, py: Python<'py>, ids: &[u32]) -> PyResult<Bound<'py, PyList>> {
-        if ids.len() <= SHORT_LIST && self.integers.get().is_none() {
-            return PyList::new(py, ids);
-        }
-        let integers = self.integers.get_or_init(|| {
-            let integer = |id: usize| PyInt::new(py, id).unbind();
-            (0..self.inner.vocab_size()).map(integer).collect()
-        });
-        PyList::new(py, ids.iter().map(|&id| integers[id as usize].bind(py)))
+        Self { inner: Arc::new(inner), integers: Integers::new() }
     }
 
     fn decode_to_bytes(&self, ids: &[u32], skip_special: bool) -> PyResult<Vec<u8>> {
@@ -130,7 +117,7 @@ impl PyTokenizer {
     ) -> PyResult<Bound<'py, PyList>> {
         let text = to_str(text);
         let ids = py.detach(|| self.inner.encode(&text, special(parse_special)));
-        self.to_list(py, &ids)
+        self.integers.list(py, &ids, self.inner.vocab_size())
     }
 
     /// Ids of bytes of which some may be no UTF-8.
@@ -186,13 +173,14 @@ impl PyTokenizer {
         texts: Vec<Bound<'py, PyString>>,
         parse_special: bool,
         num_threads: usize,
-    ) -> FlatBatch<'py> {
-        let texts: Vec<Cow<'_, str>> = texts.iter().map(to_str).collect();
+    ) -> PyResult<FlatBatch<'py>> {
+        let texts: Vec<Text<'_, '_>> = texts.iter().map(Text::of).collect::<PyResult<_>>()?;
+        let texts: Vec<&str> = texts.iter().map(Text::as_str).collect();
         let EncodedBatch { ids, offsets } =
             py.detach(|| self.inner.encode_batch(&texts, special(parse_special), num_threads));
         let place = |offset| i64::try_from(offset).expect("memory is below 2^63");
         let offsets: Vec<i64> = offsets.into_iter().map(place).collect();
-        (signed(ids).into_pyarray(py), offsets.into_pyarray(py))
+        Ok((signed(ids).into_pyarray(py), offsets.into_pyarray(py)))
     }
 
     /// Bytes of `ids`, without the tokens flagged special if `skip_special`.
@@ -288,6 +276,35 @@ impl PyTokenizer {
 fn to_text<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyString>> {
     let bytes = PyBytes::new(py, bytes);
     PyString::from_encoded_object(&bytes, Some(c"utf-8"), Some(c"replace"))
+}
+
+/// A text of a batch. Python would keep the UTF-8 of every string that is not ASCII as long as the string lives, which
+/// takes a copy and twice the memory: it is made here and goes with the call.
+enum Text<'t, 'py> {
+    InPlace(&'t str),
+    Made(Bound<'py, PyBytes>),
+    Replaced(String),
+}
+
+impl<'t, 'py> Text<'t, 'py> {
+    fn of(text: &'t Bound<'py, PyString>) -> PyResult<Self> {
+        if text.call_method0(intern!(text.py(), "isascii"))?.is_truthy()? {
+            return Ok(Self::InPlace(text.to_str()?));
+        }
+        // Lone surrogates cannot be encoded.
+        Ok(text
+            .encode_utf8()
+            .map_or_else(|_| Self::Replaced(text.to_string_lossy().into_owned()), Self::Made))
+    }
+
+    fn as_str(&self) -> &str {
+        match self {
+            Self::InPlace(text) => text,
+            // SAFETY: Python has just encoded them as UTF-8, and bytes do not change.
+            Self::Made(bytes) => unsafe { std::str::from_utf8_unchecked(bytes.as_bytes()) },
+            Self::Replaced(text) => text,
+        }
+    }
 }
 
 /// The UTF-8 of a string; lone surrogates, which no UTF-8 can hold, become U+FFFD.

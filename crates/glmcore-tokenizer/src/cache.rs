@@ -1,25 +1,28 @@
 //! Tokens of words that were seen before: a hash table in which most look-ups touch one cache line.
 //!
 //! A word of up to 15 bytes is its own key, so nothing needs to be compared beside it. Up to four tokens stand in the
-//! entry. Longer words are found by hash and then compared, longer lists of tokens stand outside.
+//! entry. Longer words are found by hash and then compared; what has no room in an entry stands outside the table, the
+//! tokens of a word and its bytes side by side.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::hash::{hash_bytes, hash_u128};
+use crate::hash::hash_u128;
+use crate::key::Key;
 use crate::memory::Table;
 use crate::prefetch::prefetch;
 use crate::{TokenId, vocabulary::Vocabulary};
 
-/// Words of more bytes are merged anew each time.
-const MAX_CACHED_BYTES: usize = 1024;
-/// Words up to this length are their own key.
-const MAX_KEY_BYTES: usize = 15;
 const MAX_INLINE_IDS: usize = 4;
 /// Entries of 32 bytes: the table grows to 32 MiB.
 const MAX_ENTRIES: usize = 1 << 20;
 const MIN_ENTRIES: usize = 1 << 12;
-/// What stands outside the table may take so many ids and so many bytes.
-const MAX_OUTSIDE: usize = 1 << 22;
+/// The table begins with so many places for each token: where it is large enough at once it never grows, and few words
+/// are pushed out of their bucket.
+const PLACES_PER_TOKEN: usize = 6;
+/// What stands outside the table may take so many numbers of 32 bits, 20 MiB.
+const MAX_OUTSIDE: usize = 5 << 20;
+/// Numbers that may be read behind a word's ids, so that they can be copied by so many.
+const OUTSIDE_STEP: usize = 8;
 /// A word that finds no place in so many buckets is not remembered: an adversary's words cannot make look-ups slow.
 const MAX_BUCKETS_SEARCHED: usize = 64;
 
@@ -30,10 +33,9 @@ const SEEDED_AHEAD: usize = 16;
 const AWAITED: u32 = u32::MAX;
 
 const ID_BITS: u32 = 24;
-const LONG: u128 = 0xff << 120;
 
 /// A word and its tokens. The top byte of `ids[0]` counts them; 0 tells that they stand outside, `ids[2]` of them from
-/// `ids[1]` on, and a long word's bytes from `ids[3]` on.
+/// `ids[1]` on, and behind them the `ids[3]` bytes of a long word.
 #[derive(Debug, Clone, Copy, Zeroable, Pod)]
 #[repr(C)]
 struct Entry {
@@ -44,55 +46,19 @@ struct Entry {
 /// Two entries fill a cache line.
 type Bucket = [Entry; 2];
 
-/// A word's key and place in the table.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Key {
-    key: u128,
-    hash: u64,
-}
-
-/// A word too long to be remembered; no entry has this key.
-const UNCACHED: Key = Key { key: 0xfe << 120, hash: 0 };
-
-impl Key {
-    /// Key of the word `text[start..end]`, which is not empty.
-    #[inline(always)]
-    pub(crate) fn of(text: &[u8], start: usize, end: usize) -> Self {
-        let len = end - start;
-        if len > MAX_KEY_BYTES {
-            return Self::of_long(&text[start..end]);
-        }
-        let word = match text.get(start..start + 16) {
-            Some(bytes) => {
-                u128::from_le_bytes(bytes.try_into().expect("16 bytes"))
-                    & (u128::MAX >> (128 - 8 * len))
-            }
-            None => last_word(&text[start..end]),
-        };
-        let key = word | (len as u128) << 120;
-        Self { key, hash: hash_u128(key) }
-    }
-
-    #[inline(never)]
-    fn of_long(word: &[u8]) -> Self {
-        if word.len() > MAX_CACHED_BYTES {
-            return UNCACHED;
-        }
-        let hash = hash_bytes(word);
-        Self { key: u128::from(hash) | LONG, hash }
-    }
-
-    fn is_long(self) -> bool {
-        self.key >> 120 == LONG >> 120
-    }
-}
-
-/// A word so near the end of the text that 16 bytes cannot be read.
-#[inline(never)]
-fn last_word(word: &[u8]) -> u128 {
-    let mut bytes = [0; 16];
-    bytes[..word.len()].copy_from_slice(word);
-    u128::from_le_bytes(bytes)
+/// Whether two strings of the same length, 16 bytes at least, are equal. Words are short: a call of the general
+/// comparison costs more than comparing them.
+#[inline(always)]
+fn is_equal(one: &[u8], other: &[u8]) -> bool {
+    let number = |bytes: &[u8]| u128::from_ne_bytes(bytes.try_into().expect("16 bytes"));
+    let (Some(last), Some(other_last)) = (one.last_chunk::<16>(), other.last_chunk::<16>()) else {
+        return one == other;
+    };
+    last == other_last
+        && one
+            .chunks_exact(16)
+            .zip(other.chunks_exact(16))
+            .all(|(one, other)| number(one) == number(other))
 }
 
 /// What a table entry tells of a word's tokens.
@@ -114,9 +80,38 @@ impl Entered<'_> {
     }
 }
 
+/// Tokens that stand outside the table: some numbers more than there are ids.
+#[derive(Clone, Copy)]
+pub(crate) struct OutsideIds<'c> {
+    padded: &'c [TokenId],
+    len: usize,
+}
+
+impl OutsideIds<'_> {
+    /// The ids.
+    pub(crate) fn as_slice(&self) -> &[TokenId] {
+        &self.padded[..self.len]
+    }
+
+    /// Number of ids.
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Writes the ids, and up to seven numbers more, to the beginning of `place`, which has room for all.
+    #[inline(always)]
+    pub(crate) fn write(&self, place: &mut [TokenId]) {
+        let from = self.padded.chunks_exact(OUTSIDE_STEP).take(self.len.div_ceil(OUTSIDE_STEP));
+        for (to, from) in place.chunks_exact_mut(OUTSIDE_STEP).zip(from) {
+            to.copy_from_slice(from);
+        }
+    }
+}
+
 /// What is known of a word whose tokens do not stand in the table.
 pub(crate) enum Outside<'c> {
-    Ids(&'c [TokenId]),
+    Ids(OutsideIds<'c>),
     /// The tokens are awaited, under this number.
     Awaited(u32),
     /// The entry is that of another word with the same hash.
@@ -134,14 +129,14 @@ pub(crate) struct WordCache {
     mask: usize,
     all_entered: bool,
     num_entries: usize,
-    ids: Vec<TokenId>,
-    bytes: Vec<u8>,
+    /// Ids of a word and its bytes, then those of the next; zeros at the end.
+    outside: Vec<u32>,
 }
 
 impl WordCache {
     /// A cache that knows the words that are tokens themselves, if `seeded`.
     pub(crate) fn new(vocabulary: &Vocabulary, seeded: bool) -> Self {
-        let num_entries = vocabulary.num_learned() * 3;
+        let num_entries = vocabulary.num_learned() * PLACES_PER_TOKEN;
         let mut cache =
             Self::with_entries(num_entries.next_power_of_two().clamp(MIN_ENTRIES, MAX_ENTRIES));
         if seeded {
@@ -156,8 +151,7 @@ impl WordCache {
             all_entered: true,
             mask: num_entries / 2 - 1,
             num_entries: 0,
-            ids: Vec::new(),
-            bytes: Vec::new(),
+            outside: vec![0; OUTSIDE_STEP],
         }
     }
 
@@ -206,8 +200,20 @@ impl WordCache {
         }
     }
 
+    /// Brings what stands outside the table for a long word near, if the table knows the word.
+    #[inline(always)]
+    pub(crate) fn prefetch_outside(&self, key: Key) {
+        if let Some(Entered(&[count, start, ..])) = self.find(key)
+            && count == 0
+        {
+            // A word's ids and bytes lie on two cache lines mostly.
+            prefetch(&self.outside, start as usize);
+            prefetch(&self.outside, (start as usize).wrapping_add(64 / size_of::<u32>()));
+        }
+    }
+
     /// Tokens of a word that do not stand in the table. `is_word` tells whether the awaited word of a number is the same.
-    #[inline(never)]
+    #[inline(always)]
     pub(crate) fn outside(
         &self,
         key: Key,
@@ -215,7 +221,7 @@ impl WordCache {
         word: &[u8],
         is_word: impl Fn(u32) -> bool,
     ) -> Outside<'_> {
-        let [_, start, len, bytes] = *entered.0;
+        let [_, start, len, num_bytes] = *entered.0;
         if start == AWAITED {
             return if !key.is_long() || is_word(len) {
                 Outside::Awaited(len)
@@ -223,13 +229,11 @@ impl WordCache {
                 Outside::OtherWord
             };
         }
-        let same = !key.is_long()
-            || self.bytes.get(bytes as usize..).is_some_and(|bytes| bytes.starts_with(word));
-        if same {
-            Outside::Ids(&self.ids[start as usize..][..len as usize])
-        } else {
-            Outside::OtherWord
-        }
+        let (padded, len) = (&self.outside[start as usize..], len as usize);
+        let is_same = !key.is_long()
+            || (num_bytes as usize == word.len()
+                && is_equal(&bytemuck::cast_slice(&padded[len..])[..word.len()], word));
+        if is_same { Outside::Ids(OutsideIds { padded, len }) } else { Outside::OtherWord }
     }
 
     #[inline(never)]
@@ -257,7 +261,7 @@ impl WordCache {
     /// Makes a place for the tokens of a word that was not found; until they are there it is awaited, as `number`.
     #[inline]
     pub(crate) fn reserve(&mut self, key: Key, number: u32) -> Slot {
-        if key.key == UNCACHED.key {
+        if key.is_uncached() {
             return Slot(None);
         }
         let mask = self.mask;
@@ -286,18 +290,26 @@ impl WordCache {
             return;
         };
         let entry = &mut self.table.as_mut_slice()[place as usize][side as usize];
-        let is_long = entry.key >> 120 == LONG >> 120;
+        let is_long = Key::is_of_long(entry.key);
         if ids.len() <= MAX_INLINE_IDS && !is_long {
             entry.ids = [0; MAX_INLINE_IDS];
             entry.ids[..ids.len()].copy_from_slice(ids);
             entry.ids[0] |= (ids.len() as u32) << ID_BITS;
             return;
         }
-        entry.ids = [0, self.ids.len() as u32, ids.len() as u32, self.bytes.len() as u32];
-        self.ids.extend_from_slice(ids);
+        let start = self.outside.len() - OUTSIDE_STEP;
+        entry.ids = [0, start as u32, ids.len() as u32, word.len() as u32];
+        self.outside.truncate(start);
+        self.outside.extend_from_slice(ids);
         if is_long {
-            self.bytes.extend_from_slice(word);
+            let mut chunks = word.chunks_exact(4);
+            let number = |chunk: &[u8]| u32::from_ne_bytes(chunk.try_into().expect("4 bytes"));
+            self.outside.extend(chunks.by_ref().map(number));
+            let mut last = [0; 4];
+            last[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
+            self.outside.push(u32::from_ne_bytes(last));
         }
+        self.outside.extend_from_slice(&[0; OUTSIDE_STEP]);
     }
 
     /// Makes room if there is little: the table doubles up to its bound, then starts anew. To be called between texts
@@ -305,10 +317,7 @@ impl WordCache {
     #[inline]
     pub(crate) fn make_room(&mut self, vocabulary: &Vocabulary, seeded: bool) {
         let capacity = (self.mask + 1) * 2;
-        if self.num_entries * 10 > capacity * 7
-            || self.ids.len() > MAX_OUTSIDE
-            || self.bytes.len() > MAX_OUTSIDE
-        {
+        if self.num_entries * 10 > capacity * 7 || self.outside.len() > MAX_OUTSIDE {
             self.grow_or_clear(vocabulary, seeded);
         }
     }
@@ -316,22 +325,18 @@ impl WordCache {
     #[cold]
     fn grow_or_clear(&mut self, vocabulary: &Vocabulary, seeded: bool) {
         let capacity = (self.mask + 1) * 2;
-        if capacity < MAX_ENTRIES
-            && self.ids.len() <= MAX_OUTSIDE
-            && self.bytes.len() <= MAX_OUTSIDE
-        {
+        if capacity < MAX_ENTRIES && self.outside.len() <= MAX_OUTSIDE {
             let mut larger = Self::with_entries(capacity * 2);
             larger.all_entered = self.all_entered;
             larger.copy_entries(self);
-            larger.ids = std::mem::take(&mut self.ids);
-            larger.bytes = std::mem::take(&mut self.bytes);
+            larger.outside = std::mem::take(&mut self.outside);
             *self = larger;
         } else {
             self.table.as_mut_slice().fill(Bucket::zeroed());
             self.num_entries = 0;
             self.all_entered = true;
-            self.ids.clear();
-            self.bytes.clear();
+            self.outside.clear();
+            self.outside.resize(OUTSIDE_STEP, 0);
             if seeded {
                 self.seed(vocabulary);
             }
@@ -342,8 +347,8 @@ impl WordCache {
         let mask = self.mask;
         let buckets = self.table.as_mut_slice();
         for entry in other.buckets().iter().flatten().filter(|entry| entry.key != 0) {
-            let long = entry.key >> 120 == LONG >> 120;
-            let hash = if long { entry.key as u64 } else { hash_u128(entry.key) };
+            let hash =
+                if Key::is_of_long(entry.key) { entry.key as u64 } else { hash_u128(entry.key) };
             let free = (0..MAX_BUCKETS_SEARCHED)
                 .flat_map(|step| [0, 1].map(|side| ((hash as usize + step) & mask, side)))
                 .find(|&(bucket, side)| buckets[bucket][side].key == 0);
@@ -356,3 +361,6 @@ impl WordCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

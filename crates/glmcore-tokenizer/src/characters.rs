@@ -72,7 +72,11 @@ impl Characters {
         while start < token.len() {
             let end = character_end(token, start);
             let character = &token[start..end];
-            let complete = std::str::from_utf8(character).is_ok();
+            let complete = match character.len() {
+                1 => character.is_ascii(),
+                2 | 3 => code_of(character).is_some(),
+                _ => std::str::from_utf8(character).is_ok(),
+            };
             if !complete {
                 // A part of a character: what it touches inside the token is a border that is crossed.
                 if start > 0 {
@@ -176,17 +180,21 @@ fn code_of(bytes: &[u8]) -> Option<usize> {
 
 /// Highest rank among the merges that turn the bytes of a character into its token, if they do.
 fn rank_of_character(merges: &Merges, character: &[u8], id: TokenId) -> Option<u32> {
-    let mut symbols: Vec<TokenId> =
-        character.iter().map(|&byte| merges.byte_ids[usize::from(byte)]).collect();
-    let mut highest = 0;
-    while symbols.len() > 1 {
-        let (place, merge) = (0..symbols.len() - 1)
-            .map(|place| (place, merges.get(symbols[place], symbols[place + 1])))
-            .min_by_key(|(_, merge)| merge.rank)
-            .filter(|&(_, merge)| merge != Merge::NONE)?;
-        symbols[place] = merge.id;
-        symbols.remove(place + 1);
-        highest = highest.max(merge.rank);
-    }
-    (symbols[0] == id).then_some(highest)
+    let merge_bytes = |first: u8, second: u8| merges.of_bytes(first, second);
+    let byte = |byte: u8| merges.byte_ids[usize::from(byte)];
+    let (first, last) = match *character {
+        [a, b] => (merge_bytes(a, b), None),
+        [a, b, c] => {
+            let (left, right) = (merge_bytes(a, b), merge_bytes(b, c));
+            // The lower rank goes first, the left of equal ones.
+            if left.rank <= right.rank {
+                (left, Some(merges.get(left.id, byte(c))))
+            } else {
+                (right, Some(merges.get(byte(a), right.id)))
+            }
+        }
+        _ => return None,
+    };
+    let end = last.unwrap_or(first);
+    (first != Merge::NONE && end != Merge::NONE && end.id == id).then_some(first.rank.max(end.rank))
 }

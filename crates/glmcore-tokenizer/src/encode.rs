@@ -6,7 +6,8 @@ use std::ops::Range;
 use crate::TokenId;
 use crate::added::Part;
 use crate::bpe;
-use crate::cache::{Key, Outside, WordCache};
+use crate::cache::{Outside, WordCache};
+use crate::key::Key;
 use crate::normalize::{nfc, nfc_stretches};
 use crate::split::{Splitter, dispatch};
 use crate::tokenizer::{Special, Tokenizer};
@@ -188,7 +189,7 @@ impl Tokenizer {
             }
             // No word is awaited between batches.
             if let Outside::Ids(many) = cache.outside(key, entered, word, |_| false) {
-                ids.extend_from_slice(many);
+                ids.extend_from_slice(many.as_slice());
                 return;
             }
         }

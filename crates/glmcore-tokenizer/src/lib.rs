@@ -35,6 +35,7 @@ mod decode;
 mod encode;
 mod file;
 mod hash;
+mod key;
 mod learn;
 mod long;
 mod memory;

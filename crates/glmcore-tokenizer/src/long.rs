@@ -127,8 +127,9 @@ impl Dense {
     }
 }
 
-/// Places are asked for so many merges before they are needed.
+/// Places are asked for so many merges before they are needed, the pairs that a merge makes a few merges before.
 const AHEAD: usize = 12;
+const PAIRS_AHEAD: usize = 5;
 const END: u32 = u32::MAX;
 /// Symbols that have become part of their left neighbour.
 const DEAD: TokenId = TokenId::MAX;
@@ -204,9 +205,13 @@ impl List {
 
     fn merge(mut self, pairs: &mut Pairs<'_>, ids: &mut Vec<TokenId>) {
         while let Some((rank, of_rank)) = self.places.take_lowest() {
+            let made = self.token_of(&of_rank, rank, pairs);
             for (done, &place) in of_rank.iter().enumerate() {
                 if let Some(&ahead) = of_rank.get(done + AHEAD) {
                     prefetch(&self.symbols, ahead as usize);
+                }
+                if let Some(&ahead) = of_rank.get(done + PAIRS_AHEAD) {
+                    self.ask_for_pairs(ahead, made, pairs.merges);
                 }
                 if self.merge_at(place, rank, pairs) < rank {
                     // A new pair has a lower rank and goes first.
@@ -218,6 +223,28 @@ impl List {
             }
         }
         ids.extend(self.symbols.iter().filter(|symbol| symbol.id != DEAD).map(|symbol| symbol.id));
+    }
+
+    /// The token that the pairs of a rank become, if one of them is still there.
+    fn token_of(&self, places: &[u32], rank: u32, pairs: &mut Pairs<'_>) -> TokenId {
+        let left = places.iter().map(|&place| self.symbols[place as usize]);
+        left.into_iter()
+            .find(|left| left.id != DEAD && left.rank == rank)
+            .map_or(DEAD, |left| pairs.get(left.id, self.symbols[left.next as usize].id).id)
+    }
+
+    /// Brings the pairs near that come about when `made` stands for the pair at `place`; what has changed since does no
+    /// harm.
+    #[inline(always)]
+    fn ask_for_pairs(&self, place: u32, made: TokenId, merges: &Merges) {
+        let left = self.symbols[place as usize];
+        let Some(right) = self.symbols.get(left.next as usize) else { return };
+        if let Some(next) = self.symbols.get(right.next as usize) {
+            merges.prefetch(merges.place(made, next.id));
+        }
+        if let Some(previous) = self.symbols.get(left.previous as usize) {
+            merges.prefetch(merges.place(previous.id, made));
+        }
     }
 
     /// Merges the pair at `place` if it still has this rank; gives the lowest rank that this makes.

@@ -101,9 +101,8 @@ impl Tokenizer {
             )));
         }
         let mut byte_ids = [0; 256];
-        for (id, byte) in byte_ids.iter_mut().zip(0..=255_u8) {
-            *id = vocabulary
-                .id(&[byte])
+        for (byte, (id, known)) in byte_ids.iter_mut().zip(vocabulary.byte_ids()).enumerate() {
+            *id = known
                 .ok_or_else(|| Error::Inconsistent(format!("byte {byte:#04x} has no token")))?;
         }
         let rank_of = |place: usize, id: TokenId| if rank_by_id { id } else { place as u32 };

@@ -1,6 +1,7 @@
 //! Tokens by id and ids by bytes.
 
 use std::collections::VecDeque;
+use std::sync::OnceLock;
 
 use crate::hash::hash_bytes;
 use crate::memory::Table;
@@ -23,8 +24,9 @@ pub(crate) struct Vocabulary {
     bytes: Vec<u8>,
     /// Token i has the bytes from `bounds[i]` to `bounds[i + 1]`.
     bounds: Vec<u32>,
-    /// Open addressing; id + 1 below eleven bits of the hash, or 0 for a free slot.
-    slots: Table<u32>,
+    /// Open addressing; id + 1 below eleven bits of the hash, or 0 for a free slot. A compiled tokenizer has little use
+    /// for it: it is made when it is first looked into.
+    slots: OnceLock<Table<u32>>,
     /// Bit i: byte-pair encoding can make token i, which does not only stand in the list of ids.
     learned: Vec<u8>,
     /// Number of those.
@@ -68,15 +70,23 @@ impl Vocabulary {
             lens.push(bytes.len());
             bits[id / 8] |= u8::from(learned) << (id % 8);
         }
-        Self::from_parts(all, lens.into_iter(), bits)
+        let vocabulary = Self::from_parts(all, lens.into_iter(), bits)?;
+        let (slots, equal) = vocabulary.fill_slots();
+        if let Some((id, other)) = equal {
+            return Err(Error::Inconsistent(format!(
+                "token {id} is the same as token {other}: {:?}",
+                String::from_utf8_lossy(vocabulary.token(other))
+            )));
+        }
+        Ok(Self { slots: slots.into(), ..vocabulary })
     }
 
-    /// Takes the bytes of all tokens, the length of each, and a bit for each that is learned.
+    /// Takes the bytes of all tokens, the length of each, and a bit for each that is learned, no two of which are equal.
     ///
     /// # Errors
     ///
-    /// [`Error::Inconsistent`] for equal learned tokens, a token of more than 64 KiB, more than 2^20 tokens, lengths
-    /// that do not add up to the bytes.
+    /// [`Error::Inconsistent`] for a token of more than 64 KiB, more than 2^20 tokens, lengths that do not add up to the
+    /// bytes.
     pub(crate) fn from_parts(
         bytes: Vec<u8>,
         lens: impl ExactSizeIterator<Item = usize>,
@@ -106,51 +116,47 @@ impl Vocabulary {
                 bytes.len()
             )));
         }
-        let slots = Table::zeroed((len * 2).next_power_of_two().max(16));
-        let mut vocabulary = Self { bytes, bounds, slots, learned, num_learned: 0 };
-        vocabulary.enter_all()?;
+        let mut vocabulary =
+            Self { bytes, bounds, slots: OnceLock::new(), learned, num_learned: 0 };
+        vocabulary.num_learned = (0..len).filter(|&id| vocabulary.is_learned(id)).count();
         Ok(vocabulary)
     }
 
-    /// Enters the learned tokens into the hash table.
-    fn enter_all(&mut self) -> Result<(), Error> {
-        let mut hashes = [0; AHEAD];
+    /// The hash table of the learned tokens, and the first two that are equal, of which the later is not in it.
+    fn fill_slots(&self) -> (Table<u32>, Option<(TokenId, TokenId)>) {
         let len = self.len();
+        let mut table = Table::zeroed((len * 2).next_power_of_two().max(16));
+        let mut equal = None;
+        let mut hashes = [0; AHEAD];
         // Slots are asked for as the hashes are made, and used a round later.
         for at in 0..len + AHEAD {
             let place = at % AHEAD;
             if let Some(id) = at.checked_sub(AHEAD)
                 && self.is_learned(id)
-                && let Some(other) = self.enter(id as TokenId, hashes[place])
             {
-                return Err(Error::Inconsistent(format!(
-                    "token {id} is the same as token {other}: {:?}",
-                    String::from_utf8_lossy(self.token(other))
-                )));
+                let (id, hash) = (id as TokenId, hashes[place]);
+                if let Some(other) = self.find(table.as_slice(), self.token(id), hash) {
+                    equal = equal.or(Some((id, other)));
+                    continue;
+                }
+                let slots = table.as_mut_slice();
+                let mask = slots.len() - 1;
+                let mut slot = hash as usize & mask;
+                while slots[slot] != 0 {
+                    slot = (slot + 1) & mask;
+                }
+                slots[slot] = tag(hash) | (id + 1);
             }
             if at < len {
                 hashes[place] = hash_bytes(self.token(at as TokenId));
-                self.prefetch(hashes[place]);
+                prefetch_slot(table.as_slice(), hashes[place]);
             }
         }
-        Ok(())
+        (table, equal)
     }
 
-    /// Enters a token, or gives the equal one that is there.
-    #[inline]
-    fn enter(&mut self, id: TokenId, hash: u64) -> Option<TokenId> {
-        if let Some(other) = self.find(self.token(id), hash) {
-            return Some(other);
-        }
-        let slots = self.slots.as_mut_slice();
-        let mask = slots.len() - 1;
-        let mut slot = hash as usize & mask;
-        while slots[slot] != 0 {
-            slot = (slot + 1) & mask;
-        }
-        slots[slot] = tag(hash) | (id + 1);
-        self.num_learned += 1;
-        None
+    fn slots(&self) -> &[u32] {
+        self.slots.get_or_init(|| self.fill_slots().0).as_slice()
     }
 
     /// Whether `id` is the learned token with these bytes.
@@ -161,11 +167,6 @@ impl Vocabulary {
 
     fn is_learned(&self, id: usize) -> bool {
         self.learned[id / 8] >> (id % 8) & 1 != 0
-    }
-
-    fn prefetch(&self, hash: u64) {
-        let slots = self.slots.as_slice();
-        prefetch(slots, hash as usize & (slots.len() - 1));
     }
 
     /// Number of ids.
@@ -188,12 +189,11 @@ impl Vocabulary {
     /// Id of the learned token with these bytes.
     #[inline]
     pub(crate) fn id(&self, bytes: &[u8]) -> Option<TokenId> {
-        self.find(bytes, hash_bytes(bytes))
+        self.find(self.slots(), bytes, hash_bytes(bytes))
     }
 
     #[inline]
-    fn find(&self, bytes: &[u8], hash: u64) -> Option<TokenId> {
-        let slots = self.slots.as_slice();
+    fn find(&self, slots: &[u32], bytes: &[u8], hash: u64) -> Option<TokenId> {
         let mask = slots.len() - 1;
         let mut slot = hash as usize & mask;
         loop {
@@ -215,6 +215,7 @@ impl Vocabulary {
         all: impl Iterator<Item = &'b [u8]>,
     ) -> impl Iterator<Item = Option<TokenId>> {
         // Slots are asked for first, then the bounds of the token that most likely stands there, then its bytes.
+        let slots = self.slots();
         let mut all = all.fuse();
         let mut queue = VecDeque::with_capacity(3 * AHEAD);
         std::iter::from_fn(move || {
@@ -222,23 +223,28 @@ impl Vocabulary {
                 && let Some(bytes) = all.next()
             {
                 let hash = hash_bytes(bytes);
-                self.prefetch(hash);
+                prefetch_slot(slots, hash);
                 queue.push_back((bytes, hash));
             }
             if let Some(&(_, hash)) = queue.get(2 * AHEAD) {
-                prefetch(&self.bounds, self.candidate(hash));
+                prefetch(&self.bounds, candidate(slots, hash));
             }
             if let Some(&(_, hash)) = queue.get(AHEAD) {
-                prefetch(&self.bytes, self.bounds[self.candidate(hash)] as usize);
+                prefetch(&self.bytes, self.bounds[candidate(slots, hash)] as usize);
             }
-            queue.pop_front().map(|(bytes, hash)| self.find(bytes, hash))
+            queue.pop_front().map(|(bytes, hash)| self.find(slots, bytes, hash))
         })
     }
 
-    /// The token in the first slot of a hash, or another.
-    fn candidate(&self, hash: u64) -> usize {
-        let slots = self.slots.as_slice();
-        (slots[hash as usize & (slots.len() - 1)] & ID_MASK).saturating_sub(1) as usize
+    /// Ids of the tokens of one byte, by the byte.
+    pub(crate) fn byte_ids(&self) -> [Option<TokenId>; 256] {
+        let mut ids = [None; 256];
+        for (id, token) in self.learned() {
+            if let [byte] = *token {
+                ids[usize::from(byte)] = Some(id);
+            }
+        }
+        ids
     }
 
     /// Learned tokens by id.
@@ -251,6 +257,15 @@ impl Vocabulary {
     pub(crate) fn num_learned(&self) -> usize {
         self.num_learned
     }
+}
+
+fn prefetch_slot(slots: &[u32], hash: u64) {
+    prefetch(slots, hash as usize & (slots.len() - 1));
+}
+
+/// The token in the first slot of a hash, or another.
+fn candidate(slots: &[u32], hash: u64) -> usize {
+    (slots[hash as usize & (slots.len() - 1)] & ID_MASK).saturating_sub(1) as usize
 }
 
 #[inline(always)]

@@ -3,7 +3,8 @@
 
 use crate::TokenId;
 use crate::bpe::Lanes;
-use crate::cache::{Entered, Key, Outside, Slot, WordCache};
+use crate::cache::{Entered, Outside, OutsideIds, Slot, WordCache};
+use crate::key::Key;
 use crate::split::{BATCH, Cuts, Instructions, Known, Task};
 use crate::tokenizer::Tokenizer;
 use crate::vocabulary::Vocabulary;
@@ -33,15 +34,20 @@ pub(crate) struct Words<'a> {
 }
 
 /// New words are merged when there are so many, or when so many words have been looked up, or at the end of the text.
-const MANY_NEW: usize = 64;
+const MANY_NEW: usize = 256;
 const MANY_WORDS: usize = 8 * BATCH;
+/// So many ids are few, and so many of those are many together.
+const FEW: usize = 24;
+const MANY_FEW: usize = 4 * MANY_WORDS;
 
 /// Words whose ids have not yet been written out.
 #[derive(Debug)]
 struct Batch {
     ends: [usize; BATCH],
     keys: [Key; BATCH],
-    /// Ids of the words that have four at most, one after the other; four places more than words may fill.
+    /// Places of the words of a batch whose ids stand outside the table of words.
+    long: [u8; BATCH],
+    /// Ids of the words that have few, one after the other.
     few: Box<[TokenId]>,
     num_few: usize,
     num_words: usize,
@@ -78,7 +84,8 @@ impl Batch {
         Self {
             ends: [0; BATCH],
             keys: [Key::default(); BATCH],
-            few: vec![0; 4 * MANY_WORDS + 4].into(),
+            long: [0; BATCH],
+            few: vec![0; MANY_FEW + BATCH * FEW + FEW].into(),
             num_few: 0,
             num_words: 0,
             many: Vec::new(),
@@ -89,13 +96,23 @@ impl Batch {
 
     #[inline(always)]
     fn push_few(&mut self, entered: Entered<'_>) {
-        let place = self.few[self.num_few..].first_chunk_mut().expect("each word has at most four");
+        let place = self.few[self.num_few..].first_chunk_mut().expect("no batch has more");
         entered.write(place);
         self.num_few += entered.count();
     }
 
     fn push_range(&mut self, ids: (u32, u32)) {
         self.others.push(Other { before: self.num_few as u32, ids });
+    }
+
+    #[inline(always)]
+    fn push_outside(&mut self, ids: OutsideIds<'_>) {
+        if ids.len() <= FEW {
+            ids.write(&mut self.few[self.num_few..][..FEW]);
+            self.num_few += ids.len();
+        } else {
+            self.push_many(ids.as_slice());
+        }
     }
 
     fn push_many(&mut self, ids: &[TokenId]) {
@@ -136,26 +153,32 @@ impl Task for Words<'_> {
                 cache.make_room(&tokenizer.vocabulary, tokenizer.ignore_merges);
             }
             let mut start = batch_start;
-            for (key, &end) in batch.keys[..count].iter_mut().zip(&batch.ends[..count]) {
-                *key = Key::of(bytes, start, end);
-                cache.prefetch(*key);
+            let mut num_long = 0;
+            for (place, &end) in batch.ends[..count].iter().enumerate() {
+                let key = Key::of(bytes, start, end);
+                batch.keys[place] = key;
+                cache.prefetch(key);
+                batch.long[num_long] = place as u8;
+                num_long += usize::from(key.is_long());
                 start = end;
+            }
+            for &place in &batch.long[..num_long] {
+                cache.prefetch_outside(batch.keys[usize::from(place)]);
             }
             start = batch_start;
             for place in 0..count {
                 let (key, end) = (batch.keys[place], batch.ends[place]);
                 match cache.find(key) {
                     Some(entered) if entered.count() > 0 => batch.push_few(entered),
-                    found => {
-                        let is_entered = found.is_some();
-                        tokenizer.push_other(bytes, start, end, key, is_entered, cache, batch);
-                    }
+                    Some(entered) if push_known(bytes, start, end, key, entered, cache, batch) => {}
+                    _ => tokenizer.push_new(bytes, start, end, key, cache, batch),
                 }
                 start = end;
             }
             batch_start = start;
             batch.num_words += count;
-            if count == 0 || batch.new.len() >= MANY_NEW || batch.num_words > MANY_WORDS - BATCH {
+            let is_full = batch.num_words > MANY_WORDS - BATCH || batch.num_few > MANY_FEW;
+            if count == 0 || batch.new.len() >= MANY_NEW || is_full {
                 if !batch.new.is_empty() {
                     tokenizer.merge_new(bytes, batch, lanes, cache);
                 }
@@ -168,32 +191,43 @@ impl Task for Words<'_> {
     }
 }
 
+/// Enters a word of which the cache knows ids that do not stand in the table; false if they are another word's.
+#[inline(always)]
+fn push_known(
+    text: &[u8],
+    start: usize,
+    end: usize,
+    key: Key,
+    entered: Entered<'_>,
+    cache: &WordCache,
+    batch: &mut Batch,
+) -> bool {
+    let word = &text[start..end];
+    let is_word = |number: u32| {
+        let new = batch.new[number as usize];
+        &text[new.start..new.end] == word
+    };
+    match cache.outside(key, entered, word, is_word) {
+        Outside::Ids(ids) => batch.push_outside(ids),
+        Outside::Awaited(number) => batch.push_range((NEW, number)),
+        Outside::OtherWord => return false,
+    }
+    true
+}
+
 impl Tokenizer {
-    /// Enters a word of which the cache has no ids in place.
+    /// Enters a word that must be merged, or is a token that the cache does not know.
     #[inline(never)]
-    #[expect(clippy::too_many_arguments, reason = "a part of the loop that is off the hot path")]
-    fn push_other(
+    fn push_new(
         &self,
         text: &[u8],
         start: usize,
         end: usize,
         key: Key,
-        is_entered: bool,
         cache: &mut WordCache,
         batch: &mut Batch,
     ) {
         let word = &text[start..end];
-        if is_entered && let Some(entered) = cache.find(key) {
-            let is_word = |number: u32| {
-                let new = batch.new[number as usize];
-                &text[new.start..new.end] == word
-            };
-            match cache.outside(key, entered, word, is_word) {
-                Outside::Ids(ids) => return batch.push_many(ids),
-                Outside::Awaited(number) => return batch.push_range((NEW, number)),
-                Outside::OtherWord => {}
-            }
-        }
         if let Some(id) = self.whole_token(word, cache) {
             return batch.push_many(&[id]);
         }

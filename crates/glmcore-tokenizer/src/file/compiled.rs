@@ -4,8 +4,10 @@
 //! the header (everything but tokens and merges), the length of each token, a bit for each learned one, the bytes of
 //! all tokens, and left, right and merged token of each merge.
 
+use std::fs::File;
 use std::path::Path;
 
+use memmap2::MmapOptions;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -92,19 +94,29 @@ impl Tokenizer {
         [MAGIC.as_slice(), &xxh3_64(&body).to_le_bytes(), &body].concat()
     }
 
-    /// Reads the compiled form.
+    /// Reads the compiled form. The file is mapped while this lasts, and must not change meanwhile.
     ///
     /// # Errors
     ///
     /// [`Error::File`] and [`Error::FileTooLarge`] for a file that cannot be read, and those of
     /// [`Tokenizer::from_compiled`].
+    #[expect(
+        unsafe_code,
+        reason = "a file that changes while it is mapped is the caller's to avoid"
+    )]
     pub fn from_compiled_file(path: &Path) -> Result<Self, Error> {
         let failed = |source| Error::File { path: path.to_owned(), source };
-        let size = std::fs::metadata(path).map_err(failed)?.len();
+        let file = File::open(path).map_err(failed)?;
+        let size = file.metadata().map_err(failed)?.len();
         if size > MAX_FILE_BYTES {
             return Err(Error::FileTooLarge { path: path.to_owned(), size, limit: MAX_FILE_BYTES });
         }
-        Self::from_compiled(&std::fs::read(path).map_err(failed)?)
+        if size == 0 {
+            return Self::from_compiled(&[]);
+        }
+        // SAFETY: the mapping is private to this call; the documentation asks for files that do not change meanwhile.
+        let map = unsafe { MmapOptions::new().populate().map(&file) }.map_err(failed)?;
+        Self::from_compiled(&map)
     }
 
     /// Reads the bytes of a compiled tokenizer.
