@@ -1,8 +1,6 @@
 """The search agent: what it finds, what it cites, where it stops."""
 
 import json
-import math
-from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -11,45 +9,12 @@ from live_server import serving
 from scripted import Reply, tool_call, write_scripted_model
 
 from glmcore.cli import main
-from glmcore.demo.bm25 import K1, B, Bm25, words
 from glmcore.demo.models import LocalModel
 from glmcore.demo.passages import PASSAGE_CHARACTERS, read_passages
 from glmcore.demo.search import Library, cited, search
 from glmcore.errors import DataError
 
 ANSWER = "Runs resume from the last saved step [1]. Not from [7]."
-
-
-def scores_by_the_formula(texts, query):
-    """BM25 of every text, written as the paper has it."""
-    split = [words(text) for text in texts]
-    mean = sum(map(len, split)) / len(split) or 1.0
-    totals = []
-    for text in split:
-        total, counts = 0.0, Counter(text)
-        for word in set(words(query)):
-            n = sum(word in other for other in split)
-            idf = math.log(1 + (len(split) - n + 0.5) / (n + 0.5))
-            total += idf * counts[word] * (K1 + 1) / (counts[word] + K1 * (1 - B + B * len(text) / mean))
-        totals.append(total)
-    return totals
-
-
-TEXTS = st.lists(st.lists(st.sampled_from("abcdef"), max_size=12).map(" ".join), min_size=1, max_size=8)
-
-
-@given(texts=TEXTS, query=st.lists(st.sampled_from("abcx"), max_size=4).map(" ".join), limit=st.integers(1, 9))
-def test_a_search_ranks_by_bm25(texts, query, limit):
-    found = Bm25(texts).search(query, limit)
-
-    expected = scores_by_the_formula(texts, query)
-    assert len(found) == min(limit, sum(score > 0 for score in expected))
-    # A sum of at most four terms in another order: 1e-12 is thousands of roundings.
-    for number, score in found:
-        assert math.isclose(score, expected[number], rel_tol=1e-12)
-    assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
-    left_out = set(range(len(texts))) - {number for number, _ in found}
-    assert all(expected[number] <= found[-1][1] * (1 + 1e-12) for number in left_out if found)
 
 
 @given(text=st.text(alphabet="ab \n", max_size=6000))

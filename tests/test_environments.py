@@ -15,7 +15,6 @@ from glmcore.chat import Message, ToolCall
 from glmcore.data.lookups import SEARCH_TOOL, generate_lookups, to_messages, to_text
 from glmcore.envs import config as sections
 from glmcore.envs.functions.checker import calls_match
-from glmcore.envs.index import SearchIndex
 from glmcore.envs.items import choose
 from glmcore.envs.protocol import Item
 from glmcore.envs.registry import FAMILIES, list_tasks, open_family
@@ -196,13 +195,6 @@ def test_pages_of_a_user_are_searched_by_relevance(tmp_path):
         _, results = run(family, only_task(family), says("", ("search", {"query": 'AND "cats* ('})), says("They  purr"))
         assert results[0].observations[0]["content"] == "Cats purr at night."
         assert results[1].reward == 1.0
-
-
-@given(query=st.text(max_size=30))
-def test_no_query_breaks_the_index(query):
-    index = SearchIndex([("a", "b")])
-    assert len(index.search(query, 3)) <= 1
-    index.close()
 
 
 def test_mathematical_answers_are_equal_in_value(tmp_path):

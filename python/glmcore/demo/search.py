@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from glmcore.demo.bm25 import Bm25
 from glmcore.demo.models import ChatModel, Json
 from glmcore.demo.passages import Passage
+from glmcore.envs.index import SearchIndex
 
 SYSTEM = """You answer questions from a collection of documents that only your tools can read.
 Search before you answer; search again with other words if you found nothing; open a passage to read what is around it.
@@ -74,7 +74,7 @@ class Library:
     def __init__(self, passages: Sequence[Passage]) -> None:
         self.passages = passages
         self.seen: set[int] = set()
-        self._index = Bm25([passage.text for passage in passages])
+        self._index = SearchIndex(passage.text for passage in passages)
 
     def run(self, tool: str, arguments: dict[str, Any]) -> str:
         """What a tool gives; a wrong call gives a text that says what is wrong."""

@@ -1,54 +1,73 @@
-"""Full-text search over documents of one's own: BM25, by SQLite's FTS5, in memory."""
+"""Full-text search over texts of one's own: Okapi BM25, by SQLite's FTS5, in memory.
+
+Source: Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009), equation 3.15. SQLite
+counts a word that is in at least half of all texts as almost nothing instead of less than nothing.
+"""
 
 import re
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable
 
 from glmcore.errors import DataError
 
-_WORD = re.compile(r"\w+")
+MAX_QUERY_WORDS = 64
+_WORD = re.compile(r"[^\W_\u2e80-\u9fff\uac00-\ud7af]+|[\u2e80-\u9fff\uac00-\ud7af]")
+
+
+def words(text: str) -> list[str]:
+    """Words in lower case; each character of Chinese, Japanese and Korean is one."""
+    return _WORD.findall(text.lower())
 
 
 class SearchIndex:
-    """Documents that can be searched, from any thread.
+    """Texts that can be searched, from any thread.
 
     Args:
-        documents: Title and text of each.
+        texts: What is searched; they are not kept.
 
     Raises:
         DataError: There is none, or this Python's SQLite has no full-text search.
     """
 
-    def __init__(self, documents: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, texts: Iterable[str]) -> None:
         self._lock = threading.Lock()
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
+        self._close = weakref.finalize(self, self._database.close)
         try:
-            self._database.execute("CREATE VIRTUAL TABLE page USING fts5(title, text)")
+            self._database.execute(
+                "CREATE VIRTUAL TABLE page USING fts5(words, content='', tokenize='unicode61 remove_diacritics 0')"
+            )
         except sqlite3.OperationalError as error:
             raise DataError(f"SQLite of this Python cannot search texts: {error}") from None
-        self._database.executemany("INSERT INTO page VALUES (?, ?)", documents)
-        if not self._database.execute("SELECT count(*) FROM page").fetchone()[0]:
+        added = self._database.executemany(
+            "INSERT INTO page (words) VALUES (?)", ((" ".join(words(t)),) for t in texts)
+        )
+        if added.rowcount <= 0:
             raise DataError("there are no documents to search")
 
-    def search(self, query: str, count: int) -> list[tuple[str, str]]:
-        """The documents that fit best, by BM25 over title and text; any word may match.
+    def search(self, query: str, limit: int) -> list[tuple[int, float]]:
+        """The texts with the highest scores, best first, equal ones in their order; none that has no word of the query.
 
         Args:
-            query: Plain words; operators of the engine have no meaning.
-            count: Documents at most.
+            query: Any text, of which the first 64 different words count; operators of SQLite have no meaning.
+            limit: Texts at most.
+
+        Returns:
+            Number of the text, from 0, and its score, above 0.
         """
-        words = _WORD.findall(query)[:64]
-        if not words:
+        wanted = " OR ".join(f'"{word}"' for word in list(dict.fromkeys(words(query)))[:MAX_QUERY_WORDS])
+        if not wanted:
             return []
-        wanted = " OR ".join(f'"{word}"' for word in words)
         with self._lock:
             found = self._database.execute(
-                "SELECT title, text FROM page WHERE page MATCH ? ORDER BY bm25(page), rowid LIMIT ?", (wanted, count)
+                "SELECT rowid - 1, -bm25(page) FROM page WHERE page MATCH ? ORDER BY bm25(page), rowid LIMIT ?",
+                (wanted, limit),
             )
-            return [(str(title), str(text)) for title, text in found]
+            return [(int(number), float(score)) for number, score in found]
 
     def close(self) -> None:
-        """Forget the documents."""
+        """Forget the texts."""
         with self._lock:
-            self._database.close()
+            self._close()

@@ -18,11 +18,13 @@ class SearchEnv:
     """One question. The reward is 1 if the last message is one of the answers, up to case and spaces.
 
     Args:
-        index: Where to look.
+        pages: What is found.
+        index: Of each page, with its title.
         config: How much a search gives.
     """
 
-    def __init__(self, index: SearchIndex, config: SearchConfig) -> None:
+    def __init__(self, pages: Sequence[str], index: SearchIndex, config: SearchConfig) -> None:
+        self._pages = pages
         self._index = index
         self._config = config
         self._answers: set[str] | None = None
@@ -53,8 +55,7 @@ class SearchEnv:
             return "error: the only tool is search, with the argument query"
         self._searches += 1
         found = self._index.search(query, self._config.results)
-        most = self._config.max_page_chars
-        return search_result([text[:most] for _, text in found])
+        return search_result([self._pages[number][: self._config.max_page_chars] for number, _ in found])
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -78,6 +79,7 @@ class SearchFamily:
     def __init__(self, config: SearchConfig, names: Sequence[str]) -> None:
         self._config = config
         self._index: SearchIndex | None = None
+        self._texts: list[str] = []
 
     def tasks(self, split: Split, count: int, seed: int) -> list[Item]:
         """See `Family.tasks`."""
@@ -91,8 +93,10 @@ class SearchFamily:
     def new(self) -> SearchEnv:
         """The environment of one more episode; the first one makes the index."""
         if self._index is None:
-            self._index = SearchIndex(self._pages())
-        return SearchEnv(self._index, self._config)
+            pages = self._pages()
+            self._texts = [text for _, text in pages]
+            self._index = SearchIndex(f"{title}\n{text}" for title, text in pages)
+        return SearchEnv(self._texts, self._index, self._config)
 
     def _pages(self) -> list[tuple[str, str]]:
         if self._config.pages is not None:
