@@ -97,7 +97,7 @@ def test_replay_lowers_the_mismatch_with_an_engine_in_fp8(seed, logprobs):
         gap = found.logprobs - drawn
         divergence[replay] = float((gap.exp() - 1 - gap).mean())
     # Six to ten per cent of the choices differ. What is left with replay is FP8's error of the weights themselves: over
-    # ten seeds 0.22 to 0.43 of the divergence without it. The means of 576 tokens are good to some 20%.
+    # six seeds 0.22 to 0.43 of the divergence without it. The means of 576 tokens are good to some 20%.
     assert found.replaced is not None
     assert 0.02 < float(found.replaced.float().mean()) < 0.2
     assert divergence[True] < 0.6 * divergence[False]

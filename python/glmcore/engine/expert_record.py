@@ -6,7 +6,7 @@ out when its blocks leave it. **The first computation counts**: choices that a s
 when it is preempted or gets new weights and its text is read again, so those at the place before a token are the ones
 that the token was drawn with.
 
-Source: rollout routing replay (arXiv:2510.11370), section 3, and its caching of choices with the prefix.
+Source: rollout routing replay (arXiv:2510.11370).
 
 Shapes: T tokens, P blocks, L decoder layers with experts, K experts per token.
 """

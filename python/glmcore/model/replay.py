@@ -1,8 +1,7 @@
 """Routing replay: a router takes the experts that another forward pass has chosen.
 
 The router computes its scores as ever, and the mixing weights are those of the replayed experts, so the gradient flows
-into the router through them; what is replaced is the choice alone. Source: rollout routing replay (arXiv:2510.11370),
-section 3.
+into the router through them; what is replaced is the choice alone. Source: rollout routing replay (arXiv:2510.11370).
 
 Shapes: T tokens, K experts per token.
 """

@@ -2,7 +2,7 @@
 
 Trainer and engine compute the same policy with other rounding, the engine in FP8 with other weights too, and where two
 experts are nearly equal that decides between them: the token then takes another way through the model. With replay it
-takes the same. Source: rollout routing replay (arXiv:2510.11370), section 3; slime's `rollout_routed_experts`.
+takes the same. Source: rollout routing replay (arXiv:2510.11370); slime's `rollout_routed_experts`.
 
 Shapes: N tokens of all samples, T tokens of a forward pass, L decoder layers with experts, K experts per token.
 """
