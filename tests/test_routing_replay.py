@@ -5,13 +5,13 @@ import asyncio
 import numpy as np
 import pytest
 import torch
-from digit_copy import LATENCIES, DigitFamily, prepared_model, tiny_config, tiny_tokenizer
+from digit_copy import LATENCIES, DigitEnv, DigitFamily, prepared_model, tiny_config, tiny_tokenizer
 from digit_run import digit_config, train_digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_expert_record import chosen_by
 from test_model import random_model
-from test_rl_async import KilledError, TwoTurnFamily, assert_equal, kill_after, recipe_of, records
+from test_rl_async import KilledError, assert_equal, kill_after, recipe_of, records
 
 from glmcore.engine.config import EngineConfig
 from glmcore.engine.engine import Engine
@@ -29,6 +29,26 @@ from glmcore.rl.logprobs import response_logprobs, shared_response_logprobs
 from glmcore.rl.replay import BatchRecord
 from glmcore.rl.routing_replay import lay_out, recorded_experts
 from glmcore.trajectory import Sample, TrajectoryBuffer
+
+
+class TwoTurnEnv(DigitEnv):
+    """Asks twice; every third task so slowly that others are trained on meanwhile, on a busy machine too."""
+
+    answers_at_once = False
+    turn = 0
+
+    async def step(self, message):
+        self.turn += 1
+        if self.turn > 1:
+            return await super().step(message)
+        await asyncio.sleep(0.6 if int(self._task.id.split("#")[1]) % 3 == 2 else 0.0)
+        return StepResult([{"role": "user", "content": "again"}])
+
+
+class TwoTurnFamily(DigitFamily):
+    def new(self):
+        return TwoTurnEnv(self)
+
 
 BOTH_FORWARDS = pytest.mark.parametrize("logprobs", [response_logprobs, shared_response_logprobs])
 
