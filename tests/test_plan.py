@@ -153,7 +153,8 @@ def test_what_is_kept_for_the_backward_pass_is_counted_byte_by_byte(config, chec
     expected += config.hidden_size * width  # the final norm's input
     for routing in output.routings:  # the balance loss and the figures of the routers hold them in any case
         for tensor in vars(routing).values():
-            keep(tensor)
+            if tensor is not None:  # nothing is replayed
+                keep(tensor)
     assert sum(storage.nbytes() for storage in kept.values()) / 1024 == pytest.approx(expected, rel=0.1)
     assert kept_at_the_end(config, width) > config.hidden_size * width
 

@@ -259,7 +259,7 @@ def test_functions_in_a_namespace_are_called_by_their_joined_name_and_answered_b
     assert [tool["function"]["name"] for tool in turn.tools] == ["agents.spawn"]
     assert turn.messages[0]["tool_calls"][0]["function"]["name"] == "agents.spawn"
     body = ResponsesRequest.model_validate(request)
-    stream = ResponseStream(empty_response(body, "glm"), namespaces=namespaced(body.tools))
+    stream = ResponseStream(empty_response(body, "glm", SamplingParams()), namespaces=namespaced(body.tools))
     stream.start()
     for event in told([], [], [{}], "tool_calls"):
         last = stream.feed(replace(event, name="agents.spawn") if isinstance(event, ToolCallStart) else event)[-1]
@@ -336,7 +336,7 @@ def test_a_stream_of_messages_follows_the_grammar_and_tells_everything(thoughts,
 @given(thoughts=TEXTS, texts=TEXTS, calls=CALLS, reason=REASONS)
 def test_a_stream_of_a_response_follows_the_grammar_and_tells_everything(thoughts, texts, calls, reason):
     request = ResponsesRequest.model_validate({"model": "glm", "input": "hi"})
-    stream = ResponseStream(empty_response(request, "glm"), seals_reasoning=True)
+    stream = ResponseStream(empty_response(request, "glm", SamplingParams()), seals_reasoning=True)
     # A client sees each event as it is written, so they are encoded one by one.
     events = [json.loads(json.dumps(event)) for event in stream.start()]
     for event in told(thoughts, texts, calls, reason):

@@ -5,6 +5,7 @@ and under its old handle; a rank of the trainer takes the whole group with it, w
 checkpoint.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -104,8 +105,12 @@ class Supervisor:
     def close(self) -> None:
         """End all parties."""
         ray = import_ray()
+        from ray.exceptions import GetTimeoutError, RayActorError
+
         self._closed.set()
         self._health.join()
+        with contextlib.suppress(GetTimeoutError, RayActorError):  # so that the directory is free when this returns
+            ray.get(self.parties.buffer.close.remote(), timeout=BUFFER_SECONDS)
         for actors in self._actors().values():
             for actor in actors:
                 ray.kill(actor)
