@@ -6,6 +6,7 @@ judgement is drawn from the rollout's seed, so every way of training meets the s
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,30 @@ VOCAB_SIZE = 292
 
 COPY_SHARE = 0.3
 """Share of characters that the prepared model has learnt to say rightly, beyond chance."""
+
+
+class Clocks:
+    """Time since a run began: of the wall, of the process, of the thread that trains."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """The run begins, in this thread."""
+        self._begun = (time.perf_counter(), time.process_time(), time.thread_time())
+
+    @property
+    def seconds(self) -> float:
+        """Of the wall."""
+        return time.perf_counter() - self._begun[0]
+
+    def figures(self) -> dict[str, float]:
+        """Asked in the thread that began it."""
+        return {
+            "cpu_s": time.process_time() - self._begun[1],
+            "trainer_cpu_s": time.thread_time() - self._begun[2],
+        }
+
 
 Latency = Callable[[np.random.Generator], float]
 """Seconds that an environment takes."""
@@ -91,10 +116,14 @@ class DigitEnv:
 
     def __init__(self, family: "DigitFamily") -> None:
         self._family = family
-        self.answers_at_once = family.latency is None
         self._task = Item("")
         self._delay = 0.0
         self.attempt = 0
+
+    @property
+    def answers_at_once(self) -> bool:
+        """See `Environment`."""
+        return self._family.latency is None
 
     async def reset(self, task: Item) -> Start:
         """Pose the question."""
@@ -108,6 +137,7 @@ class DigitEnv:
         """Judge the answer, after a while."""
         if self._delay:
             await asyncio.sleep(self._delay)
+            self._family.work_s += self._delay
         return StepResult(reward=reward_of(message.content, self._task.data["digit"]), done=True)
 
     async def close(self) -> None:
@@ -123,6 +153,8 @@ class DigitFamily:
 
     def __post_init__(self) -> None:
         self.attempts: dict[str, int] = {}
+        self.work_s = 0.0
+        """Time of judgements so far."""
 
     def tasks(self, split: Split, count: int, seed: int) -> Sequence[Item]:
         """Questions of a split."""

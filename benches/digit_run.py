@@ -49,6 +49,7 @@ def digit_config(**fields: Any) -> RLConfig:
         "max_response_tokens": ANSWER_TOKENS,
         "checkpoint_every_steps": 1_000,
         "learning_rate": 3e-3,
+        "share_prefixes": True,
         "trajectory_log": {"groups": 0},
         "optimizer": {"matrices": "adamw", "adam_betas": [0.9, 0.99], "weight_decay": 0.0},
     }

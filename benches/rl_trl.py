@@ -1,11 +1,10 @@
 """The peer of benches/rl.py: TRL's GRPOTrainer on the digit task, with the same model, prompts, delays and loss."""
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
-from digit_copy import ANSWER_TOKENS, LATENCIES, delay_of, digit_tasks, prompt_ids, reward_of, tiny_tokenizer
+from digit_copy import ANSWER_TOKENS, LATENCIES, Clocks, delay_of, digit_tasks, prompt_ids, reward_of, tiny_tokenizer
 
 SETTINGS: dict[str, Any] = {
     "use_cpu": True,
@@ -35,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def train_trl(export: Path, out: Path, *, latency: str, max_steps: int, learning_rate: float, seed: int, slots: int):
-    """Train; gives the seconds since the start and the mean reward after every step.
+    """Train; gives the seconds since the start and the mean reward after every step, and figures.
 
     Args:
         export: The model in the Hugging Face layout, with its tokenizer.
@@ -61,6 +60,7 @@ def train_trl(export: Path, out: Path, *, latency: str, max_steps: int, learning
     data = Dataset.from_list([{"prompt": prompt, "task": task.id} for prompt, task in zip(prompts, tasks, strict=True)])
     steps: list[tuple[float, float]] = []
     means: list[float] = []
+    work: list[float] = []
     attempts: dict[str, int] = {}
 
     def environments(completions: list[str], task: list[str], **_: Any) -> list[float]:
@@ -69,6 +69,7 @@ def train_trl(export: Path, out: Path, *, latency: str, max_steps: int, learning
             attempt = attempts.get(name, 0)
             attempts[name] = attempt + 1
             delays.append(delay_of(LATENCIES[latency], name, attempt))
+        work.append(sum(delays))
         asyncio.run(_wait(delays, slots))
         rewards = [reward_of(text, name.split("#")[0]) for text, name in zip(completions, task, strict=True)]
         means.append(sum(rewards) / len(rewards))
@@ -76,14 +77,14 @@ def train_trl(export: Path, out: Path, *, latency: str, max_steps: int, learning
 
     class Clock(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            steps.append((time.perf_counter() - begun, means[-1]))
+            steps.append((clocks.seconds, means[-1]))
 
     config = GRPOConfig(output_dir=str(out), seed=seed, max_steps=max_steps, learning_rate=learning_rate, **SETTINGS)
     trainer = GRPOTrainer(model, environments, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.add_callback(Clock())
-    begun = time.perf_counter()
+    clocks = Clocks()
     trainer.train()
-    return steps
+    return steps, clocks.figures() | {"work_s": sum(work)}
 
 
 async def _wait(delays: list[float], slots: int) -> None:

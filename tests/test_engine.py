@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from test_model import packed, random_model
 
 from glmcore.engine.config import EngineConfig
 from glmcore.engine.engine import Engine
+from glmcore.engine.request import Delta, Generation
 from glmcore.engine.sampling import SamplingParams
 from glmcore.errors import RequestError
 from glmcore.fp8 import WeightPublisher
@@ -49,6 +53,40 @@ def test_generation_is_what_repeated_full_passes_give():
         ids.append(token)
     assert generation.finish_reason == ("stop" if generation.token_ids[-1] in (1, 2) else "length")
     assert not {1, 2} & set(generation.token_ids[:-1])
+
+
+def test_a_request_told_whole_is_what_its_deltas_would_have_been():
+    params = SamplingParams(max_tokens=9, temperature=1.0, seed=5, n=3, top_logprobs=2)
+    generator = engine()
+    results = []
+    for whole in (False, True):
+        number = generator.add([5, 6], params, whole=whole)
+        told: list[list[Delta]] = [[], [], []]
+        while generator.has_work:
+            for request, delta in generator.step():
+                assert request == number
+                told[delta.index].append(delta)
+        assert all((len(deltas) == 1) == whole for deltas in told if sum(len(d.token_ids) for d in deltas) > 1)
+        results.append([Generation() for _ in told])
+        for generation, deltas in zip(results[-1], told, strict=True):
+            for delta in deltas:
+                generation.add(delta)
+            generation.cached_tokens = 0  # the second request finds what the first has left
+    assert results[0] == results[1]
+
+
+def test_an_aborted_request_told_whole_tells_what_it_has():
+    generator = engine()
+    number = generator.add([5, 6], SamplingParams(max_tokens=50, ignore_eos=True), whole=True)
+    assert [generator.step(), generator.step()] == [[], []]
+    generator.abort(number)
+    [(_, delta)] = generator.step()
+    assert (len(delta.token_ids), delta.finish_reason) == (2, "abort")
+
+
+def test_the_examples_of_the_guide_hold():
+    guide = (Path(__file__).parents[1] / "docs" / "engine.md").read_text()
+    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)), "engine.md", "exec"), {})
 
 
 def test_new_weights_change_the_answers_and_mark_them():

@@ -7,7 +7,7 @@ from test_model import packed, random_model
 
 from glmcore.rl.evaluate import RewardEstimate
 from glmcore.rl.logprobs import response_logprobs, shared_response_logprobs
-from glmcore.rl.rollout import rollout_seed
+from glmcore.rl.seeds import seed_of
 from glmcore.trajectory import Sample
 
 
@@ -25,9 +25,9 @@ def test_the_interval_is_wilsons(right, wrong):
 
 
 def test_seeds_of_places_are_distinct_and_fixed():
-    seeds = {rollout_seed(0, step, g, r) for step in range(10) for g in range(10) for r in range(10)}
+    seeds = {seed_of(0, step, g, r) for step in range(10) for g in range(10) for r in range(10)}
     assert len(seeds) == 1000
-    assert rollout_seed(0, 1, 2, 3) == rollout_seed(0, 1, 2, 3)
+    assert seed_of(0, 1, 2, 3) == seed_of(0, 1, 2, 3)
 
 
 def test_response_log_probabilities_are_those_of_the_masked_tokens():

@@ -120,6 +120,8 @@ def test_a_rollout_goes_on_under_new_weights_and_each_token_tells_its_version(we
 
 
 class TwoTurnEnv(DigitEnv):
+    answers_at_once = False
+
     async def step(self, message):
         if self.turn == 0:
             self.turn = 1
@@ -191,6 +193,8 @@ def test_a_stopped_run_repeats_the_batches_it_has_recorded_and_goes_on_with_what
 
 
 class BadEnv(DigitEnv):
+    answers_at_once = False
+
     """Does something wrong in three attempts of four."""
 
     async def step(self, message):

@@ -135,6 +135,43 @@ def test_a_sequence_draws_the_same_whatever_else_is_in_the_batch(params, others,
         assert one.top_logprobs.get(0) == many.top_logprobs.get(place)
 
 
+@settings(max_examples=60)
+@given(params=st.lists(PARAMS, min_size=1, max_size=6), size=st.sampled_from([1, 15, 16, 64, 65, 150]), data=st.data())
+def test_the_core_draws_what_torch_draws(params, size, data):
+    scores = torch.tensor(
+        [data.draw(st.lists(st.floats(-30, 30, width=32), min_size=size, max_size=size)) for _ in params]
+    )
+    for place, broken in data.draw(
+        st.dictionaries(st.integers(0, len(params) - 1), st.sampled_from([math.nan, math.inf, -math.inf]), max_size=1)
+    ).items():
+        scores[place, data.draw(st.integers(0, size - 1))] = broken
+    sampler = Sampler(size)
+    own = [
+        SamplingParams(
+            temperature=param.temperature, top_p=param.top_p, top_k=param.top_k, min_p=param.min_p, seed=param.seed
+        )
+        for param in params
+    ]
+    rows = sampler.rows([sampler.admit(param, [0]) for param in own])
+    tokens, logprobs, broken = sampler._draw_in_core(scores.clone(), rows)
+    expected, expected_logprobs, expected_broken = sampler._draw_in_torch(scores.clone(), rows)
+    assert broken == expected_broken
+    for row, param in enumerate(own):
+        if row not in broken and tokens[row] != expected[row]:
+            # Both lie where the random number, or the end of what is kept, falls between two tokens up to rounding.
+            probability = plain_softmax(scores[row].tolist(), param.temperature)
+            kept = plain_kept(probability, param) if param.truncates else list(enumerate(probability))
+            weights = np.array([weight for _, weight in kept])
+            reached = np.cumsum(weights)
+            target = float(sampler.uniforms(rows, STREAM_TOKEN)[row]) * reached[-1]
+            edges = [*abs(reached - target), *abs(reached - param.top_p), *abs(weights / weights.max() - param.min_p)]
+            assert param.temperature
+            assert min(edges) < 1e-5
+        elif row not in broken:
+            # The log of a float32 sum of up to 150 terms: units of 6e-8, and of the score itself, up to 120.
+            torch.testing.assert_close(logprobs[row], expected_logprobs[row], atol=3e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

@@ -10,7 +10,7 @@ import pytest
 
 from glmcore import TrajectoryBuffer
 from glmcore.errors import BufferFullError, StaleError, TrajectoryError
-from glmcore.trajectory import TaskStats
+from glmcore.trajectory import TaskStats, WholeRollout
 
 
 def memory(**limits: int) -> TrajectoryBuffer:
@@ -39,6 +39,43 @@ def test_what_goes_in_comes_out():
         assert sample.policy_versions.tolist() == [0, 0, 0]
         assert (sample.task, sample.finish_reason, sample.failed) == ("task 0", "stop", None)
         assert (sample.ids.dtype, sample.logprobs.dtype) == (np.int32, np.float32)
+
+
+def test_whole_rollouts_in_one_call_are_what_calls_one_by_one_give():
+    buffer, spans = memory(), [(2, 0, True), (1, 0, False), (1, 1, True)]
+    group = buffer.admit("t", 3, 0)
+    first, second, third = buffer.rollouts(group)
+    buffer.write(
+        [
+            WholeRollout(first, [1, 2, 3, 4], [0, 0, 1, 1], [0.0, 0.0, -0.5, -1.5], spans, 0.5, "length", b"x"),
+            WholeRollout(second, [], [], [], [], None, "it broke"),
+        ]
+    )
+    arrays = [5, 6], [0, 1], [0.0, -0.25]
+    buffer.append_tokens(third, *arrays, 1, ends_turn=True)
+    buffer.finish(third, 0.0)
+    one, other, last = buffer.take(1, policy_version=0).samples()
+    assert (one.ids.tolist(), one.loss_mask.tolist(), one.logprobs.tolist()) == (
+        [1, 2, 3, 4],
+        [0, 0, 1, 1],
+        [0.0, 0.0, -0.5, -1.5],
+    )
+    assert (one.policy_versions.tolist(), one.turns.tolist()) == ([0, 0, 0, 1], [0, 2, 4])
+    assert (one.reward, one.finish_reason, one.failed, one.extra) == (0.5, "length", None, b"x")
+    assert (other.failed, len(other.ids)) == ("it broke", 0)
+    again = memory()
+    [rollout] = again.rollouts(again.admit("t", 1, 0))
+    again.write([WholeRollout(rollout, *arrays, [(2, 1, True)], 0.0, "stop")])
+    [same] = again.take(1, policy_version=0).samples()
+    for name in ("ids", "loss_mask", "logprobs", "policy_versions", "turns"):
+        np.testing.assert_array_equal(getattr(same, name), getattr(last, name))
+
+
+def test_whole_rollouts_whose_spans_do_not_cover_their_tokens_are_refused():
+    buffer = memory()
+    [rollout] = buffer.rollouts(buffer.admit("t", 1, 0))
+    with pytest.raises(TrajectoryError, match="the spans have 1 tokens"):
+        buffer.write([WholeRollout(rollout, [1, 2], [1, 1], [0.0, 0.0], [(1, 0, True)], 0.0, "stop")])
 
 
 def test_unacknowledged_leases_come_again_after_reopening_and_in_order(tmp_path):

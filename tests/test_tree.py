@@ -14,6 +14,7 @@ from glmcore.errors import PackingError
 from glmcore.model.layout import DocumentLayout
 from glmcore.model.moe import expert_load, sequence_balance_loss
 from glmcore.model.tree import TreeLayout, tree_mask
+from glmcore.model.tree_attention import attend_along_padded_paths, attend_along_paths
 from glmcore.prefixes import PrefixForest, group_by_prefix, share_prefixes
 from glmcore.train.loss import linear_cross_entropy
 from glmcore.train.tree import routing_of_samples, tree_cross_entropy, tree_logprobs, tree_mtp_cross_entropy
@@ -124,6 +125,25 @@ def test_losses_and_gradients_of_a_forest_equal_those_of_its_samples(seed, num_s
             found[name], grad, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
         )
     assert any(grad.abs().max() > 1e-3 for grad in expected.values())
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32), num_samples=st.integers(0, 8), heads=st.sampled_from([(1, 1), (4, 2)]))
+def test_attention_over_runs_is_that_over_padded_paths_with_its_gradients(seed, num_samples, heads):
+    layout = TreeLayout.from_forest(share_prefixes(samples_of(branching(seed, num_samples))))
+    random = torch.Generator().manual_seed(seed)
+    num_tokens = len(layout.parent)
+    parts = [torch.randn(num_tokens, count, 8, generator=random, dtype=torch.float64) for count in (*heads, heads[1])]
+    found, expected = [], []
+    for attend, into in ((attend_along_paths, found), (attend_along_padded_paths, expected)):
+        inputs = [part.clone().requires_grad_() for part in parts]
+        if num_tokens:
+            out = attend(*inputs, layout)
+            out.sin().sum().backward()
+            into += [out.detach(), *(part.grad for part in inputs)]
+    # Float64 sums of at most some dozens of terms of order 1 in another order.
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @settings(deadline=None, max_examples=30)

@@ -36,6 +36,7 @@ __all__ = [
     "Pieces",
     "Xxh3",
     "__version__",
+    "add_floats",
     "attention_backward_bf16",
     "attention_backward_f32",
     "attention_backward_f64",
@@ -44,6 +45,7 @@ __all__ = [
     "attention_forward_f64",
     "balance",
     "code_statistics",
+    "decode_draw",
     "decode_linear",
     "detect_language",
     "draw",
@@ -51,8 +53,10 @@ __all__ = [
     "fill",
     "fp8_dequantize_bits",
     "fp8_dequantize_f32",
+    "fp8_publish",
     "fp8_quantize_bits",
     "fp8_quantize_f32",
+    "fp8_receive",
     "group_by_prefix",
     "jaccard",
     "lsh_bands",
@@ -668,6 +672,15 @@ class CoreTrajectoryBuffer:
     ) -> None:
         """Add tokens to a running rollout."""
 
+    def write(
+        self,
+        ids: npt.NDArray[np.int32],
+        loss_mask: npt.NDArray[np.uint8],
+        logprobs: npt.NDArray[np.float32],
+        rollouts: Sequence[tuple[int, Sequence[tuple[int, int, bool]], float | None, str, bytes]],
+    ) -> None:
+        """Write whole rollouts, whose tokens lie one after the other in the arrays."""
+
     def finish(self, rollout_id: int, reward: float, finish_reason: str, extra: bytes, sync: bool) -> None:
         """End a rollout with a reward."""
 
@@ -765,13 +778,40 @@ class DecodeModel:
         angles: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
         caches: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]],
         out: npt.NDArray[np.float32],
+        chosen: npt.NDArray[np.uint16] | None,
     ) -> None:
-        """Ids, bounds, lengths, tables and wanted rows of a step; cosines and sines; caches; the hidden states."""
+        """Ids, bounds, lengths, tables, wanted rows; cosines, sines; caches; hidden states; experts, if wanted."""
 
 def decode_linear(
     weight: npt.NDArray[np.float32], inputs: int, x: npt.NDArray[np.float32], out: npt.NDArray[np.float32]
 ) -> None:
     """`out = x weight^T`, where no row knows of the others."""
+
+def decode_draw(
+    scores: npt.NDArray[np.float32],
+    wishes: tuple[
+        npt.NDArray[np.float32],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.float32],
+        npt.NDArray[np.float64],
+    ],
+    tokens: npt.NDArray[np.int64],
+    logprobs: npt.NDArray[np.float32],
+) -> None:
+    """A token of each row of `scores`, flat `[B * V]`, and its log-probability at the row's temperature.
+
+    Rows whose scores are no distribution get token 0 and NaN.
+
+    Args:
+        scores: Of the next tokens.
+        wishes: Temperature, top_k, top_p, min_p and a random number of each row.
+        tokens: Becomes the tokens, [B].
+        logprobs: Becomes their log-probabilities, [B].
+
+    Raises:
+        ValueError: Sizes do not fit.
+    """
 
 # ---- attention -------------------------------------------------------------------------------------
 
@@ -875,6 +915,29 @@ def fp8_dequantize_bits(
     out: npt.NDArray[np.uint16],
 ) -> None:
     """Codes times scales into a matrix of float16 or, with `bfloat16`, bfloat16 bits."""
+
+def fp8_publish(
+    matrices: Sequence[
+        tuple[npt.NDArray[np.float32] | npt.NDArray[np.uint16], npt.NDArray[np.uint8], npt.NDArray[np.float32], Xxh3]
+    ],
+    block: tuple[int, int],
+    ue8m0: bool,
+) -> tuple[int, int, str] | None:
+    """Quantise matrices and add what their codes mean to checksums.
+
+    Gives the place of what cannot be quantised: number of the matrix, first row of the part, and why.
+    """
+
+def fp8_receive(
+    matrices: Sequence[
+        tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.float32] | npt.NDArray[np.uint16]]
+    ],
+    block: tuple[int, int],
+) -> None:
+    """Turn codes and scales into bfloat16 values, in the targets' types."""
+
+def add_floats(arrays: Sequence[tuple[npt.NDArray[np.float32] | npt.NDArray[np.uint16], Xxh3]]) -> None:
+    """Add the float32 values of arrays to checksums."""
 
 # ---- cleaning -------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from glmcore.trajectory_records import (
     TakenGroup,
     TakenRollout,
     TaskStats,
+    WholeRollout,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "TakenRollout",
     "TaskStats",
     "TrajectoryBuffer",
+    "WholeRollout",
 ]
 
 Order = Literal["deadline", "fifo", "priority"]
@@ -221,6 +223,18 @@ class TrajectoryBuffer:
             ends_turn,
         )
 
+    def write(self, rollouts: Sequence[WholeRollout]) -> None:
+        """Write whole rollouts in one call: as `append_tokens` for each span, and `finish` or `fail` without `sync`.
+
+        Raises:
+            TrajectoryError: As theirs; the rollouts before the one that is wrong are written.
+        """
+        ids = np.array([token for rollout in rollouts for token in rollout.ids], np.int32)
+        loss_mask = np.array([learned for rollout in rollouts for learned in rollout.loss_mask], np.uint8)
+        logprobs = np.array([logprob for rollout in rollouts for logprob in rollout.logprobs], np.float32)
+        ends = [(each.rollout_id, each.spans, each.reward, each.reason, each.extra) for each in rollouts]
+        self._core.write(ids, loss_mask, logprobs, ends)
+
     def finish(
         self, rollout_id: int, reward: float, finish_reason: str = "stop", *, extra: bytes = b"", sync: bool = True
     ) -> None:
@@ -358,7 +372,7 @@ class TrajectoryBuffer:
             TrajectoryError: The buffer is in memory, or the record is damaged.
         """
         return [
-            Taken(version, checkpoint, tuple(_taken_group(*group) for group in groups))
+            Taken(version, checkpoint, tuple(TakenGroup.of(*group) for group in groups))
             for version, checkpoint, groups in self._core.order()
         ]
 
@@ -382,8 +396,3 @@ class TrajectoryBuffer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _taken_group(group_id: int, task: str, policy_version: int, rollouts: list[Any]) -> TakenGroup:
-    lines = (TakenRollout(rollout, reward, failed, tuple(spans)) for rollout, reward, failed, spans in rollouts)
-    return TakenGroup(group_id, task, policy_version, tuple(lines))

@@ -1,10 +1,12 @@
 """What the trajectory buffer gives out: samples, and lines about what it holds and has held."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Self
 
 GroupState = Literal["running", "ready", "leased"]
 
@@ -59,6 +61,23 @@ class RunningRollout:
     task: str
 
 
+class WholeRollout(NamedTuple):
+    """A rollout for `TrajectoryBuffer.write`."""
+
+    rollout_id: int
+    ids: Sequence[int]
+    loss_mask: Sequence[int]
+    logprobs: Sequence[float]
+    spans: Sequence[tuple[int, int, bool]]
+    """Tokens, policy version, and whether a turn ends with them."""
+    reward: float | None
+    """None if it failed."""
+    reason: str
+    """Of its end, or of its failure."""
+    extra: bytes = b""
+    """Comes out with the sample."""
+
+
 @dataclass(frozen=True)
 class TaskStats:
     """How often a task was tried and solved."""
@@ -103,6 +122,12 @@ class TakenGroup:
     task: str
     policy_version: int
     rollouts: tuple[TakenRollout, ...]
+
+    @classmethod
+    def of(cls, group_id: int, task: str, policy_version: int, rollouts: Iterable[tuple[Any, ...]]) -> Self:
+        """From the lines of the core."""
+        lines = (TakenRollout(rollout, reward, failed, tuple(spans)) for rollout, reward, failed, spans in rollouts)
+        return cls(group_id, task, policy_version, tuple(lines))
 
 
 @dataclass(frozen=True)

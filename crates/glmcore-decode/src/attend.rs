@@ -1,7 +1,7 @@
 //! Attention of new tokens to the blocks of their sequences.
 
 use crate::instructions::Instructions;
-use crate::lanes::{LANES, Lanes, add_product, exponential, sum_of_lanes};
+use crate::lanes::{LANES, sum_of_lanes};
 use crate::{BLOCK, Shape, Step};
 
 /// Queries that meet keys and values together.
@@ -101,13 +101,8 @@ fn meet<I: Instructions, const R: usize>(
     let width = blocks.len() * BLOCK;
     let mut top = [f32::MIN; R];
     for (i, &block) in blocks.iter().enumerate() {
-        let keys = keys[place(shape, block, head)..][..channels * BLOCK].as_chunks::<LANES>().0;
-        let mut sums = [[0.0; LANES]; R];
-        for (channel, keys) in keys.iter().enumerate() {
-            for r in 0..R {
-                add_product::<I>(&mut sums[r], &[query[r][channel]; LANES], keys);
-            }
-        }
+        let keys = &keys[place(shape, block, head)..][..channels * BLOCK];
+        let mut sums = I::scores(query, keys);
         for r in 0..R {
             // What lies behind the query's own place is of later tokens, or of nobody.
             let seen = (rows[r].position + 1).saturating_sub(i * BLOCK).min(BLOCK);
@@ -125,7 +120,7 @@ fn meet<I: Instructions, const R: usize>(
     for r in 0..R {
         let mut sum = [0.0; LANES];
         for weights in scores[r * width..][..width].as_chunks_mut::<LANES>().0 {
-            *weights = exponential::<I>(&weights.map(|score| score - top[r]));
+            *weights = I::exponential(&weights.map(|score| score - top[r]));
             for lane in 0..LANES {
                 sum[lane] += weights[lane];
             }
@@ -156,19 +151,11 @@ fn mix<I: Instructions, const R: usize, const V: usize>(
     let mut sums = [[[0.0; LANES]; V]; R];
     let weights: [&[f32]; R] = std::array::from_fn(|r| &scores[r * width..][..width]);
     for (i, &block) in blocks.iter().enumerate() {
-        let values = &values[place(shape, block, head)..][..shape.head_dim * BLOCK];
         let count = (last + 1 - i * BLOCK).min(BLOCK);
-        for (offset, row) in values.chunks_exact(shape.head_dim).take(count).enumerate() {
-            let value: [Lanes; V] = std::array::from_fn(|v| {
-                row[channel + v * LANES..][..LANES].try_into().expect("16 channels")
-            });
-            for r in 0..R {
-                let weight = [weights[r][i * BLOCK + offset]; LANES];
-                for v in 0..V {
-                    add_product::<I>(&mut sums[r][v], &weight, &value[v]);
-                }
-            }
-        }
+        let values = &values[place(shape, block, head) + channel..]
+            [..(count - 1) * shape.head_dim + V * LANES];
+        let weights = weights.map(|weights| &weights[i * BLOCK..][..count]);
+        I::mix(weights, values, shape.head_dim, &mut sums);
     }
     for r in 0..R {
         for v in 0..V {

@@ -51,7 +51,8 @@ pub(crate) struct Scratch {
     rows: Vec<f32>,
     gate_up: Vec<f32>,
     routed: Vec<f32>,
-    chosen: Vec<(usize, f32)>,
+    /// Experts of each token, and their weights.
+    pub(crate) chosen: Vec<(usize, f32)>,
     place: Vec<usize>,
     order: Vec<usize>,
 }

@@ -55,25 +55,34 @@ pub(crate) fn dot<I: Instructions>(a: &[f32], b: &[f32]) -> f32 {
     sum_of_lanes(&sum)
 }
 
-/// The exponential of each lane, to about 1e-7 of it; 0 below -87 and for minus infinity.
+/// Arguments of the exponential that give a normal number.
+pub(crate) const LEAST: f32 = -87.0;
+pub(crate) const MOST: f32 = 88.0;
+/// `1.5 * 2^23`: adding it leaves no bits behind the point.
+pub(crate) const ROUND: f32 = 12_582_912.0;
+/// `ln 2` in two parts; the first has 10 bits, so that a small integer times it is exact.
+pub(crate) const LN2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4);
+/// Inverse factorials of 7 down to 0.
+pub(crate) const TAYLOR: [f32; 8] =
+    [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+
+/// The exponential of each lane, to about 1e-7 of it; 0 below `LEAST`, for minus infinity too.
 ///
-/// `exp(x) = 2^n exp(r)` with `|r| <= ln 2 / 2` and the Taylor polynomial of degree 7.
+/// `exp(x) = 2^n exp(r)` with `|r| <= ln 2 / 2` and a Taylor polynomial.
 #[inline(always)]
 pub(crate) fn exponential<I: Instructions>(x: &Lanes) -> Lanes {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves no bits behind the point
-    const LN2: (f32, f32) = (0.693_359_4, -2.121_944_4e-4); // the first has 10 bits, so that n times it is exact
     let mut result = [0.0; LANES];
     for lane in 0..LANES {
-        let value = x[lane].clamp(-87.0, 88.0);
+        let value = x[lane].clamp(LEAST, MOST);
         let shifted = fused::<I>(value, std::f32::consts::LOG2_E, ROUND);
         let n = shifted - ROUND;
-        let r = fused::<I>(-n, LN2.1, fused::<I>(-n, LN2.0, value));
-        let mut p = 1.0 / 5040.0;
-        for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-            p = fused::<I>(p, r, coefficient);
+        let rest = fused::<I>(-n, LN2.1, fused::<I>(-n, LN2.0, value));
+        let mut p = TAYLOR[0];
+        for &coefficient in &TAYLOR[1..] {
+            p = fused::<I>(p, rest, coefficient);
         }
         let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3F80_0000));
-        result[lane] = if x[lane] < -87.0 { 0.0 } else { p * power };
+        result[lane] = if x[lane] >= LEAST { p * power } else { 0.0 };
     }
     result
 }
@@ -81,6 +90,6 @@ pub(crate) fn exponential<I: Instructions>(x: &Lanes) -> Lanes {
 /// `1 / (1 + exp(-x))` of each lane.
 #[inline(always)]
 pub(crate) fn sigmoid<I: Instructions>(x: &Lanes) -> Lanes {
-    let e = exponential::<I>(&x.map(|x| -x));
+    let e = I::exponential(&x.map(|x| -x));
     e.map(|e| 1.0 / (1.0 + e))
 }

@@ -19,11 +19,14 @@ mod experts;
 mod instructions;
 mod lanes;
 mod linear;
+mod record;
+mod sample;
 mod step;
 
 pub use experts::{Experts, FeedForward, Mlp};
 pub use linear::Linear;
-pub use step::{Attention, Cache, Layer, Model, Step, multiply, run};
+pub use sample::{Wishes, draw};
+pub use step::{Attention, Cache, Layer, Model, Step, multiply, run, run_recorded};
 
 /// Tokens of a block.
 pub const BLOCK: usize = 16;

@@ -7,6 +7,7 @@ use crate::elementwise::{add, norm_head, rms_norm, rotate};
 use crate::experts::{FeedForward, Scratch, room};
 use crate::instructions::{Instructions, Task, dispatch};
 use crate::linear::Linear;
+use crate::record::Record;
 use crate::{BLOCK, Error, Shape};
 
 /// Projections and norms of attention.
@@ -121,7 +122,7 @@ impl Step<'_> {
     }
 }
 
-fn check(what: &'static str, len: usize, expected: usize) -> Result<(), Error> {
+pub(crate) fn check(what: &'static str, len: usize, expected: usize) -> Result<(), Error> {
     if len == expected { Ok(()) } else { Err(Error::Length { what, len, expected }) }
 }
 
@@ -148,6 +149,46 @@ pub fn run<'a>(
     caches: &mut [Cache<'a>],
     out: &mut [f32],
 ) -> Result<(), Error> {
+    start(model, step, caches, out, None)
+}
+
+/// [`run`] that also makes `chosen` `[T, L, K]` the experts of each token in each of the `L` layers that have some.
+///
+/// # Errors
+///
+/// See [`run`]; also if `chosen` has another size, or a layer has more than 2^16 experts.
+///
+/// # Panics
+///
+/// See [`run`].
+pub fn run_recorded<'a>(
+    model: &Model<'a>,
+    step: &Step<'_>,
+    caches: &mut [Cache<'a>],
+    out: &mut [f32],
+    chosen: &mut [u16],
+) -> Result<(), Error> {
+    let sparse = model.layers.iter().filter_map(|layer| match &layer.feed_forward {
+        FeedForward::Sparse(experts) => Some(experts.correction.len()),
+        FeedForward::Dense(_) => None,
+    });
+    let (num_layers, most) = sparse.fold((0, 0), |(n, most), count| (n + 1, most.max(count)));
+    let end = usize::from(u16::MAX) + 1;
+    if most > end {
+        return Err(Error::Outside { what: "experts", value: most as i64, end: end + 1 });
+    }
+    let top_k = model.shape.top_k;
+    check("chosen", chosen.len(), step.ids.len() * num_layers * top_k)?;
+    start(model, step, caches, out, Some(Record { chosen, num_layers, top_k, done: 0 }))
+}
+
+fn start<'a>(
+    model: &Model<'a>,
+    step: &Step<'_>,
+    caches: &mut [Cache<'a>],
+    out: &mut [f32],
+    record: Option<Record<'_>>,
+) -> Result<(), Error> {
     let Shape { hidden, num_heads, num_kv_heads, head_dim, .. } = model.shape;
     if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) || !head_dim.is_multiple_of(16)
     {
@@ -162,7 +203,7 @@ pub fn run<'a>(
         check("values", cache.values.len(), num_blocks * block)?;
     }
     step.check(model, num_blocks)?;
-    dispatch(Run { model, step, caches, out });
+    dispatch(Run { model, step, caches, out, record });
     Ok(())
 }
 
@@ -197,6 +238,7 @@ struct Run<'a, 'm> {
     step: &'a Step<'a>,
     caches: &'a mut [Cache<'m>],
     out: &'a mut [f32],
+    record: Option<Record<'a>>,
 }
 
 /// Memory for the work of a layer.
@@ -215,7 +257,7 @@ struct Work {
 impl Task for Run<'_, '_> {
     #[inline(always)]
     fn run<I: Instructions>(self) {
-        let Self { model, step, caches, out } = self;
+        let Self { model, step, caches, out, mut record } = self;
         let hidden = model.shape.hidden;
         let mut x = Vec::with_capacity(step.ids.len() * hidden);
         for &id in step.ids {
@@ -224,6 +266,9 @@ impl Task for Run<'_, '_> {
         let mut work = Work::default();
         for (layer, cache) in model.layers.iter().zip(caches) {
             layer.run::<I>(&model.shape, step, cache, &mut work, &mut x);
+            if let Some(record) = &mut record {
+                record.add(&layer.feed_forward, &work.feed_forward);
+            }
         }
         for (&row, out) in step.rows.iter().zip(out.chunks_exact_mut(hidden)) {
             rms_norm::<I>(&x[unsigned(row) * hidden..][..hidden], model.norm, model.shape.eps, out);

@@ -1,7 +1,8 @@
 //! Binding of `glmcore-decode`. Weights and caches stay in the memory of whoever made them.
 
 use glmcore_decode::{
-    Attention, Cache, Experts, FeedForward, Layer, Linear, Mlp, Model, Shape, Step, multiply, run,
+    Attention, Cache, Experts, FeedForward, Layer, Linear, Mlp, Model, Shape, Step, Wishes, draw,
+    multiply, run, run_recorded,
 };
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadwriteArray1};
 use pyo3::exceptions::PyValueError;
@@ -126,7 +127,8 @@ impl DecodeModel {
         Self { sizes, embedding, norm, layers }
     }
 
-    /// Ids, bounds, lengths, tables and wanted rows of a step; cosines and sines; caches; the hidden states.
+    /// Ids, bounds, lengths, tables and wanted rows of a step; cosines and sines; caches; the hidden states; the experts
+    /// of each token, `[T, L, K]`, if they are wanted.
     fn run<'py>(
         &self,
         py: Python<'py>,
@@ -134,6 +136,7 @@ impl DecodeModel {
         angles: (In<'py, f32>, In<'py, f32>),
         mut caches: Vec<(Out<'py, f32>, Out<'py, f32>)>,
         mut out: Out<'py, f32>,
+        mut chosen: Option<Out<'py, u16>>,
     ) -> PyResult<()> {
         let mut reading = Reading(Vec::new());
         reading.push(py, &self.embedding);
@@ -162,8 +165,12 @@ impl DecodeModel {
             .map(|(keys, of)| Ok(Cache { keys: writable(keys)?, values: writable(of)? }))
             .collect::<PyResult<Vec<_>>>()?;
         let out = writable(&mut out)?;
-        py.detach(|| run(&model, &step, &mut caches, out))
-            .map_err(|error| PyValueError::new_err(error.to_string()))
+        let chosen = chosen.as_mut().map(writable).transpose()?;
+        py.detach(|| match chosen {
+            Some(chosen) => run_recorded(&model, &step, &mut caches, out, chosen),
+            None => run(&model, &step, &mut caches, out),
+        })
+        .map_err(|error| PyValueError::new_err(error.to_string()))
     }
 }
 
@@ -200,7 +207,33 @@ fn decode_linear<'py>(
         .map_err(|error| PyValueError::new_err(error.to_string()))
 }
 
+/// Temperatures, `top_k`, `top_p`, `min_p` and random numbers of sequences.
+type WishArrays<'py> = (In<'py, f32>, In<'py, i64>, In<'py, f32>, In<'py, f32>, In<'py, f64>);
+
+/// A token of each row of scores, and its log-probability.
+#[pyfunction]
+fn decode_draw<'py>(
+    py: Python<'py>,
+    scores: In<'py, f32>,
+    wishes: WishArrays<'py>,
+    mut tokens: Out<'py, i64>,
+    mut logprobs: Out<'py, f32>,
+) -> PyResult<()> {
+    let scores = values(&scores)?;
+    let wishes = Wishes {
+        temperature: values(&wishes.0)?,
+        top_k: values(&wishes.1)?,
+        top_p: values(&wishes.2)?,
+        min_p: values(&wishes.3)?,
+        uniform: values(&wishes.4)?,
+    };
+    let (tokens, logprobs) = (writable(&mut tokens)?, writable(&mut logprobs)?);
+    py.detach(|| draw(scores, wishes, tokens, logprobs))
+        .map_err(|error| PyValueError::new_err(error.to_string()))
+}
+
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<DecodeModel>()?;
+    module.add_function(wrap_pyfunction!(decode_draw, module)?)?;
     module.add_function(wrap_pyfunction!(decode_linear, module)?)
 }

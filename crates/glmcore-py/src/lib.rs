@@ -17,12 +17,14 @@ mod json_lines;
 mod lease;
 mod megatron;
 mod packing;
+mod rollouts;
 mod samples;
 mod stream;
 mod tokenizer;
 mod trainer;
 mod trajectory;
 mod view;
+mod weights;
 
 use pyo3::prelude::*;
 
@@ -45,5 +47,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     stream::register(module)?;
     lease::register(module)?;
     trajectory::register(module)?;
-    fp8::register(module)
+    fp8::register(module)?;
+    weights::register(module)
 }

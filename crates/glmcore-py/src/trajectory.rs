@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 
 use crate::error::{OrRaise, TrajectoryError};
 use crate::lease::{CoreLease, SampleRow, sample_row};
+use crate::rollouts::{WholeRollout, slice, write};
 
 /// How long a waiting call goes without looking for signals.
 const SIGNAL_CHECK: Duration = Duration::from_millis(100);
@@ -151,17 +152,33 @@ impl PyTrajectoryBuffer {
         policy_version: u64,
         ends_turn: bool,
     ) -> PyResult<()> {
-        let strided = |_| {
-            TrajectoryError::new_err("arrays must be C-contiguous: pass np.ascontiguousarray(...)")
-        };
         let tokens = Tokens {
-            ids: ids.as_slice().map_err(strided)?,
-            loss_mask: loss_mask.as_slice().map_err(strided)?,
-            logprobs: logprobs.as_slice().map_err(strided)?,
+            ids: slice(&ids)?,
+            loss_mask: slice(&loss_mask)?,
+            logprobs: slice(&logprobs)?,
             policy_version,
             ends_turn,
         };
         self.call(py, |buffer| buffer.append_tokens(rollout_id, &tokens))
+    }
+
+    /// Write whole rollouts, whose tokens lie one after the other in the arrays.
+    fn write(
+        &self,
+        py: Python<'_>,
+        ids: PyReadonlyArray1<'_, i32>,
+        loss_mask: PyReadonlyArray1<'_, u8>,
+        logprobs: PyReadonlyArray1<'_, f32>,
+        rollouts: Vec<WholeRollout>,
+    ) -> PyResult<()> {
+        let columns = (slice(&ids)?, slice(&loss_mask)?, slice(&logprobs)?);
+        let told = rollouts.iter().map(WholeRollout::num_tokens).sum::<usize>();
+        if [columns.0.len(), columns.1.len(), columns.2.len()] != [told; 3] {
+            return Err(TrajectoryError::new_err(format!(
+                "the spans have {told} tokens, the arrays another number"
+            )));
+        }
+        self.call(py, |buffer| write(buffer, columns, &rollouts))
     }
 
     /// End a rollout with a reward.

@@ -78,7 +78,7 @@ class BlockPool:
     def find(self, tokens: Sequence[int]) -> list[int]:
         """Known blocks that hold a text's beginning; nobody becomes their holder."""
         found: list[int] = []
-        if not self._known:
+        if not self._known or len(tokens) < BLOCK:
             return found
         ids = np.asarray(tokens, np.int32)
         serial = _ROOT
@@ -92,7 +92,7 @@ class BlockPool:
 
     def remember(self, tokens: Sequence[int], blocks: Sequence[int]) -> None:
         """Make the full blocks of a text known, whose tokens they hold from the first on."""
-        if not self.reuse:
+        if not self.reuse or len(tokens) < BLOCK:
             return
         ids = np.asarray(tokens, np.int32)
         serial = _ROOT

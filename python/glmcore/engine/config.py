@@ -25,5 +25,8 @@ class EngineConfig(Config):
     num_draft_tokens: NonNegativeInt = 0
     """Tokens that the model's MTP layer proposes for each sequence and step. The model then computes them together
     with the next one and keeps those that it would have drawn: the distribution is the same. 0 for none."""
+    record_experts: bool = False
+    """Tell with each continuation which experts its tokens chose, for a trainer that routes them alike. Costs a byte a
+    token, layer and choice beside the cache, two with more than 256 experts."""
     reuse_prefixes: bool = True
     """Keep the cache of ended sequences for prompts that begin alike, as long as there is room."""

@@ -62,13 +62,12 @@ class Engine:
         """Tokens that the key-value cache holds."""
         if config.num_draft_tokens and model.mtp_layer is None:
             raise ConfigError("num_draft_tokens needs a model with an MTP layer: this one has none")
-        self._runner = Runner(model, self.cache_tokens // BLOCK, with_mtp=config.num_draft_tokens > 0)
-        self._pool = BlockPool(self.cache_tokens // BLOCK, reuse=config.reuse_prefixes)
-        self._scheduler = Scheduler(config, self._pool)
+        with_mtp, num_blocks = config.num_draft_tokens > 0, self.cache_tokens // BLOCK
+        self._runner = Runner(model, num_blocks, with_mtp=with_mtp, record_experts=config.record_experts)
+        self._pool = BlockPool(num_blocks, reuse=config.reuse_prefixes)
+        self._scheduler = Scheduler(config, self._pool, self._runner.record)
         self._sampler = Sampler(model.config.vocab_size, model.lm_head.weight.device, self.grammars)
-        self._drafter = (
-            Drafter(self._runner, self._sampler, config.num_draft_tokens) if config.num_draft_tokens else None
-        )
+        self._drafter = Drafter(self._runner, self._sampler, config.num_draft_tokens) if with_mtp else None
         self._choices: dict[int, list[own.Sequence]] = {}
         """Sequences of each request that has not ended."""
         self._aborted: list[tuple[int, Delta]] = []
@@ -81,13 +80,14 @@ class Engine:
 
     # Requests
 
-    def add(self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0) -> int:
+    def add(self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0, whole: bool = False) -> int:
         """Take a request on; `step` will give its tokens.
 
         Args:
             prompt_ids: Not empty.
             params: Of sampling.
             priority: Lower numbers go first, then who came first.
+            whole: Tell of each choice once, at its end: a step then does little for it but to draw.
 
         Returns:
             The number of the request.
@@ -97,7 +97,9 @@ class Engine:
             RequestError: The request can never be served: the prompt is empty, has an id outside the vocabulary, fills
                 the context, or prompt and answer do not fit the cache.
         """
-        limit = self._limit(prompt_ids, params)
+        return self._add(prompt_ids, params, self._limit(prompt_ids, params), priority, whole)
+
+    def _add(self, prompt_ids: Sequence[int], params: SamplingParams, limit: int, priority: int, whole: bool) -> int:
         if params.constraint is not None and self.grammars is not None:
             self.grammars.compile(params.constraint)
         waiting = self._scheduler.num_waiting
@@ -119,6 +121,7 @@ class Engine:
                 limit,
                 (priority, next(self._arrivals)),
                 TextStream(self.tokenizer, self._special, params.stop, params.min_tokens) if self.tokenizer else None,
+                whole,
             )
             for index in range(params.n)
         ]
@@ -132,7 +135,8 @@ class Engine:
         for choice in self._choices.get(request_id, []):
             if not choice.ended:
                 self._end(choice)
-                self._aborted.append((request_id, Delta(choice.index, finish_reason="abort")))
+                choice.finish_reason = "abort"
+                self._aborted.append((request_id, choice.tell()))
         self._choices.pop(request_id, None)
 
     def take_aborted(self) -> list[tuple[int, Delta]]:
@@ -173,12 +177,13 @@ class Engine:
         if self._drafter and hidden is not None:
             self._drafter.follow(parts, hidden)
         self._runner.copy_blocks(self._scheduler.computed(parts))
-        with_drafts = [part for part in parts if part.has_drafts]
+        with_drafts = [part for part in parts if part.has_drafts] if self._drafter else []
         if with_drafts:
             drafted = torch.tensor([part.has_drafts for part in parts for _ in range(part.num_scores)])
             told += self._verify(logits[drafted.to(logits.device)], with_drafts)
             logits = logits[~drafted.to(logits.device)]
-        return told + self._draw(logits, [part for part in parts if not part.has_drafts])
+            parts = [part for part in parts if not part.has_drafts]
+        return told + self._draw(logits, parts)
 
     def _verify(self, logits: torch.Tensor, parts: list[Part]) -> list[tuple[int, Delta]]:
         """From scores after the last token and after each draft to tokens, for parts with drafts."""
@@ -190,7 +195,7 @@ class Engine:
         logits = logits.unflatten(0, (len(sequences), -1))
         slots = [self._slot(sequence) for sequence in sequences]
         verified = verify(self._sampler, logits, slots, drafts.tokens, drafts.probability)
-        told = []
+        told: list[tuple[int, Delta]] = []
         for row, sequence in enumerate(sequences):
             tokens, tops = verified.tokens[row], verified.top_logprobs[row] or [None] * len(verified.tokens[row])
             self._generated_tokens += len(tokens)
@@ -199,7 +204,7 @@ class Engine:
             sequence.states = sequence.states[: len(tokens)]
             for token, logprob, top in zip(tokens, verified.logprobs[row], tops, strict=True):
                 ended = "abort" if verified.broken[row] else None
-                told.append((sequence.request_id, self._record(sequence, token, logprob, top, ended)))
+                self._record(told, sequence, token, logprob, top, ended)
                 if sequence.ended:
                     break
                 sequence.length += 1
@@ -226,47 +231,27 @@ class Engine:
         drawn = self._sampler.draw(logits, [self._slot(sequence) for sequence in sequences])
         self._generated_tokens += len(sequences)
         tokens, logprobs = drawn.tokens.tolist(), drawn.logprobs.tolist()
-        return [
-            (
-                sequence.request_id,
-                self._record(sequence, tokens[row], logprobs[row], drawn.top_logprobs.get(row), drawn.ended.get(row)),
-            )
-            for row, sequence in enumerate(sequences)
-        ]
+        top, ended = drawn.top_logprobs, drawn.ended
+        told: list[tuple[int, Delta]] = []
+        for row, sequence in enumerate(sequences):
+            self._record(told, sequence, tokens[row], logprobs[row], top.get(row), ended.get(row))
+        return told
 
     def _record(
-        self, sequence: own.Sequence, token: int, logprob: float, top: dict[int, float] | None, ended: str | None
-    ) -> Delta:
-        """Add a token to a sequence, which may end it, as its constraint may have."""
-        sequence.token_ids.append(token)
-        reason: str | None = None
-        stop: int | str | None = None
-        if ended is not None:
-            reason = ended
-        elif token in sequence.stop_ids:
-            reason, stop = "stop", token
-        elif len(sequence.token_ids) >= sequence.limit:
-            reason = "length"
-        text = ""
-        if sequence.text is not None:
-            text = sequence.text.push(token)
-            text += sequence.text.finish() if reason else ""
-            if sequence.text.stopped_by is not None:
-                reason, stop = "stop", sequence.text.stopped_by
-        cached, sequence.cached_tokens = sequence.cached_tokens, 0
-        if reason:
+        self,
+        told: list[tuple[int, Delta]],
+        sequence: own.Sequence,
+        token: int,
+        logprob: float,
+        top: dict[int, float] | None,
+        ended: str | None,
+    ) -> None:
+        """Add a token to a sequence, and to `told` what is to be told of it now."""
+        if sequence.take(token, logprob, self.policy_version, top, ended):
             self._end(sequence)
-        return Delta(
-            index=sequence.index,
-            token_ids=[token],
-            logprobs=[logprob],
-            top_logprobs=[] if top is None else [top],
-            policy_versions=[self.policy_version],
-            text=text,
-            finish_reason=reason,
-            stop=stop,
-            cached_tokens=cached,
-        )
+        elif sequence.whole:
+            return
+        told.append((sequence.request_id, sequence.tell()))
 
     def _slot(self, sequence: own.Sequence) -> int:
         if sequence.slot is None:
@@ -304,9 +289,10 @@ class Engine:
             RequestError: A request can never be served; see `add`.
             SyncError: See `step`.
         """
+        limits = []
         for index, request in enumerate(zip(prompts, params, strict=True)):
             try:
-                self._limit(*request)
+                limits.append(self._limit(*request))
             except RequestError as error:
                 raise RequestError(f"prompt {index}: {error}") from None
             if request[1].n != 1:
@@ -318,12 +304,13 @@ class Engine:
         while left:
             room = max(self.config.max_sequences + 1 - self._scheduler.num_waiting, 0)
             for index in itertools.islice(to_add, room):
-                place[self.add(prompts[index], params[index])] = index
-            deltas = [(place[number], delta) for number, delta in self.step() if number in place]
-            for index, delta in deltas:
-                results[index].add(delta)
-                left -= delta.finish_reason is not None
-            on_tokens(sum(len(delta.token_ids) for _, delta in deltas))
+                place[self._add(prompts[index], params[index], limits[index], 0, whole=True)] = index
+            before = self._generated_tokens
+            for number, delta in self.step():
+                if number in place:
+                    results[place[number]].add(delta)
+                    left -= 1
+            on_tokens(self._generated_tokens - before)
         return results
 
     def _limit(self, prompt_ids: Sequence[int], params: SamplingParams) -> int:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Delta:
@@ -25,6 +27,8 @@ class Delta:
     """The stop token or stop string that ended it."""
     cached_tokens: int = 0
     """Prompt tokens that were not computed again, told in the first delta of a choice."""
+    experts: np.ndarray | None = None
+    """See `Generation.experts`; told in the last delta of a choice."""
 
 
 @dataclass
@@ -47,6 +51,10 @@ class Generation:
     """The stop token or stop string that ended it."""
     cached_tokens: int = 0
     """Prompt tokens that were not computed again."""
+    experts: np.ndarray | None = None
+    """With `EngineConfig.record_experts`: the experts of each token of prompt and continuation but the last, which no
+    layer has seen, when it was computed first, in each decoder layer that has some, in no order, uint8 or uint16
+    [tokens - 1, layers, K]. None if nothing was recorded, or computed."""
 
     @property
     def policy_version(self) -> int:
@@ -63,6 +71,7 @@ class Generation:
         self.cached_tokens += delta.cached_tokens
         if delta.finish_reason is not None:
             self.finish_reason, self.stop = delta.finish_reason, delta.stop
+            self.experts = delta.experts
 
 
 @dataclass(frozen=True)

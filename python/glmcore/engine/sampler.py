@@ -19,6 +19,7 @@ from glmcore.engine.guide import Grammars, Guide, allowed_tokens
 from glmcore.engine.penalties import Biases, Penalties
 from glmcore.engine.sampling import STREAM_TOKEN, SamplingParams, uniforms
 from glmcore.errors import RequestError
+from glmcore.model.decode_ops import can_draw, draw_tokens
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,9 @@ class Sampler:
         self._seeds = np.zeros(0, np.uint64)
         self._steps = np.zeros(0, np.int64)
         """Tokens that each sequence has drawn, [S]."""
-        self._numbers = torch.zeros(3, 0)
+        self._numbers = np.zeros((3, 0), np.float32)
         """Temperature, top_p and min_p, [3, S]."""
-        self._counts = torch.zeros(4, 0, dtype=torch.int64)
+        self._counts = np.zeros((4, 0), np.int64)
         """top_k, num_top, penalty and edited of `Rows`, [4, S]."""
         self._penalties = Penalties(vocab_size, self.device)
         self._biases = Biases()
@@ -118,10 +119,10 @@ class Sampler:
             self._guides[slot] = (guide, frozenset(stop_ids))
         self._seeds[slot] = params.seed_of(choice)
         self._steps[slot] = 0
-        self._numbers[:, slot] = torch.tensor([params.temperature, params.top_p, params.min_p])
+        self._numbers[:, slot] = (params.temperature, params.top_p, params.min_p)
         row = self._penalties.admit(params, prompt_ids) if params.penalises else -1
-        counts = [min(params.top_k, self.vocab_size), min(params.top_logprobs, self.vocab_size), row]
-        self._counts[:, slot] = torch.tensor([*counts, int(params.edits_scores)])
+        num_top = min(params.top_logprobs, self.vocab_size)
+        self._counts[:, slot] = (min(params.top_k, self.vocab_size), num_top, row, params.edits_scores)
         self._biases.add(slot, params, stop_ids)
         return slot
 
@@ -146,13 +147,10 @@ class Sampler:
         edited = rows.edited.nonzero().squeeze(1).to(self.device)
         own = logits[edited]
         self._edit(logits, rows)
-        greedy = (rows.temperature == 0).nonzero().squeeze(1).to(self.device)
-        best = logits[greedy].argmax(-1)
-        heat_up(logits, rows.heat)
-        probability = logits.softmax(-1)
-        broken = replace_broken(probability)
-        tokens = best if len(best) == len(logits) else self._choose(probability, rows).index_copy_(0, greedy, best)
-        logprobs = probability.gather(1, tokens[:, None]).squeeze(1).log()
+        if can_draw(logits):
+            tokens, logprobs, broken = self._draw_in_core(logits, rows)
+        else:
+            tokens, logprobs, broken = self._draw_in_torch(logits, rows)
         if len(edited):
             heat_up(own, rows.heat[edited.cpu()])
             logprobs[edited] = own.log_softmax(-1).gather(1, tokens[edited, None]).squeeze(1)
@@ -163,12 +161,31 @@ class Sampler:
             ended[place] = "abort"
         return Drawn(tokens.cpu(), logprobs.cpu(), top, ended)
 
+    def _draw_in_core(self, logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor, list[int]]:
+        """Tokens, their log-probabilities and the rows that are no numbers; heats scores where others ask for them."""
+        parts = (rows.temperature, rows.top_k, rows.top_p, rows.min_p)
+        tokens, logprobs = draw_tokens(logits, *parts, self.uniforms(rows, STREAM_TOKEN))
+        broken = logprobs.isnan().nonzero().squeeze(1).tolist()
+        logprobs[broken] = 0.0
+        if bool(rows.num_top.any()):
+            heat_up(logits, rows.heat)
+        return tokens, logprobs, broken
+
+    def _draw_in_torch(self, logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor, list[int]]:
+        """The plain twin of `_draw_in_core`, on any device."""
+        greedy = (rows.temperature == 0).nonzero().squeeze(1).to(self.device)
+        best = logits[greedy].argmax(-1)
+        heat_up(logits, rows.heat)
+        probability = logits.softmax(-1)
+        broken = replace_broken(probability)
+        tokens = best if len(best) == len(logits) else self._choose(probability, rows).index_copy_(0, greedy, best)
+        return tokens, probability.gather(1, tokens[:, None]).squeeze(1).log(), broken
+
     def rows(self, slots: Sequence[int]) -> Rows:
         """Parameters of sequences."""
         places = np.asarray(slots, np.int64)
-        index = torch.from_numpy(places)
-        temperature, top_p, min_p = self._numbers[:, index]
-        top_k, num_top, penalty, edited = self._counts[:, index]
+        temperature, top_p, min_p = torch.from_numpy(self._numbers.take(places, 1))
+        top_k, num_top, penalty, edited = torch.from_numpy(self._counts.take(places, 1))
         return Rows(places, temperature, top_p, min_p, top_k, num_top, penalty, edited)
 
     def uniforms(self, rows: Rows, stream: int, ahead: int | np.ndarray = 0) -> Tensor:
@@ -243,8 +260,8 @@ class Sampler:
         more = max(16, held)
         self._seeds = np.concatenate([self._seeds, np.zeros(more, np.uint64)])
         self._steps = np.concatenate([self._steps, np.zeros(more, np.int64)])
-        self._numbers = torch.cat([self._numbers, self._numbers.new_zeros(3, more)], 1)
-        self._counts = torch.cat([self._counts, self._counts.new_zeros(4, more)], 1)
+        self._numbers = np.concatenate([self._numbers, np.zeros((3, more), np.float32)], 1)
+        self._counts = np.concatenate([self._counts, np.zeros((4, more), np.int64)], 1)
         self._free += reversed(range(held, held + more))
 
 

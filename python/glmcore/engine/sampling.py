@@ -72,12 +72,16 @@ class SamplingParams:
             _set(self, "stop_token_ids", tuple(self.stop_token_ids))
         for name, least, most in _INTEGERS:
             value = getattr(self, name)
+            if value is getattr(SamplingParams, name):
+                continue
             if isinstance(value, bool) or not isinstance(value, int | np.integer):
                 raise RequestError(f"{name} must be an integer, got {value!r}")
             if not least <= value <= most:
                 raise RequestError(f"{name} must be {_range(least, most)}, got {value}")
         for name, allows, wanted in _NUMBERS:
             value = getattr(self, name)
+            if value is getattr(SamplingParams, name):
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not allows(value):
                 raise RequestError(f"{name} must be {wanted}, got {value!r}")
         if self.min_tokens > self.max_tokens:

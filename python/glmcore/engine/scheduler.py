@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from glmcore.engine.blocks import BlockPool
 from glmcore.engine.config import EngineConfig
+from glmcore.engine.expert_record import ExpertRecord
 from glmcore.engine.sequence import Part, Prefill, Sequence
 from glmcore.model.paged import BLOCK
 
@@ -20,12 +21,13 @@ class Scheduler:
     A step serves every running sequence with one token and gives what is left of its tokens to texts that are being
     read, in the order of priority and arrival. Where blocks run out, the sequence that is last in that order gives all
     of its own back and waits; it will be read again, what it has generated included. The first in the order is never
-    interrupted, so that everything ends.
+    interrupted, so that everything ends. A sequence takes recorded experts along when its blocks leave it.
     """
 
-    def __init__(self, config: EngineConfig, pool: BlockPool) -> None:
+    def __init__(self, config: EngineConfig, pool: BlockPool, record: ExpertRecord | None = None) -> None:
         self.config = config
         self.pool = pool
+        self.record = record
         self.running: list[Sequence] = []
         self.prefills: list[Prefill] = []
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []
@@ -120,13 +122,15 @@ class Scheduler:
                 self.add(member)
         self.prefills.clear()
         for sequence in self.running:
+            self._take_experts(sequence, sequence.blocks, sequence.length)
             self.pool.release(sequence.blocks)
             self._wait_again(sequence)
         self.running.clear()
 
     def _find_room(self) -> None:
         """Give every running sequence a place for its next token, in the order of the sequences."""
-        for sequence in sorted(self.running, key=lambda sequence: sequence.order):
+        cramped = [sequence for sequence in self.running if len(sequence.blocks) * BLOCK <= sequence.length]
+        for sequence in sorted(cramped, key=lambda sequence: sequence.order):
             while not sequence.blocks or len(sequence.blocks) * BLOCK <= sequence.length:
                 if sequence not in self.running:
                     break
@@ -210,6 +214,7 @@ class Scheduler:
         copies = []
         for member in prefill.members[1:]:
             if self.pool.available < len(rest):
+                self._take_experts(member, prefill.blocks, length)
                 self._preempted_at_birth(member)
                 continue
             self.pool.share(full)
@@ -226,7 +231,12 @@ class Scheduler:
         self.preemptions += 1
         self._wait_again(member)
 
+    def _take_experts(self, sequence: Sequence, blocks: list[int], length: int) -> None:
+        if self.record is not None:
+            self.record.take_out(sequence, blocks, length)
+
     def _release(self, sequence: Sequence) -> None:
+        self._take_experts(sequence, sequence.blocks, sequence.length)
         self.pool.remember(sequence.text_ids[: sequence.length - sequence.lag], sequence.blocks)
         self.pool.release(sequence.blocks)
         sequence.blocks = []

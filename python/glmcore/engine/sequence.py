@@ -3,8 +3,10 @@
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
+from glmcore.engine.request import Delta
 from glmcore.engine.sampling import SamplingParams
 from glmcore.engine.stopping import TextStream
 
@@ -23,10 +25,22 @@ class Sequence:
     order: tuple[int, int]
     """Priority, then number of arrival: the lower goes first, and is preempted last."""
     text: TextStream | None
+    whole: bool = False
+    """Nothing is told before it ends."""
     slot: int | None = None
     """Its place in the sampler, from its first start on."""
     token_ids: list[int] = field(default_factory=list)
     """Generated so far."""
+    num_told: int = 0
+    """Of these, those that a delta has told."""
+    logprobs: list[float] = field(default_factory=list)
+    """Of the tokens that are not told; so are the next three."""
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    policy_versions: list[int] = field(default_factory=list)
+    new_text: str = ""
+    finish_reason: str | None = None
+    stop: int | str | None = None
+    """The stop token or stop string that ended it."""
     blocks: list[int] = field(default_factory=list)
     """Of the cache, while it runs."""
     length: int = 0
@@ -40,11 +54,63 @@ class Sequence:
     """Hidden states of the tokens before the newest ones, which the MTP layer has not read yet, [A, D]."""
     lag: int = 0
     """Tokens in the cache that the MTP layer has not read."""
+    experts: list[np.ndarray] = field(default_factory=list)
+    """Of its first tokens, as far as an `ExpertRecord` has given them out, [T, L, K] in parts."""
+
+    def take(
+        self, token: int, logprob: float, version: int, top: dict[int, float] | None = None, ended: str | None = None
+    ) -> bool:
+        """Add a token, which may end the sequence, as may another reason.
+
+        Returns:
+            Whether it has ended.
+        """
+        self.token_ids.append(token)
+        self.logprobs.append(logprob)
+        self.policy_versions.append(version)
+        if top is not None:
+            self.top_logprobs.append(top)
+        if ended is not None:
+            self.finish_reason = ended
+        elif token in self.stop_ids:
+            self.finish_reason, self.stop = "stop", token
+        elif len(self.token_ids) >= self.limit:
+            self.finish_reason = "length"
+        if self.text is not None:
+            self.new_text += self.text.push(token)
+            if self.finish_reason:
+                self.new_text += self.text.finish()
+            if self.text.stopped_by is not None:
+                self.finish_reason, self.stop = "stop", self.text.stopped_by
+        return self.finish_reason is not None
+
+    def tell(self) -> Delta:
+        """What is not told yet."""
+        delta = Delta(
+            index=self.index,
+            token_ids=self.token_ids[self.num_told :],
+            logprobs=self.logprobs,
+            top_logprobs=self.top_logprobs,
+            policy_versions=self.policy_versions,
+            text=self.new_text,
+            finish_reason=self.finish_reason,
+            stop=self.stop,
+            cached_tokens=self.cached_tokens,
+            experts=self.chosen_experts if self.finish_reason else None,
+        )
+        self.num_told, self.cached_tokens, self.new_text = len(self.token_ids), 0, ""
+        self.logprobs, self.top_logprobs, self.policy_versions = [], [], []
+        return delta
 
     @property
     def text_ids(self) -> list[int]:
         """Prompt and what was generated."""
         return [*self.prompt_ids, *self.token_ids]
+
+    @property
+    def chosen_experts(self) -> np.ndarray | None:
+        """`experts` as one array; None where there are none."""
+        return np.concatenate(self.experts) if self.experts else None
 
 
 @dataclass(eq=False)
@@ -66,7 +132,7 @@ class Prefill:
         return min(member.order for member in self.members)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Part:
     """Tokens that a step computes for one text."""
 

@@ -62,23 +62,27 @@ class EngineService:
     ) -> list[Generation]:
         """See `PolicyEngine.generate`. Cancelling the task aborts the request."""
         results = [Generation() for _ in range(params.n)]
-        async for delta in self.stream(prompt_ids, params, priority=priority):
+        async for delta in self._listen(prompt_ids, params, priority, whole=True):
             results[delta.index].add(delta)
         return results
 
-    async def stream(
-        self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0
-    ) -> AsyncIterator[Delta]:
+    def stream(self, prompt_ids: Sequence[int], params: SamplingParams, *, priority: int = 0) -> AsyncIterator[Delta]:
         """The deltas of a request as they come. Closing the iterator, or cancelling its task, aborts the request.
 
         Raises:
             RequestError: The request cannot be served, at the first step of the iterator; see `Engine.add`.
             SyncError: The engine's weights are a mixture.
         """
+        return self._listen(prompt_ids, params, priority, whole=False)
+
+    async def _listen(
+        self, prompt_ids: Sequence[int], params: SamplingParams, priority: int, *, whole: bool
+    ) -> AsyncIterator[Delta]:
+        """The deltas of a request, one of each choice if they are to be whole."""
         if params.constraint is not None and self.engine.grammars is not None:
             await asyncio.to_thread(self.engine.grammars.compile, params.constraint)
         listener = _Listener(asyncio.get_running_loop())
-        adding = self._submit(lambda: self._add(prompt_ids, params, priority, listener))
+        adding = self._submit(lambda: self._add(prompt_ids, params, priority, whole, listener))
         try:
             await asyncio.wrap_future(adding)
             left = params.n
@@ -196,8 +200,10 @@ class EngineService:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_deliver, entries)
 
-    def _add(self, prompt_ids: Sequence[int], params: SamplingParams, priority: int, listener: _Listener) -> int:
-        request_id = self.engine.add(prompt_ids, params, priority=priority)
+    def _add(
+        self, prompt_ids: Sequence[int], params: SamplingParams, priority: int, whole: bool, listener: _Listener
+    ) -> int:
+        request_id = self.engine.add(prompt_ids, params, priority=priority, whole=whole)
         self._listeners[request_id] = listener
         self._partial[request_id] = [Generation() for _ in range(params.n)]
         return request_id

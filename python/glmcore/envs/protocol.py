@@ -72,8 +72,8 @@ class Environment(Protocol[TaskT]):
     Whatever it raises, and whatever takes longer than allowed, fails this one episode. Work that blocks belongs into a
     thread (`asyncio.to_thread`) or a sandbox: an event loop is shared by all episodes of a process.
 
-    One that never waits for anything may have an attribute `answers_at_once` that is True: no clock is then kept for
-    its calls, which costs more than a short judgement does.
+    One that never waits for anything may have an attribute `answers_at_once` that is True. Its calls then have no
+    clock, which costs more than a short judgement does, and one that waits fails.
     """
 
     async def reset(self, task: TaskT) -> Start:

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import orjson
 import torch
 from torch import Tensor
 
-from glmcore._core import Xxh3
+from glmcore._core import Xxh3, add_floats
 from glmcore.errors import SyncError
 from glmcore.tensor_stream import num_bytes
 
@@ -124,10 +126,7 @@ class Bucket:
         return told | {"pieces": [tuple(vars(piece).values()) for piece in self.pieces]}
 
     def _digest(self) -> str:
-        hasher = Xxh3()
-        hasher.update(torch.frombuffer(bytearray(json.dumps(self._described()).encode()), dtype=torch.uint8).numpy())
-        hasher.update(self.data.numpy())
-        return hasher.hexdigest()
+        return _hexdigest(orjson.dumps(self._described()), self.data.numpy())
 
 
 def _ints(values: Any) -> tuple[int, ...]:
@@ -161,41 +160,55 @@ class WeightDigests:
     """
 
     def __init__(self) -> None:
-        self._running: tuple[str, Xxh3] | None = None
+        self._hashers: dict[str, Xxh3] = {}
         self._wide = Scratch(torch.float32)
-        self.of: dict[str, str] = {}
-        """Checksum of each tensor."""
+
+    def hasher(self, name: str) -> Xxh3:
+        """What takes in the values of a tensor in float32, row after row."""
+        return self._hashers.setdefault(name, Xxh3())
 
     def add(self, name: str, values: Tensor) -> None:
         """Take in rows of a tensor; the rows of one come one after another."""
-        if self._running is None or self._running[0] != name:
-            self._close()
-            self._running = (name, Xxh3())
-        flat = values.reshape(-1)
-        for start in range(0, len(flat), _SLAB_VALUES):
-            part = flat[start : start + _SLAB_VALUES]
-            if part.dtype != torch.float32 or part.device.type != "cpu":
-                part = self._wide.view(len(part)).copy_(part)
-            self._running[1].update(part.view(torch.uint8).numpy())
+        self.add_all([(name, values)])
+
+    def add_all(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Take in rows of many tensors."""
+        arrays: list[tuple[np.ndarray, Xxh3]] = []
+        for name, values in tensors:
+            if (array := as_array(values)) is not None:
+                arrays.append((array, self.hasher(name)))
+                continue
+            flat = values.detach().reshape(-1)
+            for start in range(0, len(flat), _SLAB_VALUES):
+                part = flat[start : start + _SLAB_VALUES]
+                add_floats([(self._wide.view(len(part)).copy_(part).numpy(), self.hasher(name))])
+        add_floats(arrays)
 
     def total(self) -> str:
         """One checksum of all: XXH3-128 of the lines `NAME CHECKSUM`, sorted."""
-        self._close()
-        hasher = Xxh3()
-        for name in sorted(self.of):
-            hasher.update(torch.frombuffer(bytearray(f"{name} {self.of[name]}\n".encode()), dtype=torch.uint8).numpy())
-        return hasher.hexdigest()
+        lines = "".join(f"{name} {hasher.hexdigest()}\n" for name, hasher in sorted(self._hashers.items()))
+        return _hexdigest(lines.encode())
 
-    def _close(self) -> None:
-        if self._running is not None:
-            self.of[self._running[0]] = self._running[1].hexdigest()
-        self._running = None
+
+def as_array(tensor: Tensor) -> np.ndarray | None:
+    """The memory of float32 values, or of the bits of bfloat16 ones, if they lie there in order; None for others."""
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return None
+    if tensor.dtype == torch.float32:
+        return tensor.detach().numpy()
+    return tensor.detach().view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else None
+
+
+def _hexdigest(*parts: bytes | np.ndarray) -> str:
+    hasher = Xxh3()
+    for part in parts:
+        hasher.update(np.frombuffer(part, np.uint8))
+    return hasher.hexdigest()
 
 
 @torch.no_grad()
 def weights_checksum(tensors: Mapping[str, Tensor]) -> str:
     """`WeightDigests.total` of tensors under their published names."""
     digests = WeightDigests()
-    for name, tensor in tensors.items():
-        digests.add(name, tensor)
+    digests.add_all(tensors.items())
     return digests.total()

@@ -1,21 +1,22 @@
 """The weights of a trainer as buckets of block-wise FP8, made while earlier ones are on their way."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from glmcore._core import fp8_publish
 from glmcore.errors import Fp8Error
-from glmcore.fp8.bucket import ALIGNMENT, TORCH_TYPES, Bucket, Piece, Scratch, WeightDigests, num_rows
+from glmcore.fp8.bucket import ALIGNMENT, TORCH_TYPES, Bucket, Piece, Scratch, WeightDigests, as_array, num_rows
 from glmcore.fp8.layout import SCALE_SUFFIX, is_quantized, published_dtype, published_views
 from glmcore.fp8.pipeline import Pipeline, Produce, TakeBuffer
-from glmcore.fp8.quantize import ScaleFormat, dequantize_blocks, quantize_blocks
+from glmcore.fp8.quantize import ScaleFormat
 from glmcore.tensor_stream import num_bytes
 
 _SLAB_VALUES = 1 << 20
-"""Values that are rounded and quantised at a time: they stay in the cache between the two."""
+"""Values that are gathered and quantised at a time."""
 
 State = Mapping[str, Any] | Iterable[tuple[str, Any]]
 """Named tensors, plain or DTensor."""
@@ -139,6 +140,16 @@ def _gather(tensor: Any) -> Tensor:
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach()
 
 
+class _Matrix(NamedTuple):
+    """Rows of a tensor, and where their codes and scales go."""
+
+    name: str
+    first: int
+    values: np.ndarray
+    codes: np.ndarray
+    scales: np.ndarray
+
+
 class _Filler:
     """Puts tensors into buckets."""
 
@@ -148,7 +159,11 @@ class _Filler:
         self.take = take
         self.digests = WeightDigests()
         self._rounded = Scratch(torch.bfloat16)
-        self._held = Scratch(torch.bfloat16)
+        self._matrices: list[_Matrix] = []
+        """To be quantised into the bucket."""
+        self._plain: list[tuple[str, Tensor]] = []
+        """To be summed up, where they lie in the bucket."""
+        self._num_pending = 0
         self._index = 0
         self._buffer: Tensor | None = None
         self._pieces: list[Piece] = []
@@ -209,34 +224,51 @@ class _Filler:
     def _round(self, name: str, tensor: Tensor, first: int, end: int) -> None:
         into = self._place(name, published_dtype(name), tensor.shape, first, end)
         into.copy_((tensor if tensor.dim() else tensor[None])[first:end])
-        self.digests.add(name, into)
+        self._plain.append((name, into))
 
     def _quantize(self, name: str, tensor: Tensor, first: int, end: int) -> None:
-        publisher = self.publisher
-        block_rows, columns = publisher.block
+        block_rows, columns = self.publisher.block
         num_columns = tensor.shape[1]
         grid = (-(-len(tensor) // block_rows), -(-num_columns // columns))
-        codes = self._place(name, "F8_E4M3", tensor.shape, first, end)
+        codes = self._place(name, "F8_E4M3", tensor.shape, first, end).view(torch.uint8).numpy()
         first_block, last_block = first // block_rows, -(-end // block_rows)
-        scales = self._place(name + SCALE_SUFFIX["fp8"], "F32", grid, first_block, last_block)
+        scales = self._place(name + SCALE_SUFFIX["fp8"], "F32", grid, first_block, last_block).numpy()
+        source = as_array(tensor[first:end])
+        if source is not None:
+            self._add_matrix(_Matrix(name, first, source, codes, scales))
+            return
         step = max(_SLAB_VALUES // max(num_columns, 1) // block_rows, 1) * block_rows
         for start in range(0, end - first, step):
             rows = slice(start, min(start + step, end - first))
             blocks = slice(start // block_rows, -(-rows.stop // block_rows))
             slab = tensor[first + rows.start : first + rows.stop]
-            if slab.dtype != torch.bfloat16 or slab.device.type != "cpu" or not slab.is_contiguous():
-                slab = self._rounded.view(*slab.shape).copy_(slab)
-            out = (codes[rows], scales[blocks])
-            try:
-                quantize_blocks(slab, publisher.block, publisher.scale_format, out=out)
-            except Fp8Error as error:
-                raise Fp8Error(f"tensor {name!r}, rows counted from {first + start}: {error}") from None
-            held = self._held.view(*slab.shape)
-            self.digests.add(name, dequantize_blocks(*out, publisher.block, out=held))
+            source = as_array(self._rounded.view(*slab.shape).copy_(slab))
+            assert source is not None, "made just now"
+            self._add_matrix(_Matrix(name, first + start, source, codes[rows], scales[blocks]))
+            self._work()  # before the memory of the slab is used again
+
+    def _add_matrix(self, matrix: _Matrix) -> None:
+        """Have a matrix quantised, together with others if they are small."""
+        self._matrices.append(matrix)
+        self._num_pending += matrix.values.size
+        if self._num_pending > _SLAB_VALUES:
+            self._work()
+
+    def _work(self) -> None:
+        """Quantise what waits, and add to the checksums."""
+        publisher = self.publisher
+        work = [(m.values, m.codes, m.scales, self.digests.hasher(m.name)) for m in self._matrices]
+        failed = fp8_publish(work, publisher.block, publisher.scale_format == "ue8m0")
+        if failed is not None:
+            matrix = self._matrices[failed[0]]
+            raise Fp8Error(f"tensor {matrix.name!r}, rows counted from {matrix.first + failed[1]}: {failed[2]}")
+        self.digests.add_all(self._plain)
+        self._matrices, self._plain, self._num_pending = [], [], 0
 
     def _emit(self, *, is_last: bool) -> Bucket:
         if self._buffer is None:  # a state without tensors
             self._buffer = self.take()
+        self._work()
         bucket = Bucket(
             version=self.version,
             index=self._index,

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from glmcore._core import fp8_receive
 from glmcore.errors import Fp8Error, SyncError
-from glmcore.fp8.bucket import Bucket, Piece, Scratch, WeightDigests, num_rows
+from glmcore.fp8.bucket import Bucket, Piece, Scratch, WeightDigests, as_array, num_rows
 from glmcore.fp8.held import HeldWeight
 from glmcore.fp8.layout import SCALE_SUFFIX
 from glmcore.fp8.quantize import dequantize_blocks
@@ -98,6 +100,7 @@ class WeightReceiver:
         """
         self._sequence.check(bucket)
         pieces = iter(bucket.pieces)
+        matrices: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for piece in pieces:
             target = self._targets.get(piece.name)
             if target is None or tuple(target.shape) != piece.shape:
@@ -116,8 +119,11 @@ class WeightReceiver:
             into = (target if target.dim() else target[None])[slice(*piece.rows)]
             if scale is None:
                 into.copy_(bucket.tensor(piece))
+            elif (array := as_array(into)) is not None:
+                matrices.append((bucket.tensor(piece).view(torch.uint8).numpy(), bucket.tensor(scale).numpy(), array))
             else:
                 self._dequantize(bucket, piece, scale, into)
+        fp8_receive(matrices, bucket.block)
 
     def finish(self) -> str:
         """End the update; gives `weights_checksum` of the tensors, read back, which is that of the trainer.
@@ -129,8 +135,13 @@ class WeightReceiver:
         if self._waiting:
             raise SyncError(f"tensor {min(self._waiting)!r} is missing from the update to version {self.version}")
         digests = WeightDigests()
+        plain: list[tuple[str, Tensor]] = []
         for name, target in self._targets.items():
-            digests.add(name, target.values() if isinstance(target, HeldWeight) else target.detach())
+            if isinstance(target, HeldWeight):
+                digests.add(name, target.values())
+            else:
+                plain.append((name, target))
+        digests.add_all(plain)
         held = digests.total()
         if held != last.weights_checksum:
             raise SyncError(

@@ -3,11 +3,8 @@
 Shapes: T tokens, D hidden size, H query heads, G key-value heads, C channels of a head.
 """
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from glmcore.model.blocks import outside_graphs
 from glmcore.model.config import GlmConfig
 from glmcore.model.documents import attend_within_documents
 from glmcore.model.layout import DocumentLayout
@@ -15,8 +12,8 @@ from glmcore.model.norm import RMSNorm
 from glmcore.model.paged import PagedCache, PagedLayout, attend_to_pages
 from glmcore.model.parallel.context import ContextLayout, attend_over_ranks
 from glmcore.model.rope import apply_rotary
-from glmcore.model.routing import gather_rows
 from glmcore.model.tree import TreeLayout
+from glmcore.model.tree_attention import attend_along_paths
 
 Layout = DocumentLayout | TreeLayout | ContextLayout | PagedLayout
 """What the tokens are: documents, a forest of prefixes, a rank's part of documents that several ranks share, or new
@@ -67,30 +64,8 @@ class Attention(nn.Module):
         if isinstance(layout, ContextLayout):
             return self.o_proj(attend_over_ranks(query, key, value, layout).flatten(1))
         if isinstance(layout, TreeLayout):
-            return self.o_proj(self._attend_along_paths(query, key, value, layout))
+            return self.o_proj(attend_along_paths(query, key, value, layout).flatten(1))
         return self.o_proj(attend_within_documents(query, key, value, layout).flatten(1))
-
-    @outside_graphs
-    def _attend_along_paths(self, query: Tensor, key: Tensor, value: Tensor, layout: TreeLayout) -> Tensor:
-        """Each run of the forest attends to the path to it and to itself, [T, H * C]."""
-        # No real token sees a padding slot, so its gradient is zero and dropping it is exact.
-        # A key is taken once for every run that sees it.
-        query = gather_rows(query, layout.query_token, layout.token_slot)
-        key, value = key.index_select(0, layout.key_token), value.index_select(0, layout.key_token)
-        parts = []
-        for bucket in layout.buckets:
-            size = bucket.num_runs * bucket.num_queries
-            q = query[bucket.query_start : bucket.query_start + size]
-            q = q.view(bucket.num_runs, bucket.num_queries, -1, self.head_dim).transpose(1, 2)  # [N, H, L, C]
-            k, v = (
-                part[bucket.key_start : bucket.key_start + bucket.num_runs * bucket.num_keys]
-                .view(bucket.num_runs, bucket.num_keys, -1, self.head_dim)
-                .transpose(1, 2)
-                for part in (key, value)
-            )
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bucket.visible, enable_gqa=True)
-            parts.append(attended.transpose(1, 2).reshape(size, self.num_heads * self.head_dim))
-        return gather_rows(torch.cat(parts), layout.token_slot, layout.query_token, layout.slot_is_padding)
 
     def _project(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         query = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))  # [T, H, C]

@@ -116,7 +116,14 @@ class DecodeModel:
         on_cpu = all(t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors)
         return plain and on_cpu and model.config.head_dim % 16 == 0
 
-    def hidden(self, ids: np.ndarray, layout: PagedLayout, rows: np.ndarray, caches: list[PagedCache]) -> Tensor:
+    def hidden(
+        self,
+        ids: np.ndarray,
+        layout: PagedLayout,
+        rows: np.ndarray,
+        caches: list[PagedCache],
+        chosen: np.ndarray | None = None,
+    ) -> Tensor:
         """Run the new tokens of a step and add them to the caches.
 
         Args:
@@ -124,6 +131,7 @@ class DecodeModel:
             layout: What the tokens are.
             rows: New tokens whose hidden states are wanted, int32 [S].
             caches: One per decoder layer.
+            chosen: Gets the experts of each token in each layer that has some, uint16 [T, layers, K]; None for nothing.
 
         Returns:
             Normed hidden states [S, D].
@@ -134,7 +142,7 @@ class DecodeModel:
         out = torch.empty(len(rows), self.model.config.hidden_size)
         step = (ids, layout.cu_queries, layout.lengths, layout.tables.ravel(), rows)
         memory = [(_flat(cache.keys), _flat(cache.values)) for cache in caches]
-        self._core.run(step, self._angles, memory, _flat(out))
+        self._core.run(step, self._angles, memory, _flat(out), None if chosen is None else chosen.reshape(-1))
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -151,6 +159,34 @@ class DecodeModel:
     def _angles_up_to(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         cos, sin = rotary_angles(torch.arange(length), self.model.config.rotary_dim, self.model.rope_theta)
         return _flat(cos), _flat(sin)
+
+
+def can_draw(scores: Tensor) -> bool:
+    """Whether `draw_tokens` takes these scores: float32 on the CPU."""
+    return scores.dtype == torch.float32 and scores.device.type == "cpu"
+
+
+def draw_tokens(
+    scores: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, uniform: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draw a token from each row of scores, each row on its own; see `glmcore.engine.sampling.SamplingParams`.
+
+    Args:
+        scores: Of the next tokens, float32 [B, V].
+        temperature: float32 [B]; 0 for the most likely token.
+        top_k: int64 [B].
+        top_p: float32 [B].
+        min_p: float32 [B].
+        uniform: Random numbers in [0, 1), float64 [B].
+
+    Returns:
+        Tokens, int64 [B], and their log-probabilities at the temperature before truncation, float32 [B]; token 0 and
+        NaN where scores are no distribution.
+    """
+    tokens, logprobs = torch.empty(len(scores), dtype=torch.int64), torch.empty(len(scores))
+    wishes = (_flat(temperature), _flat(top_k), _flat(top_p), _flat(min_p), _flat(uniform))
+    _core.decode_draw(_flat(scores), wishes, _flat(tokens), _flat(logprobs))
+    return tokens, logprobs
 
 
 def _multiplying(model: Glm) -> list[nn.Module]:

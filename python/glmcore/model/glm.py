@@ -56,16 +56,22 @@ class DecoderLayer(nn.Module):
         angles: tuple[Tensor, Tensor],
         layout: Layout,
         cache: PagedCache | None = None,
+        recorded: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
         x = x + self.self_attn(self.input_layernorm(x), angles, layout, cache)
-        return self._feed_forward(x)
+        return self._feed_forward(x, recorded)
 
-    def _feed_forward(self, x: Tensor) -> tuple[Tensor, Routing | None]:
+    def _feed_forward(self, x: Tensor, recorded: Tensor | None) -> tuple[Tensor, Routing | None]:
         normed = self.post_attention_layernorm(x)
         if isinstance(self.mlp, MixtureOfExperts):
-            y, routing = self.mlp(normed)
+            y, routing = self.mlp(normed, recorded)
             return x + y, routing
         return x + self.mlp(normed), None
+
+
+def is_sparse(layer: DecoderLayer) -> bool:
+    """Whether a layer has experts to choose from."""
+    return isinstance(layer.mlp, MixtureOfExperts)
 
 
 class SharedHead(nn.Module):
@@ -227,6 +233,7 @@ class Glm(nn.Module):
         with_mtp: bool = False,
         caches: list[PagedCache] | None = None,
         inputs_embeds: Tensor | None = None,
+        experts: Tensor | None = None,
     ) -> Output:
         """Run packed documents, or samples that share prefixes as a forest.
 
@@ -239,12 +246,17 @@ class Glm(nn.Module):
                 before, so it predicts the tokens after t; at first tokens, which no step leads to, it is zero.
             caches: With a `PagedLayout` alone: one per decoder layer, to which the tokens are added.
             inputs_embeds: What the first layer gets in place of the embeddings of `input_ids`, [T, D].
+            experts: What the tokens are to use in each of the L decoder layers with experts, instead of what their
+                routers would choose: int [T, L, K], `UNKNOWN` in rows without a record; see `glmcore.model.replay`.
         """
         angles = self._angles(layout.local(position_ids))
         x = self.model.embed_tokens(layout.local(input_ids)) if inputs_embeds is None else inputs_embeds  # [T, D]
+        recorded = None if experts is None else layout.local(experts)
         routings = []
         for index, layer in enumerate(self.decoder_layers):
-            x, routing = run_block(self.checkpointing, layer, x, angles, layout, caches[index] if caches else None)
+            cache = caches[index] if caches else None
+            of_layer = recorded[:, len(routings)] if recorded is not None and is_sparse(layer) else None
+            x, routing = run_block(self.checkpointing, layer, x, angles, layout, cache, of_layer)
             if routing is not None:
                 routings.append(routing)
         hidden = self.model.norm(x)

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from glmcore.model.blocks import outside_graphs
 from glmcore.model.config import GlmConfig
 from glmcore.model.parallel.context import ContextLayout, sum_over_ranks
+from glmcore.model.replay import replay_choice
 from glmcore.model.routing import combine, dispatch
 from glmcore.model.swiglu import swiglu
 
@@ -41,6 +42,8 @@ class Routing:
     """Mixing weights, float32 or wider [T, K]."""
     scores: Tensor
     """Sigmoid scores of all experts, without the correction bias, float32 or wider [T, E]."""
+    replaced: Tensor | None = None
+    """Tokens whose replayed experts are not those that they would have chosen, bool [T]; None without replay."""
 
 
 class Router(nn.Module):
@@ -62,16 +65,24 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts))
 
-    def forward(self, x: Tensor) -> Routing:
-        """Route `x` [T, D]. All arithmetic is in float32 or wider: rounding would swap experts."""
+    def forward(self, x: Tensor, recorded: Tensor | None = None) -> Routing:
+        """Route `x` [T, D]. All arithmetic is in float32 or wider: rounding would swap experts.
+
+        Args:
+            x: Hidden states.
+            recorded: Experts to use instead of the own choice, int [T, K]: see `glmcore.model.replay`.
+        """
         wide = torch.promote_types(x.dtype, torch.float32)
         scores = F.linear(x.to(wide), self.weight.to(wide)).sigmoid()  # [T, E]
         choice = self._within_best_groups(scores.detach() + self.e_score_correction_bias)
         expert = choice.topk(self.top_k, sorted=False).indices  # [T, K]
+        replaced = None
+        if recorded is not None:
+            expert, replaced = replay_choice(expert, recorded)
         weight = scores.gather(1, expert)
         if self.normalise:
             weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
-        return Routing(expert, weight * self.scale, scores)
+        return Routing(expert, weight * self.scale, scores, replaced)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As for every module, but the bias stays in float32: in bfloat16 its steps of 0.001 would be lost."""
@@ -146,9 +157,9 @@ class MixtureOfExperts(nn.Module):
         self.experts = Experts(config)
         self.shared_experts = Mlp(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
-        """Mix the chosen experts of each token of `x` [T, D]; also gives the routing, for balancing."""
-        routing = self.gate(x)
+    def forward(self, x: Tensor, recorded: Tensor | None = None) -> tuple[Tensor, Routing]:
+        """Mix the chosen experts of each token of `x` [T, D], or those that were recorded; also gives the routing."""
+        routing = self.gate(x, recorded)
         expert, order = routing.expert.flatten().sort(stable=True)  # [R]
         each = torch.arange(self.num_experts, device=x.device)
         ends = torch.searchsorted(expert, each, right=True).to(torch.int32)
@@ -161,7 +172,7 @@ class MixtureOfExperts(nn.Module):
 
 
 def expert_load(routing: Routing) -> Tensor:
-    """Number of tokens that chose each expert, int64 [E]."""
+    """Number of tokens that each expert computed, int64 [E]: those that chose it, or were made to by replay."""
     return torch.bincount(routing.expert.flatten(), minlength=routing.scores.shape[1])
 
 

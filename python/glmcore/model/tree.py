@@ -3,7 +3,7 @@
 Shapes: T tokens, R runs, Q query slots, K key slots.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,33 @@ class TreeBucket:
 
 
 @dataclass(frozen=True)
+class RunDocuments:
+    """Each run of a forest as a document: the path to it, then its own tokens. S tokens in all."""
+
+    token: Tensor
+    """The forest's token in each place. int64 [S]."""
+    place: Tensor
+    """Where each token of the forest is its run's own. int64 [T]."""
+    is_path: Tensor
+    """Whether a place is of a path. bool [S]."""
+    cu_seqlens: Tensor
+    """Bounds of the documents. int32 [R + 1]."""
+
+    @classmethod
+    def of(cls, paths: Sequence[np.ndarray], own: Sequence[np.ndarray]) -> "RunDocuments":
+        """From the tokens of the path to each run, and of each run."""
+        token = np.concatenate([part for run in zip(paths, own, strict=True) for part in run] or [np.zeros(0, int)])
+        lengths = np.array([(len(path), len(run)) for path, run in zip(paths, own, strict=True)], int).reshape(-1)
+        is_path = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
+        return cls(
+            torch.from_numpy(token.astype(np.int64)),
+            torch.from_numpy(np.flatnonzero(~is_path)),  # runs lie in the order of the forest's tokens
+            torch.from_numpy(is_path),
+            torch.from_numpy(np.concatenate(([0], np.cumsum(lengths)[1::2])).astype(np.int32)),
+        )
+
+
+@dataclass(frozen=True)
 class TreeLayout:
     """The plan by which the tokens of a forest become batches of queries and keys, and back.
 
@@ -52,6 +79,8 @@ class TreeLayout:
     buckets: tuple[TreeBucket, ...]
     parent: Tensor
     """The token before each one, -1 for first tokens. int64 [T]."""
+    runs: "RunDocuments"
+    """The same without padding, for attention that knows documents of any length."""
 
     @classmethod
     def from_parents(cls, parent: np.ndarray) -> "TreeLayout":
@@ -100,6 +129,7 @@ class TreeLayout:
             torch.from_numpy(np.concatenate([*key_token, tokens[:0]])),
             tuple(buckets),
             torch.from_numpy(parent.astype(np.int64)),
+            RunDocuments.of(paths, np.split(tokens, starts[1:])[: len(paths)]),
         )
 
     @classmethod
@@ -129,6 +159,7 @@ class TreeLayout:
             key_token=self.key_token.to(device),
             buckets=tuple(replace(bucket, visible=bucket.visible.to(device)) for bucket in self.buckets),
             parent=self.parent.to(device),
+            runs=RunDocuments(**{name: part.to(device) for name, part in vars(self.runs).items()}),
         )
 
 

@@ -4,12 +4,12 @@ from typing import Any
 
 from glmcore.engine.engine import Engine
 from glmcore.engine.protocol import PolicyEngine
-from glmcore.engine.service import EngineService
 from glmcore.errors import SyncError
 from glmcore.fp8.publisher import Publication
 from glmcore.rl.async_scheduler import Follow
 from glmcore.rl.async_thread import LoopThread
 from glmcore.rl.lockstep import LockstepEngine
+from glmcore.rl.loop_engine import LoopEngine
 from glmcore.rl.measured import ENGINE, ENVIRONMENT, MeasuredEngine
 from glmcore.rl.rollout import EpisodePlayer, RolloutWorker
 from glmcore.rl.timeline import Timeline, Window
@@ -32,14 +32,13 @@ class LocalSampling:
     ) -> None:
         self.thread = thread
         self.timeout_s = timeout_s
-        self.service: EngineService | None = None
         self.follow: Follow = lambda _, episode: episode
         inner: PolicyEngine
         if in_step:
             inner = lockstep = LockstepEngine(engine)
             self.follow = lockstep.follow
         else:
-            inner = self.service = EngineService(engine)
+            inner = LoopEngine(engine)
         self.engine = MeasuredEngine(inner, timeline)
         """What players ask."""
 
@@ -85,9 +84,7 @@ class LocalSampling:
         return {}
 
     def close(self) -> None:
-        """End the engine's thread."""
-        if self.service is not None:
-            self.thread.run(self.service.close())
+        """Engine and players end with their thread."""
 
 
 def within(thread: LoopThread, coroutine: Any, seconds: float, version: int) -> str:

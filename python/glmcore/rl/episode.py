@@ -311,8 +311,10 @@ class _Episode:
         limit = self.table.limits.step_seconds
         left = math.inf if what == "close" else self.table.seconds_left
         try:
-            at_once = getattr(self.env, "answers_at_once", False)
-            answer = await (ask() if at_once else _within(ask(), min(limit, left)))
+            if getattr(self.env, "answers_at_once", False):
+                answer = _at_once(ask())
+            else:
+                answer = await _within(ask(), min(limit, left))
         except _TooLateError:
             if left < limit:
                 raise _OverError("time") from None
@@ -324,6 +326,21 @@ class _Episode:
         if not isinstance(answer, kind):
             raise EnvironmentFailure(f"{what} gave {str(answer)[:80]!r}, no {kind.__name__}")
         return answer
+
+
+def _at_once(asked: Awaitable[T]) -> T:
+    """The result of something that does not wait.
+
+    Raises:
+        EnvironmentFailure: It does.
+    """
+    steps = asked.__await__()
+    try:
+        next(steps)
+    except StopIteration as end:
+        return end.value
+    steps.close()
+    raise EnvironmentFailure("the environment waits, though it says that it answers at once")
 
 
 async def _within(asked: Awaitable[T], seconds: float) -> T:

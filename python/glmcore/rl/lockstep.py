@@ -33,7 +33,7 @@ class LockstepEngine:
 
     Args:
         engine: Draws the tokens.
-        on_tokens: Called after every batched step with the number of tokens drawn.
+        on_tokens: Called after every batched step with the number of tokens of the continuations that ended with it.
     """
 
     def __init__(self, engine: Engine, on_tokens: Callable[[int], None] = lambda _: None) -> None:
@@ -124,7 +124,7 @@ class LockstepEngine:
         try:
             for request in batch:
                 try:
-                    number = self.engine.add(request.prompt_ids, request.params)
+                    number = self.engine.add(request.prompt_ids, request.params, whole=True)
                 except RequestError as error:
                     request.answer.set_exception(error)
                     continue

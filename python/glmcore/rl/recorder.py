@@ -64,3 +64,23 @@ def record_row(row: Row, recorder: Recorder) -> None:
             recorder.answer(row.ids[start:end], row.logprobs[start:end], row.versions[start:end])
         else:
             recorder.prompt(row.ids[start:end])
+
+
+def spans_of(row: Row) -> list[tuple[int, int, bool]]:
+    """The spans in which `BufferRecorder` would write a conversation: tokens, version, whether a turn ends with them.
+
+    What was read after the last answer is not among them.
+    """
+    spans: list[tuple[int, int, bool]] = []
+    given = 0
+    for start, end in pairwise(row.turns):
+        if not row.loss_mask[start]:
+            given += end - start
+            continue
+        versions = row.versions[start:end]
+        if given:
+            spans.append((given, versions[0], True))
+            given = 0
+        runs = [(len(list(run)), version) for version, run in groupby(versions)]
+        spans += [(count, version, place == len(runs) - 1) for place, (count, version) in enumerate(runs)]
+    return spans

@@ -14,10 +14,10 @@ from glmcore.rl.episode import Ending, play
 from glmcore.rl.episode_record import Recorder, Row
 from glmcore.rl.lockstep import LockstepEngine
 from glmcore.rl.measured import MeasuredEnvironment
-from glmcore.rl.recorder import BufferRecorder, record_row
+from glmcore.rl.recorder import BufferRecorder, spans_of
 from glmcore.rl.timeline import Timeline
 from glmcore.tokenizer import Tokenizer
-from glmcore.trajectory import TrajectoryBuffer
+from glmcore.trajectory import TrajectoryBuffer, WholeRollout
 
 CLOSING_SECONDS = 30.0
 """What the buffer waits for a rollout beyond the time limits of its episode, which end it if anything works at all."""
@@ -140,14 +140,15 @@ class Rollout:
         """Tokens that the policy sampled."""
         return [token for token, mask in zip(self.row.ids, self.row.loss_mask, strict=True) if mask]
 
-    def write(self, buffer: TrajectoryBuffer, rollout_id: int) -> None:
-        """Make it that rollout of the buffer."""
-        record_row(self.row, BufferRecorder(buffer, rollout_id))
+    def as_rollout(self, rollout_id: int) -> WholeRollout:
+        """What makes it that rollout of a buffer."""
+        row, spans = self.row, spans_of(self.row)
+        columns = [column[: sum(span[0] for span in spans)] for column in (row.ids, row.loss_mask, row.logprobs)]
         if self.failed is not None:
-            buffer.fail(rollout_id, self.failed, sync=False)
-        else:
-            extra = self.ending.record.to_bytes()
-            buffer.finish(rollout_id, self.reward, self.ending.finish_reason, extra=extra, sync=False)
+            return WholeRollout(rollout_id, *columns, spans, None, self.failed)
+        return WholeRollout(
+            rollout_id, *columns, spans, self.reward, self.ending.finish_reason, self.ending.record.to_bytes()
+        )
 
 
 class RolloutWorker:

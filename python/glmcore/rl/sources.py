@@ -89,6 +89,7 @@ def open_source(
         if config.samples_in_turn:
             sync = WeightSync(parts.worker.engine, parts.team.publisher(config))
             source = SynchronousSource(config, parts.model, parts.worker, sync, buffer, parts.course, parts.seed)
+            stack.enter_context(contextlib.closing(source))
             record = _record(parts)
             yield (source if record is None else RecordingSource(source, record)), buffer
             return

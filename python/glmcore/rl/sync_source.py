@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from glmcore.envs.protocol import Task
@@ -12,13 +13,14 @@ from glmcore.rl.loop import Batch, TaskRewards, task_rewards
 from glmcore.rl.rollout import Rollout, RolloutWorker
 from glmcore.rl.seeds import seed_of
 from glmcore.rl.sync import WeightSync
-from glmcore.trajectory import TrajectoryBuffer
+from glmcore.trajectory import TrajectoryBuffer, WholeRollout
 
 
 class SynchronousSource:
     """Samples the groups of a step when they are asked for, with the newest weights.
 
-    A run that is killed finds in the buffer the groups whose update it lost, and repeats exactly those updates.
+    A run that is killed finds in the buffer the groups whose update it lost, and repeats exactly those updates. Groups
+    go to the disk while they are trained on, and are there before the next are sampled.
 
     Args:
         config: Of the stage.
@@ -47,13 +49,17 @@ class SynchronousSource:
         self.buffer = buffer
         self.course = course
         self.seed = seed
+        self._disk = ThreadPoolExecutor(1, "buffer")
+        self._flushed: Future[None] | None = None
 
     def batch(self, step: int, version: int) -> Batch:
         """See `BatchSource.batch`."""
+        self._wait_for_disk()
         synced = self.sync.push(self.model, version)
         started = time.perf_counter()
         sampled = self._collect(step, version)
         lease = self.buffer.take(self.config.groups_per_step, version)
+        self._flushed = self._disk.submit(self.buffer.flush)
         seconds = time.perf_counter() - started
         samples = lease.samples()
         tokens = sum(int(sample.loss_mask.sum()) for sample in samples)
@@ -67,7 +73,22 @@ class SynchronousSource:
 
     def state_dict(self) -> dict[str, Any]:
         """See `BatchSource.state_dict`."""
+        self._wait_for_disk()
         return {"course": self.course.state_dict()}
+
+    def close(self) -> None:
+        """Wait until the disk has what is in the buffer.
+
+        Raises:
+            TrajectoryError: It cannot be written.
+        """
+        self._disk.shutdown()
+        self._wait_for_disk()
+
+    def _wait_for_disk(self) -> None:
+        flushed, self._flushed = self._flushed, None
+        if flushed is not None:
+            flushed.result()
 
     def _collect(self, step: int, version: int) -> list[TaskRewards]:
         """Fill the buffer with the groups of a step; gives the rewards of all that were sampled for it, in order.
@@ -92,11 +113,12 @@ class SynchronousSource:
         missing = wanted - len(kept)
         if missing > 0:  # groups of equal rewards, which have no gradient, keep the batch whole
             kept += [group for group in sampled if not any(group is other for other in kept)][:missing]
+        whole: list[WholeRollout] = []
         for group in kept:
             group_id = self.buffer.admit(group[0].problem.id, len(group), version, sync=False)
-            for rollout_id, rollout in zip(self.buffer.rollouts(group_id), group, strict=True):
-                rollout.write(self.buffer, rollout_id)
-        self.buffer.flush()
+            numbers = self.buffer.rollouts(group_id)
+            whole += [rollout.as_rollout(number) for number, rollout in zip(numbers, group, strict=True)]
+        self.buffer.write(whole)
         return [(group[0].problem.id, _rewards(group)) for group in sampled]
 
     def _roll_out(self, tasks: Sequence[Task], step: int, first_group: int) -> list[list[Rollout]]:

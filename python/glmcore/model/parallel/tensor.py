@@ -7,6 +7,7 @@ experts are shared out whole, see `glmcore.model.parallel.expert`. Router, norms
 ranks. Source: Megatron-LM (arXiv:1909.08053), section 3.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -140,16 +141,16 @@ def _split_mixture(mixture: MixtureOfExperts, group: dist.ProcessGroup) -> None:
     """
     num_ranks = dist.get_world_size(group)
 
-    def share(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        return (share_gradient(args[0], num_ranks),)
+    def share(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (share_gradient(args[0], num_ranks), *args[1:])
 
     def sum_weights(_module: nn.Module, _args: Any, routing: Routing) -> Routing:
-        return Routing(routing.expert, enter(routing.weight, group), routing.scores)
+        return replace(routing, weight=enter(routing.weight, group))
 
     def sum_up(_module: nn.Module, _args: Any, result: tuple[Tensor, Routing]) -> tuple[Tensor, Routing]:
         return leave(result[0], group), result[1]
 
     mixture.gate.register_forward_pre_hook(share)
     mixture.gate.register_forward_hook(sum_weights)
-    mixture.register_forward_pre_hook(lambda _, args: (enter(args[0], group),))
+    mixture.register_forward_pre_hook(lambda _, args: (enter(args[0], group), *args[1:]))
     mixture.register_forward_hook(sum_up)
