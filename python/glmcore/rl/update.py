@@ -150,13 +150,12 @@ class PolicyUpdate:
 
     def _logprobs(self, model: Glm, samples: list[Sample]) -> TokenLogprobs:
         temperature = self.settings.temperature
-        if self.config.share_prefixes:
-            return shared_response_logprobs(model, samples, temperature)
         if self.config.mode == "async" and self.config.dynamic_temperature is not None:
             sampled_at = temperatures(samples, temperature)
-            if any(other != temperature for other in sampled_at):
+            if any(other != temperature for other in sampled_at):  # what they have in common is then not the same
                 return response_logprobs(model, samples, sampled_at)
-        return response_logprobs(model, samples, temperature)
+        logprobs = shared_response_logprobs if self.config.share_prefixes else response_logprobs
+        return logprobs(model, samples, temperature)
 
     def _show(self, step: int, version: int, samples: list[Sample], advantages: np.ndarray) -> None:
         if self.shown is not None and self.shown.is_due(step):
