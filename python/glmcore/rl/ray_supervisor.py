@@ -5,6 +5,7 @@ and under its old handle; a rank of the trainer takes the whole group with it, w
 checkpoint.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -102,10 +103,12 @@ class Supervisor:
                 self._trainer.close()
 
     def close(self) -> None:
-        """End all parties."""
+        """End all parties; the directory of the buffer is free afterwards, if its owner lives."""
         ray = import_ray()
         self._closed.set()
         self._health.join()
+        with contextlib.suppress(TrajectoryError):
+            connect_to(self.parties.buffer).close()
         for actors in self._actors().values():
             for actor in actors:
                 ray.kill(actor)
