@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from glmcore.rl.curriculum.sampling import teaches
-from glmcore.trajectory import TrajectoryBuffer
+from glmcore.trajectory import TrajectoryBuffer, WholeRollout
 
 if TYPE_CHECKING:
     from glmcore._core import CoreTrajectoryBuffer
@@ -83,6 +83,10 @@ class SiftingBuffer(TrajectoryBuffer):
         with self._lock:
             dropped, self._dropped = self._dropped, []
         return dropped
+
+    def write(self, rollouts: Sequence[WholeRollout]) -> None:
+        """See `TrajectoryBuffer.write`."""
+        super().write([each for each in rollouts if not self._ends_in_vain(each.rollout_id, each.reward)])
 
     def finish(
         self, rollout_id: int, reward: float, finish_reason: str = "stop", *, extra: bytes = b"", sync: bool = True
