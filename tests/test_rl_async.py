@@ -126,7 +126,7 @@ class TwoTurnEnv(DigitEnv):
         if self.turn == 0:
             self.turn = 1
             # Every third task is so slow that others are trained on meanwhile, on a busy machine too.
-            await asyncio.sleep(0.6 if int(self._task.id.split("#")[1]) % 3 == 2 else 0.0)
+            await asyncio.sleep(1.5 if int(self._task.id.split("#")[1]) % 3 == 2 else 0.0)
             return StepResult([{"role": "user", "content": "again"}])
         return await super().step(message)
 

@@ -51,6 +51,7 @@ class Engine:
         config: EngineConfig = EngineConfig(),  # noqa: B008 (frozen)
     ) -> None:
         self.model = model
+        self._weights = weights_to_fill(model)
         self.stop_token_ids = frozenset(stop_token_ids)
         self.tokenizer = tokenizer
         self.config = config
@@ -350,7 +351,7 @@ class Engine:
         if version < self.policy_version:
             raise SyncError(f"an update to version {version} came, the engine holds version {self.policy_version}")
         self._torn_by = version
-        return WeightReceiver(weights_to_fill(self.model), version, self._complete_update)
+        return WeightReceiver(self._weights, version, self._complete_update)
 
     def _complete_update(self, version: int) -> None:
         self._scheduler.recompute_all()

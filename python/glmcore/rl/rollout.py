@@ -14,7 +14,7 @@ from glmcore.rl.episode import Ending, play
 from glmcore.rl.episode_record import Recorder, Row
 from glmcore.rl.lockstep import LockstepEngine
 from glmcore.rl.measured import MeasuredEnvironment
-from glmcore.rl.recorder import BufferRecorder, spans_of
+from glmcore.rl.recorder import whole_rollout
 from glmcore.rl.timeline import Timeline
 from glmcore.tokenizer import Tokenizer
 from glmcore.trajectory import TrajectoryBuffer, WholeRollout
@@ -103,13 +103,15 @@ async def play_into(buffer: TrajectoryBuffer, player: Player, attempt: Attempt, 
     limits = player.limits
     try:
         buffer.set_timeout(rollout_id, limits.episode_seconds + limits.step_seconds + CLOSING_SECONDS)
+        row = Row()
         try:
-            ending = await player.play(attempt.task, attempt.seed, sampling, BufferRecorder(buffer, rollout_id))
+            ending = await player.play(attempt.task, attempt.seed, sampling, row)
         except (EnvironmentFailure, RequestError) as error:
-            buffer.fail(rollout_id, str(error) or type(error).__name__, sync=False)
-            return
-        extra = replace(ending.record, temperature=sampling.temperature).to_bytes()
-        buffer.finish(rollout_id, ending.reward, ending.finish_reason, extra=extra, sync=False)
+            whole = whole_rollout(rollout_id, row, None, str(error) or type(error).__name__)
+        else:
+            extra = replace(ending.record, temperature=sampling.temperature).to_bytes()
+            whole = whole_rollout(rollout_id, row, ending.reward, ending.finish_reason, extra)
+        buffer.write([whole])
     except TrajectoryError:
         if any(line.rollout_id == rollout_id for line in buffer.running()):
             raise
@@ -142,13 +144,10 @@ class Rollout:
 
     def as_rollout(self, rollout_id: int) -> WholeRollout:
         """What makes it that rollout of a buffer."""
-        row, spans = self.row, spans_of(self.row)
-        columns = [column[: sum(span[0] for span in spans)] for column in (row.ids, row.loss_mask, row.logprobs)]
         if self.failed is not None:
-            return WholeRollout(rollout_id, *columns, spans, None, self.failed)
-        return WholeRollout(
-            rollout_id, *columns, spans, self.reward, self.ending.finish_reason, self.ending.record.to_bytes()
-        )
+            return whole_rollout(rollout_id, self.row, None, self.failed)
+        ending = self.ending
+        return whole_rollout(rollout_id, self.row, self.reward, ending.finish_reason, ending.record.to_bytes())
 
 
 class RolloutWorker:
