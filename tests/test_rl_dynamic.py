@@ -60,7 +60,6 @@ class EqualFamily(DigitFamily):
 
 def train(directory: Path, weights, **fields):
     usual = {"max_steps": STEPS, "groups_per_step": 3, "rollouts_per_group": 4, "checkpoint_every_steps": 2}
-    usual["share_prefixes"] = False  # rollouts of different temperatures have no forward pass in common
     config = digit_config(**(usual | fields))
     held = Held()
     family = EqualFamily(LATENCIES["uneven"])

@@ -9,7 +9,7 @@ import torch
 from digit_copy import LATENCIES, DigitFamily, prepared_model, tiny_tokenizer
 from digit_run import digit_config, train_digits, train_digits_on_ray
 from ray_kills import Killer
-from rl_soak import check, same_weights
+from rl_soak import check
 from test_rl_dynamic import write_recipe
 
 from glmcore.errors import ConfigError, RunError
@@ -84,7 +84,9 @@ def test_in_turn_a_run_whose_trainer_and_buffer_are_killed_ends_with_the_weights
     train_digits(
         tmp_path / "local", small(mode="sync", backend="local"), family=DigitFamily(LATENCIES["none"]), weights=weights
     )
-    assert same_weights(tmp_path / "run", tmp_path / "local")
+    one, other = (max((tmp_path / name / "checkpoints").iterdir()) for name in ("run", "local"))
+    file = "model-00000.safetensors"  # the others hold the random numbers of two processes
+    assert (one / file).read_bytes() == (other / file).read_bytes()
 
 
 @pytest.mark.usefixtures("cluster")

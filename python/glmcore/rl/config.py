@@ -183,11 +183,6 @@ class RLConfig(Config):
                 f"asynchronous.max_staleness={self.max_staleness} is less than what "
                 f"updates_per_step={self.updates_per_step} makes of fresh rollouts: {self.updates_per_step - 1}"
             )
-        if self.mode == "async" and self.dynamic_temperature is not None and self.share_prefixes:
-            raise ValueError(
-                "share_prefixes computes what rollouts have in common once, and with dynamic_temperature in "
-                "mode='async' they may differ in temperature: set share_prefixes=false"
-            )
         return self
 
     @model_validator(mode="after")

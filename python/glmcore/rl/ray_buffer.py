@@ -50,10 +50,6 @@ class BufferActor:
         """Names this life of the actor."""
         return self._life
 
-    def close(self) -> None:
-        """Write what is left and let go of the directory."""
-        self._buffer.close()
-
     def call(self, life: str, name: str, *arguments: Any) -> Any:
         """Call a method of the core."""
         if life != self._life:

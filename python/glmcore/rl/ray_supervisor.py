@@ -103,14 +103,12 @@ class Supervisor:
                 self._trainer.close()
 
     def close(self) -> None:
-        """End all parties."""
+        """End all parties; the directory of the buffer is free afterwards, if its owner lives."""
         ray = import_ray()
-        from ray.exceptions import GetTimeoutError, RayActorError
-
         self._closed.set()
         self._health.join()
-        with contextlib.suppress(GetTimeoutError, RayActorError):  # so that the directory is free when this returns
-            ray.get(self.parties.buffer.close.remote(), timeout=BUFFER_SECONDS)
+        with contextlib.suppress(TrajectoryError):
+            connect_to(self.parties.buffer).close()
         for actors in self._actors().values():
             for actor in actors:
                 ray.kill(actor)

@@ -168,13 +168,12 @@ class PolicyUpdate:
         temperature = self.settings.temperature
         if replay is None:
             replay = self.config.routing_replay and model is self.model
-        if self.config.share_prefixes:
-            return shared_response_logprobs(model, samples, temperature, replay=replay)
         if self.config.mode == "async" and self.config.dynamic_temperature is not None:
             sampled_at = temperatures(samples, temperature)
-            if any(other != temperature for other in sampled_at):
+            if any(other != temperature for other in sampled_at):  # what they have in common is then not the same
                 return response_logprobs(model, samples, sampled_at, replay=replay)
-        return response_logprobs(model, samples, temperature, replay=replay)
+        logprobs = shared_response_logprobs if self.config.share_prefixes else response_logprobs
+        return logprobs(model, samples, temperature, replay=replay)
 
     def _show(self, step: int, version: int, samples: list[Sample], advantages: list[np.ndarray]) -> None:
         if self.shown is not None and self.shown.is_due(step):
