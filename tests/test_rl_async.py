@@ -234,7 +234,7 @@ def test_an_engine_that_does_not_take_the_weights_in_time_ends_the_run_with_the_
     ("fields", "message"),
     [
         ({"updates_per_step": 3, "asynchronous": {"max_staleness": 1}}, "less than what updates_per_step=3 makes"),
-        ({"share_prefixes": True, "dynamic_temperature": {"candidates": [0.8, 1.0]}}, "set share_prefixes=false"),
+        ({"asynchronous": {"max_staleness": -1}}, "max_staleness"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(fields, message):

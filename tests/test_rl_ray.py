@@ -22,7 +22,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Ray's own
 ]
 
-STEPS = 24
+STEPS = 48
+"""More than all kills take, each with the steps that are waited for before and after it."""
 OFTEN = {"max_worker_restarts": 50, "max_trainer_restarts": 50, "health_every_s": 0.2, "health_timeout_s": 6.0}
 
 
