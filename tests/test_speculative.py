@@ -117,6 +117,19 @@ def test_a_seed_gives_the_same_tokens_whatever_the_schedule_and_the_cache(model,
         assert [each.token_ids for each in alone] == [each.token_ids for each in results]
 
 
+def test_a_sequence_that_was_interrupted_goes_on_with_drafts_as_if_it_had_not_been(model):
+    hot = {"temperature": 1.0, "seed": 0}
+    asked = [
+        ([2], SamplingParams(max_tokens=3, top_p=0.8, **hot)),
+        ([2] * 6 + [4] + [2] * 7, SamplingParams(max_tokens=4, n=2, **hot)),
+        ([2], SamplingParams(max_tokens=3, top_p=0.8, **hot)),
+    ]
+    cramped, engine = run(model, asked, num_draft_tokens=1, cache_tokens=80, reuse_prefixes=False)
+    roomy, _ = run(model, asked, num_draft_tokens=1)
+    assert engine.stats().preemptions > 0
+    assert ids_of(cramped) == ids_of(roomy)
+
+
 def test_drafts_save_steps(model):
     asked = [([5, 6, 7], SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True))]
     steps = []

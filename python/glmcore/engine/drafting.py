@@ -56,8 +56,7 @@ class Drafter:
     def draft(self, running: Sequence[own.Sequence]) -> None:
         """Let the layer read the newest tokens of running sequences and give each its drafts, or none.
 
-        None get sequences whose next token is not drawn from the model's own distribution alone, or that may not have
-        so many tokens more.
+        None get those that may not draft.
         """
         states = [sequence.states for sequence in running if sequence.states is not None]
         rows = [
@@ -66,7 +65,7 @@ class Drafter:
         ids = [token for row, sequence in zip(rows, running, strict=True) for token in sequence.token_ids[-row[0] :]]
         hidden = self._read(torch.cat(states), ids, rows)
         last = torch.tensor([count for count, _, _ in rows]).cumsum(0) - 1
-        chosen = [row for row, sequence in enumerate(running) if self._may_draft(sequence)]
+        chosen = [row for row, sequence in enumerate(running) if sequence.may_draft(self._num_tokens)]
         for sequence in running:
             sequence.drafts, sequence.states, sequence.lag = [], None, 0
         self.drafts = None
@@ -130,8 +129,3 @@ class Drafter:
         positions = torch.from_numpy(layout.positions).to(device)
         tokens = torch.tensor(ids, device=device)
         return self._runner.model.predict_further(states, tokens, positions, layout, self._runner.caches[-1])
-
-    def _may_draft(self, sequence: own.Sequence) -> bool:
-        room = len(sequence.blocks) * BLOCK - sequence.length - 1
-        left = sequence.limit - len(sequence.token_ids) - 1
-        return not sequence.params.edits_scores and min(room, left) >= self._num_tokens

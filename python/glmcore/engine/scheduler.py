@@ -57,7 +57,6 @@ class Scheduler:
         """
         self._find_room()
         if draft is not None and self.running:
-            self._find_room_for_drafts()
             draft(self.running)
         parts = [
             Part(
@@ -74,7 +73,8 @@ class Scheduler:
             if budget <= 0 and parts:
                 break
             end = min(len(prefill.tokens), prefill.done + max(budget, 1))
-            members = prefill.members if end == len(prefill.tokens) else []
+            is_read = end == len(prefill.tokens)
+            members = [member for member in prefill.members if is_read and member.num_tokens == end]
             parts.append(Part(prefill.tokens[prefill.done : end], end, prefill.blocks, members, prefill))
             budget -= end - prefill.done
         return parts
@@ -91,7 +91,7 @@ class Scheduler:
                 part.members[0].length += 1
                 continue
             part.prefill.done = part.length
-            if part.members:
+            if part.length == len(part.prefill.tokens):
                 self.prefills.remove(part.prefill)
                 copies += self._go_on_from(part.prefill)
         return copies
@@ -128,10 +128,13 @@ class Scheduler:
         self.running.clear()
 
     def _find_room(self) -> None:
-        """Give every running sequence a place for its next token, in the order of the sequences."""
-        cramped = [sequence for sequence in self.running if len(sequence.blocks) * BLOCK <= sequence.length]
+        """Give every running sequence places for its newest token and for drafts, in the order of the sequences.
+
+        All drafts get theirs: a seed gives other tokens with a draft than without one.
+        """
+        cramped = [sequence for sequence in self.running if len(sequence.blocks) * BLOCK < self._places(sequence)]
         for sequence in sorted(cramped, key=lambda sequence: sequence.order):
-            while not sequence.blocks or len(sequence.blocks) * BLOCK <= sequence.length:
+            while len(sequence.blocks) * BLOCK < self._places(sequence):
                 if sequence not in self.running:
                     break
                 if self.pool.available:
@@ -139,12 +142,15 @@ class Scheduler:
                 else:
                     self._preempt_last()
 
-    def _find_room_for_drafts(self) -> None:
-        """Give running sequences places for drafts, as far as blocks are free."""
-        for sequence in self.running:
-            missing = num_blocks(sequence.length + 1 + self.config.num_draft_tokens) - len(sequence.blocks)
-            if 0 < missing <= self.pool.available:
-                sequence.blocks += self.pool.take(missing)
+    def _places(self, sequence: Sequence) -> int:
+        """Tokens that the cache holds of a sequence after its next step."""
+        drafts = self.config.num_draft_tokens
+        return sequence.num_tokens + (drafts if drafts and sequence.may_draft(drafts) else 0)
+
+    def _to_read(self, sequence: Sequence) -> list[int]:
+        """What a waiting sequence reads: its text, but for the newest token where drafts may come after that."""
+        tokens = sequence.text_ids
+        return tokens[:-1] if sequence.token_ids and self.config.num_draft_tokens else tokens
 
     def _preempt_last(self) -> None:
         last = max([*self.running, *self.prefills], key=lambda held: held.order)
@@ -171,12 +177,14 @@ class Scheduler:
         places = self.config.max_sequences - self.num_running
         while self._waiting and places > 0:
             sequence = self._waiting[0][1]
-            tokens = sequence.text_ids
+            tokens = self._to_read(sequence)
             prefill = reading.get(tuple(tokens))
             if prefill is None:
                 if budget <= 0 and (self.running or self.prefills):
                     return
-                prefill = self._begin(tokens)
+                prefill = self._begin(
+                    tokens, len(tokens) if len(tokens) == sequence.num_tokens else self._places(sequence)
+                )
                 if prefill is None:
                     return
                 reading[tuple(tokens)] = prefill
@@ -192,14 +200,14 @@ class Scheduler:
                 self.prompt_tokens += len(tokens)
                 self.cached_tokens += cached
 
-    def _begin(self, tokens: list[int]) -> Prefill | None:
-        """Start to read a text behind what is known of it; None if there is no room."""
+    def _begin(self, tokens: list[int], places: int) -> Prefill | None:
+        """Start to read a text behind what is known of it; None if there is no room for so many places."""
         # The last token is always computed: what comes after it has to be drawn.
         known = self.pool.find(tokens[:-1])
         self.pool.share(known)
         needed = num_blocks(len(tokens)) - len(known)
         busy = len(self.running) + len(self.prefills)
-        if self.pool.available < needed + busy:  # each of the busy ones will soon need a block
+        if self.pool.available < num_blocks(places) - len(known) + busy:  # each of the busy ones will soon need a block
             self.pool.release(known)
             return None
         prefill = Prefill(tokens, known + self.pool.take(needed), len(known) * BLOCK, [])

@@ -108,6 +108,19 @@ class Sequence:
         return [*self.prompt_ids, *self.token_ids]
 
     @property
+    def num_tokens(self) -> int:
+        """Of `text_ids`."""
+        return len(self.prompt_ids) + len(self.token_ids)
+
+    def may_draft(self, count: int) -> bool:
+        """Whether it gets so many drafts.
+
+        None where the next token is not drawn from the model's own distribution alone, or where so many tokens more may
+        not come.
+        """
+        return not self.params.edits_scores and self.limit - len(self.token_ids) - 1 >= count
+
+    @property
     def chosen_experts(self) -> np.ndarray | None:
         """`experts` as one array; None where there are none."""
         return np.concatenate(self.experts) if self.experts else None
@@ -141,7 +154,8 @@ class Part:
     """Tokens of the text up to and with these."""
     blocks: list[int]
     members: SequenceOf[Sequence]
-    """Sequences that draw their next token after these; none while a text is not read to its end."""
+    """Sequences that draw their next token after these: none while a text is not read to its end, nor those that have
+    read again what they had generated, and go on from their newest token."""
     prefill: Prefill | None = None
 
     @property
