@@ -135,6 +135,14 @@ def test_a_sequence_draws_the_same_whatever_else_is_in_the_batch(params, others,
         assert one.top_logprobs.get(0) == many.top_logprobs.get(place)
 
 
+def test_what_min_p_leaves_out_still_counts_for_the_nucleus_of_what_top_k_kept():
+    probability = torch.tensor([[0.1, 0.3, 0.04, 0.2, 0.3, 0.06]])
+    params = SamplingParams(top_k=6, top_p=0.75, min_p=0.35)  # 0.75 of 1, not of the 0.8 that min_p leaves
+    limits = (torch.tensor([limit]) for limit in (params.top_k, params.top_p, params.min_p))
+    kept, ids = most_likely(probability, *limits)
+    assert ids[kept > 0].tolist() == [token for token, _ in plain_kept(probability[0].tolist(), params)] == [1, 4, 3]
+
+
 @settings(max_examples=60)
 @given(params=st.lists(PARAMS, min_size=1, max_size=6), size=st.sampled_from([1, 15, 16, 64, 65, 150]), data=st.data())
 def test_the_core_draws_what_torch_draws(params, size, data):

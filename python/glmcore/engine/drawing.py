@@ -31,12 +31,12 @@ def most_likely(probability: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
     rank_limit = torch.where(top_k > 0, top_k, vocab_size).clamp(max=vocab_size)
     # Tokens below half of (1 - top_p) / V have less than half of 1 - top_p together: no nucleus needs them.
     needless = ((1 - top_p) * (0.5 / vocab_size)).to(least)
-    floor = torch.where(top_k > 0, least, torch.maximum(least, needless))
+    floor = torch.maximum(least, needless)
     if bool((top_k > 0).any()):
         wanted = torch.where(top_k > 0, rank_limit, 1)
         highest = probability.topk(int(wanted.max()), dim=-1).values
         last = highest.gather(1, wanted[:, None] - 1).squeeze(1)
-        floor = torch.where(top_k > 0, torch.maximum(floor, last), floor)
+        floor = torch.where(top_k > 0, last, floor)  # what min_p leaves out is part of what top_k kept
     ordered, token = _in_order(probability, floor)
     rank = torch.arange(ordered.shape[1], device=ordered.device)
     ordered = ordered.masked_fill(rank >= rank_limit[:, None], 0)
