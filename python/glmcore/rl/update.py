@@ -22,7 +22,7 @@ from glmcore.rl.trajectory_log import TrajectoryLog
 from glmcore.train.optim import Optimizer
 from glmcore.trajectory import Sample
 
-TOKENS_PER_MICRO_BATCH = 16_384
+TOKENS_PER_MICRO_BATCH = 4_096
 """Most tokens whose activations are in memory at once, but for one sample that is longer."""
 
 
